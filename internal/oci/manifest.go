@@ -1,0 +1,273 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+)
+
+// Media types that decide how a manifest is read. Any other type is kept byte
+// for byte and read leniently.
+const (
+	MediaTypeImage       = v1.MediaTypeImageManifest
+	MediaTypeIndex       = v1.MediaTypeImageIndex
+	MediaTypeDockerImage = "application/vnd.docker.distribution.manifest.v2+json"
+	MediaTypeDockerList  = "application/vnd.docker.distribution.manifest.list.v2+json"
+)
+
+// ManifestMax is the largest manifest accepted, in bytes (dist-spec v1.1 §Pushing Manifests).
+const ManifestMax = 4 << 20
+
+// Descriptor is one reference out of a manifest.
+type Descriptor struct {
+	MediaType string
+	Digest    Digest
+	Size      int64 // bytes, as the manifest claims; 0 where it does not say (Docker schema 1)
+	// Optional descriptors bind what exists in the repository and may be
+	// missing: foreign layers, and all references of a type not known here.
+	Optional bool
+}
+
+// Manifest is what the registry needs to know of a manifest's bytes.
+type Manifest struct {
+	MediaType    string
+	ArtifactType string            // of the manifest, or else of its config (dist-spec v1.1 §Listing Referrers)
+	Blobs        []Descriptor      // config and layers, each digest once
+	Children     []Descriptor      // manifests of an index, each digest once; they may be missing
+	Subject      Digest            // "" where there is none
+	Annotations  map[string]string // as in the manifest
+}
+
+type document struct {
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	ArtifactType  string            `json:"artifactType"`
+	Config        *rawDescriptor    `json:"config"`
+	Layers        []rawDescriptor   `json:"layers"`
+	Blobs         []rawDescriptor   `json:"blobs"` // artifact manifests before image-spec v1.1
+	Manifests     []rawDescriptor   `json:"manifests"`
+	Subject       *rawDescriptor    `json:"subject"`
+	Annotations   map[string]string `json:"annotations"`
+	FSLayers      []struct {
+		BlobSum string `json:"blobSum"`
+	} `json:"fsLayers"` // Docker schema 1
+}
+
+type rawDescriptor struct {
+	MediaType string   `json:"mediaType"`
+	Digest    string   `json:"digest"`
+	Size      int64    `json:"size"`
+	URLs      []string `json:"urls"`
+}
+
+// ParseManifest reads content, which a client sent with contentType (its
+// parameters are ignored; "" lets the document's own mediaType decide).
+// Errors are Invalid with the code MANIFEST_INVALID.
+func ParseManifest(contentType string, content []byte) (Manifest, error) {
+	if len(content) > ManifestMax {
+		return Manifest{}, manifestError("it has %d bytes, more than the %d allowed", len(content), ManifestMax)
+	}
+	contentType, _, _ = strings.Cut(contentType, ";")
+	contentType = strings.TrimSpace(contentType)
+
+	var doc document
+	jsonErr := json.Unmarshal(content, &doc)
+	if contentType == "" {
+		contentType = doc.impliedMediaType()
+	}
+	if contentType == "" {
+		return Manifest{}, manifestError("neither a Content-Type header nor a mediaType field says what it is")
+	}
+	strict := isStrict(contentType)
+	if strict {
+		if jsonErr != nil {
+			return Manifest{}, manifestError("it is no valid JSON of type %s: %w", contentType, jsonErr)
+		}
+		// A second key may smuggle a second meaning past readers that take the
+		// other one; the digest would cover both.
+		if key, ok := duplicateKey(content); ok {
+			return Manifest{}, manifestError("the key %q occurs twice", key)
+		}
+		if doc.MediaType != "" && doc.MediaType != contentType {
+			return Manifest{}, manifestError("its mediaType %q differs from the Content-Type %q", doc.MediaType, contentType)
+		}
+		if doc.SchemaVersion != 2 {
+			return Manifest{}, manifestError("its schemaVersion is %d, want 2", doc.SchemaVersion)
+		}
+	} else if jsonErr != nil {
+		doc = document{} // opaque bytes, kept as they are
+	}
+
+	m := Manifest{MediaType: contentType, ArtifactType: doc.ArtifactType, Annotations: doc.Annotations}
+	if err := m.collect(&doc, strict); err != nil {
+		return Manifest{}, err
+	}
+	return m, nil
+}
+
+func (d *document) impliedMediaType() string {
+	switch {
+	case d.MediaType != "":
+		return d.MediaType
+	case d.SchemaVersion == 2 && d.Manifests != nil:
+		return MediaTypeIndex
+	case d.SchemaVersion == 2 && d.Config != nil:
+		return MediaTypeImage
+	}
+	return ""
+}
+
+func isStrict(mediaType string) bool {
+	switch mediaType {
+	case MediaTypeImage, MediaTypeIndex, MediaTypeDockerImage, MediaTypeDockerList:
+		return true
+	}
+	return false
+}
+
+// IsIndex reports whether mediaType is an OCI index or a Docker manifest list.
+func IsIndex(mediaType string) bool {
+	return mediaType == MediaTypeIndex || mediaType == MediaTypeDockerList
+}
+
+func (m *Manifest) collect(doc *document, strict bool) error {
+	image := m.MediaType == MediaTypeImage || m.MediaType == MediaTypeDockerImage
+	index := IsIndex(m.MediaType)
+	if image && doc.Config == nil {
+		return manifestError("it has no config")
+	}
+	if index && (doc.Config != nil || doc.Layers != nil) {
+		return manifestError("an index has neither config nor layers")
+	}
+	if image && doc.Manifests != nil {
+		return manifestError("an image manifest has no manifests")
+	}
+
+	blobs := newCollector(strict)
+	if doc.Config != nil {
+		blobs.add("config", *doc.Config)
+		if m.ArtifactType == "" && !index {
+			m.ArtifactType = doc.Config.MediaType
+		}
+	}
+	for i, l := range doc.Layers {
+		blobs.add(fmt.Sprintf("layers[%d]", i), l)
+	}
+	for i, l := range doc.Blobs {
+		blobs.add(fmt.Sprintf("blobs[%d]", i), l)
+	}
+	for _, l := range doc.FSLayers {
+		blobs.add("fsLayers", rawDescriptor{Digest: l.BlobSum})
+	}
+	children := newCollector(strict)
+	for i, c := range doc.Manifests {
+		children.add(fmt.Sprintf("manifests[%d]", i), c)
+	}
+	if err := errorsOf(blobs, children); err != nil {
+		return err
+	}
+	m.Blobs, m.Children = blobs.out, children.out
+
+	if doc.Subject != nil {
+		d, err := ParseDigest(doc.Subject.Digest)
+		switch {
+		case err == nil:
+			m.Subject = d
+		case strict:
+			return manifestError("subject: %w", err)
+		}
+	}
+	return nil
+}
+
+// collector gathers descriptors, each digest once.
+type collector struct {
+	strict bool
+	seen   map[Digest]int // digest → index in out
+	out    []Descriptor
+	err    error
+}
+
+func newCollector(strict bool) *collector {
+	return &collector{strict: strict, seen: map[Digest]int{}}
+}
+
+func (c *collector) add(field string, d rawDescriptor) {
+	dg, err := ParseDigest(d.Digest)
+	switch {
+	case c.err != nil:
+		return
+	case err != nil && !c.strict:
+		return
+	case err != nil:
+		c.err = manifestError("%s: %w", field, err)
+		return
+	case d.Size < 0:
+		c.err = manifestError("%s: its size is negative", field)
+		return
+	}
+	if i, ok := c.seen[dg]; ok {
+		if c.out[i].Size != d.Size {
+			c.err = manifestError("%s: %s is named twice, with sizes %d and %d", field, dg, c.out[i].Size, d.Size)
+		}
+		return
+	}
+	c.seen[dg] = len(c.out)
+	c.out = append(c.out, Descriptor{MediaType: d.MediaType, Digest: dg, Size: d.Size, Optional: !c.strict || isForeign(d.MediaType)})
+}
+
+// isForeign reports a layer that lives at the URLs it names and not
+// necessarily here (image-spec v1.1 §Non-Distributable Layers; Docker schema 2
+// "foreign" layers).
+func isForeign(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "application/vnd.oci.image.layer.nondistributable.v1.tar") ||
+		mediaType == "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+}
+
+func errorsOf(cs ...*collector) error {
+	for _, c := range cs {
+		if c.err != nil {
+			return c.err
+		}
+	}
+	return nil
+}
+
+func manifestError(format string, args ...any) error {
+	e := fault.New(fault.Invalid, format, args...)
+	e.Public = "invalid manifest: " + e.Public
+	return e.WithCode(CodeManifestInvalid)
+}
+
+// duplicateKey returns a top-level key that occurs twice. content is valid JSON.
+func duplicateKey(content []byte) (string, bool) {
+	dec := json.NewDecoder(bytes.NewReader(content))
+	if _, err := dec.Token(); err != nil {
+		return "", false
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return "", false
+		}
+		name, ok := key.(string)
+		if !ok {
+			return "", false
+		}
+		if seen[name] {
+			return name, true
+		}
+		seen[name] = true
+		var skip json.RawMessage
+		if err := dec.Decode(&skip); err != nil {
+			return "", false
+		}
+	}
+	return "", false
+}

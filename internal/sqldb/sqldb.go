@@ -1,0 +1,319 @@
+// Package sqldb owns the way to the database: open, migrate, read, write. It
+// alone knows the dialect (SQLite here).
+//
+// Writes are committed in groups. One goroutine owns the only writing
+// connection, runs the waiting functions one after another in one transaction,
+// each under a savepoint of its own, and commits once: one fsync for all of
+// them. A function that fails undoes itself alone. Nobody is told of success
+// before the commit is on disk (synchronous=FULL).
+//
+// It refuses: writes through a reading connection, and a success that is not
+// durable.
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// Options says what to open.
+type Options struct {
+	Path       string       // of the SQLite file; created if missing
+	Migrations fs.FS        // goose migrations at its root
+	Driver     string       // database/sql driver name; "" = "sqlite". Tests wrap the real one.
+	Now        func() int64 // ms since the epoch; nil = a Clock of its own
+
+	// Release is called when a Maintain write found the disk full. It frees
+	// some space and returns true if a second try makes sense.
+	Release func() bool
+}
+
+// DB is an open database.
+type DB struct {
+	opts    Options
+	pool    *sql.DB
+	readers chan *conn
+	writer  *conn
+	now     func() int64
+
+	urgent, idle chan *op // waiting writes: of clients, of maintenance
+	stop         chan struct{}
+	done         sync.WaitGroup
+	closeOnce    sync.Once
+}
+
+const (
+	readConns    = 4
+	groupMax     = 64               // writes that share a commit at most
+	checkpointKB = 4096             // WAL size at which a checkpoint is due
+	checkpointIv = 2 * time.Second  // how often it is looked at
+	clockIv      = 30 * time.Second // how often the clock's reading is persisted
+)
+
+// Open opens and migrates the database.
+func Open(ctx context.Context, o Options) (*DB, error) {
+	if o.Driver == "" {
+		o.Driver = "sqlite"
+	}
+	dsn := "file:" + (&url.URL{Path: o.Path}).EscapedPath() +
+		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
+		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=wal_autocheckpoint(16384)&_pragma=cache_size(-4096)"
+	pool, err := sql.Open(o.Driver, dsn)
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", o.Path, err)
+	}
+	pool.SetMaxIdleConns(readConns + 2)
+	db := &DB{
+		opts: o, pool: pool, now: o.Now,
+		readers: make(chan *conn, readConns),
+		urgent:  make(chan *op, 1024), idle: make(chan *op, 64),
+		stop: make(chan struct{}),
+	}
+	if err := db.open(ctx); err != nil {
+		_ = pool.Close() // the first error is the one that matters
+		return nil, fmt.Errorf("open database %s: %w", o.Path, err)
+	}
+	return db, nil
+}
+
+func (db *DB) open(ctx context.Context) error {
+	if err := migrate(ctx, db.pool, db.opts.Migrations); err != nil {
+		return err
+	}
+	w, err := newConn(ctx, db.pool)
+	if err != nil {
+		return err
+	}
+	db.writer = w
+	for range readConns {
+		r, err := newConn(ctx, db.pool)
+		if err != nil {
+			return err
+		}
+		if _, err := r.exec("PRAGMA query_only=ON"); err != nil {
+			return err
+		}
+		db.readers <- r
+	}
+	if db.now == nil {
+		clock := NewClock()
+		var seen int64
+		if err := w.row("SELECT seen FROM clock").Scan(&seen); err != nil {
+			return fmt.Errorf("read the clock: %w", err)
+		}
+		clock.NotBefore(seen)
+		db.now = clock.Now
+	}
+	db.done.Add(2)
+	go db.writeLoop()
+	go db.checkpointLoop()
+	return nil
+}
+
+func migrate(ctx context.Context, pool *sql.DB, migrations fs.FS) error {
+	p, err := goose.NewProvider(goose.DialectSQLite3, pool, migrations)
+	if err != nil {
+		return fmt.Errorf("read migrations: %w", err)
+	}
+	current, target, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	if current > target {
+		return fmt.Errorf("the database has schema version %d, this program knows %d: it was written by a newer Fairway; use that one", current, target)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// Now is the database's clock, in milliseconds since the Unix epoch.
+func (db *DB) Now() int64 { return db.now() }
+
+// Close commits what is waiting and closes the database.
+func (db *DB) Close() error {
+	var err error
+	db.closeOnce.Do(func() {
+		close(db.stop)
+		db.done.Wait()
+		_ = db.writer.c.Close() // returns it to the pool, whose Close tells
+		for range readConns {
+			_ = (<-db.readers).c.Close()
+		}
+		err = db.pool.Close()
+	})
+	return err
+}
+
+// Read runs fn with a reading connection. Statements in fn see the database as
+// of each statement.
+func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
+	return db.withReader(ctx, func(c *conn) error { return fn(&Tx{c: c, now: db.now()}) })
+}
+
+// Snapshot runs fn with a reading connection; all statements in fn see the
+// database as of the first one. It blocks no writer.
+func (db *DB) Snapshot(ctx context.Context, fn func(*Tx) error) error {
+	return db.withReader(ctx, func(c *conn) error {
+		if _, err := c.exec("BEGIN"); err != nil {
+			return err
+		}
+		err := fn(&Tx{c: c, now: db.now()})
+		if _, endErr := c.exec("COMMIT"); err == nil {
+			err = endErr
+		}
+		return err
+	})
+}
+
+func (db *DB) withReader(ctx context.Context, fn func(*conn) error) error {
+	select {
+	case c := <-db.readers:
+		defer func() { db.readers <- c }()
+		return fn(c)
+	default:
+	}
+	select {
+	case c := <-db.readers:
+		defer func() { db.readers <- c }()
+		return fn(c)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-db.stop:
+		return ErrClosed
+	}
+}
+
+// ErrClosed is returned after Close.
+var ErrClosed = errors.New("database is closed")
+
+// Write runs fn in a transaction and returns when it is durable, or with fn's
+// error and nothing changed. fn may run more than once, so it must set its
+// results afresh each time. A context that ends before fn has begun ends the
+// wait; after that the outcome is always waited for.
+func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
+	return db.enqueue(ctx, db.urgent, fn)
+}
+
+// Maintain is Write for the collector: clients' writes go first, and a full
+// disk makes it use the space held in reserve.
+func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
+	err := db.enqueue(ctx, db.idle, fn)
+	if IsFull(err) && db.opts.Release != nil && db.opts.Release() {
+		err = db.enqueue(ctx, db.idle, fn)
+	}
+	return err
+}
+
+// IsFull reports that the disk had no room for a write.
+func IsFull(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+}
+
+// Tx is what a function under Read, Snapshot or Write works with.
+type Tx struct {
+	c        *conn
+	now      int64
+	onCommit []func()
+}
+
+// Now is the database's clock at the beginning of the transaction, in
+// milliseconds since the Unix epoch (invariant R11).
+func (tx *Tx) Now() int64 { return tx.now }
+
+// Exec runs a statement and returns the number of rows it changed.
+func (tx *Tx) Exec(query string, args ...any) (int64, error) {
+	res, err := tx.c.exec(query, args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+// Query runs a query. The caller closes the rows before its next statement.
+func (tx *Tx) Query(query string, args ...any) (*sql.Rows, error) { return tx.c.query(query, args...) }
+
+// Row runs a query that has at most one row; Scan answers sql.ErrNoRows for none.
+func (tx *Tx) Row(query string, args ...any) *sql.Row { return tx.c.row(query, args...) }
+
+// OnCommit has fn called after the commit and before Write returns.
+func (tx *Tx) OnCommit(fn func()) { tx.onCommit = append(tx.onCommit, fn) }
+
+// All runs a query and calls scan for each row.
+func (tx *Tx) All(scan func(*sql.Rows) error, query string, args ...any) error {
+	rows, err := tx.Query(query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // Err below tells what matters
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// conn is a connection with its prepared statements. Statements run without a
+// context: database/sql would start a goroutine for each, and a write must not
+// be cut off in the middle.
+type conn struct {
+	c     *sql.Conn
+	stmts map[string]*sql.Stmt
+}
+
+func newConn(ctx context.Context, pool *sql.DB) (*conn, error) {
+	c, err := pool.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+}
+
+func (c *conn) prepare(query string) (*sql.Stmt, error) {
+	if s, ok := c.stmts[query]; ok {
+		return s, nil
+	}
+	s, err := c.c.PrepareContext(context.Background(), query)
+	if err != nil {
+		return nil, err
+	}
+	c.stmts[query] = s
+	return s, nil
+}
+
+func (c *conn) exec(query string, args ...any) (sql.Result, error) {
+	s, err := c.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.Exec(args...)
+}
+
+func (c *conn) query(query string, args ...any) (*sql.Rows, error) {
+	s, err := c.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return s.Query(args...)
+}
+
+func (c *conn) row(query string, args ...any) *sql.Row {
+	s, err := c.prepare(query)
+	if err != nil {
+		return c.c.QueryRowContext(context.Background(), query, args...) // carries the error to Scan
+	}
+	return s.QueryRow(args...)
+}

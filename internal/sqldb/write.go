@@ -1,0 +1,252 @@
+package sqldb
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+)
+
+// op is one waiting write.
+type op struct {
+	fn    func(*Tx) error
+	state atomic.Int32 // opWaiting → opRunning or opGivenUp
+	tx    *Tx
+	err   error
+	done  chan struct{}
+}
+
+const (
+	opWaiting = iota
+	opRunning
+	opGivenUp
+)
+
+func (db *DB) enqueue(ctx context.Context, queue chan *op, fn func(*Tx) error) error {
+	o := &op{fn: fn, done: make(chan struct{})}
+	select {
+	case <-db.stop:
+		return ErrClosed
+	default:
+	}
+	select {
+	case queue <- o:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-db.stop:
+		return ErrClosed
+	}
+	select {
+	case <-o.done:
+		return o.err
+	case <-ctx.Done():
+		if o.state.CompareAndSwap(opWaiting, opGivenUp) {
+			return ctx.Err()
+		}
+	case <-db.stop:
+		// The loop drains what was queued before it ends; an op that slipped in
+		// after the drain is given up here.
+		select {
+		case <-o.done:
+			return o.err
+		case <-time.After(closeGrace):
+			if o.state.CompareAndSwap(opWaiting, opGivenUp) {
+				return ErrClosed
+			}
+		}
+	}
+	<-o.done
+	return o.err
+}
+
+// closeGrace is how long a write that raced with Close waits to be drained.
+const closeGrace = 2 * time.Second
+
+func (db *DB) writeLoop() {
+	defer db.done.Done()
+	clock := time.NewTicker(clockIv)
+	defer clock.Stop()
+	for {
+		// Clients first; maintenance when no client waits.
+		var first *op
+		select {
+		case first = <-db.urgent:
+		default:
+			select {
+			case first = <-db.urgent:
+			case first = <-db.idle:
+			case <-clock.C:
+				first = &op{fn: db.saveClock, done: make(chan struct{})}
+			case <-db.stop:
+				db.drain()
+				return
+			}
+		}
+		db.commitGroup(db.gather(first))
+	}
+}
+
+func (db *DB) drain() {
+	last := &op{fn: db.saveClock, done: make(chan struct{})}
+	db.commitGroup([]*op{last})
+	for {
+		select {
+		case o := <-db.urgent:
+			db.commitGroup(db.gather(o))
+		case o := <-db.idle:
+			db.commitGroup(db.gather(o))
+		default:
+			return
+		}
+	}
+}
+
+// saveClock persists the clock, so that times do not run backwards when the
+// machine's clock was set back while the server was down.
+func (db *DB) saveClock(tx *Tx) error {
+	if db.opts.Now != nil {
+		return nil
+	}
+	_, err := tx.Exec("UPDATE clock SET seen = max(seen, ?)", tx.Now())
+	return err
+}
+
+// gather takes what else is waiting, so that one commit serves all: the
+// clients' writes, and one of maintenance at the most.
+func (db *DB) gather(first *op) []*op {
+	group := []*op{first}
+	for len(group) < groupMax {
+		select {
+		case o := <-db.urgent:
+			group = append(group, o)
+		default:
+			return db.withMaintenance(group)
+		}
+	}
+	return db.withMaintenance(group)
+}
+
+// withMaintenance lets one maintenance write ride along, so that the collector
+// goes on under constant load without a commit of its own.
+func (db *DB) withMaintenance(group []*op) []*op {
+	select {
+	case o := <-db.idle:
+		return append(group, o)
+	default:
+		return group
+	}
+}
+
+func (db *DB) commitGroup(group []*op) {
+	live := group[:0]
+	for _, o := range group {
+		if o.state.CompareAndSwap(opWaiting, opRunning) {
+			live = append(live, o)
+		}
+	}
+	if len(live) == 0 {
+		return
+	}
+	if err := db.transact(live); err != nil && len(live) > 1 {
+		// One of them broke the transaction for all. Alone, each meets its own fate.
+		for _, o := range live {
+			if err := db.transact([]*op{o}); err != nil && o.err == nil {
+				o.err = err
+			}
+			db.finish(o)
+		}
+		return
+	} else if err != nil && live[0].err == nil {
+		live[0].err = err
+	}
+	for _, o := range live {
+		db.finish(o)
+	}
+}
+
+func (db *DB) finish(o *op) {
+	if o.err == nil {
+		for _, fn := range o.tx.onCommit {
+			fn()
+		}
+	}
+	close(o.done)
+}
+
+// transact runs the group in one transaction. An error means that nothing of
+// it was committed; an op's own error is in the op.
+func (db *DB) transact(group []*op) error {
+	c := db.writer
+	if _, err := c.exec("BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	now := db.now()
+	for _, o := range group {
+		o.err, o.tx = nil, &Tx{c: c, now: now}
+		if _, err := c.exec("SAVEPOINT op"); err != nil {
+			return db.abort(fmt.Errorf("savepoint: %w", err))
+		}
+		if o.err = runOp(o); o.err != nil {
+			if _, err := c.exec("ROLLBACK TO op"); err != nil {
+				// A full disk or an I/O error ends the whole transaction.
+				return db.abort(fmt.Errorf("%w (transaction lost: %w)", o.err, err))
+			}
+		}
+		if _, err := c.exec("RELEASE op"); err != nil {
+			return db.abort(fmt.Errorf("release: %w", err))
+		}
+	}
+	if _, err := c.exec("COMMIT"); err != nil {
+		return db.abort(fmt.Errorf("commit: %w", err))
+	}
+	return nil
+}
+
+func (db *DB) abort(err error) error {
+	// Fails where SQLite has rolled back by itself; either way nothing is left.
+	_, _ = db.writer.exec("ROLLBACK")
+	return err
+}
+
+func runOp(o *op) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in a transaction: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return o.fn(o.tx)
+}
+
+// checkpointLoop moves the WAL into the database file beside the writer, so
+// that no client's commit pays for it.
+func (db *DB) checkpointLoop() {
+	defer db.done.Done()
+	c, err := newConn(context.Background(), db.pool)
+	if err != nil {
+		return // SQLite still checkpoints at wal_autocheckpoint and at close
+	}
+	defer func() { _ = c.c.Close() }() // the pool's Close tells
+	tick := time.NewTicker(checkpointIv)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			db.checkpoint(c)
+		case <-db.stop:
+			return
+		}
+	}
+}
+
+func (db *DB) checkpoint(c *conn) {
+	if walSize(db.opts.Path) < checkpointKB<<10 {
+		return
+	}
+	// PASSIVE waits for nobody and nobody waits for it; what it cannot move now
+	// it moves at a later tick.
+	var busy, log, done int
+	if err := c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &done); err != nil {
+		return // the next tick tries again; the WAL only grows meanwhile
+	}
+}
