@@ -1,0 +1,78 @@
+# Everything a developer runs. `make help` lists it.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOLS := $(CURDIR)/.tools/bin
+export PATH := $(TOOLS):$(PATH):/usr/sbin:/sbin
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LISTEN  ?= 127.0.0.1:5000
+DATA    ?= ./data
+
+# The end-to-end tests start real servers and measure them, so they run when
+# nothing else does.
+UNIT = $(shell go list ./... | grep -v /fairway/e2e)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/fairway
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/fairway ./cmd/fairway
+
+.PHONY: run
+run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
+	@exec bin/fairway serve --listen $(LISTEN) --data $(DATA)
+
+.PHONY: test
+test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
+	@go run ./scripts/testcount -race -timeout 20m $(UNIT) , -timeout 15m ./e2e/...
+
+.PHONY: test-unit
+test-unit: ## Test everything but the end-to-end tests; needs Go only
+	@go run ./scripts/testcount -race -timeout 20m $(UNIT)
+
+.PHONY: test-e2e
+test-e2e: e2e-tools ## Run only the tests with real clients
+	@go run ./scripts/testcount -timeout 15m ./e2e/...
+
+.PHONY: fmt
+fmt: ## Fail when a Go file is not formatted
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \
+	if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+
+.PHONY: vet
+vet: ## Run go vet
+	@go vet ./...
+
+.PHONY: lint
+lint: lint-tools ## Run golangci-lint
+	@golangci-lint run ./...
+
+.PHONY: fuzz
+FUZZTIME ?= 20s
+fuzz: ## Fuzz every fuzz target, FUZZTIME (20s) each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: demo
+demo: build demo-tools ## Push, delete, collect and restore a real image, in under a minute
+	@scripts/demo.sh bin/fairway
+
+.PHONY: bench
+bench: build bench-tools ## Measure against Distribution and nginx; prints Markdown (about 20 minutes)
+	@go run ./bench -fairway bin/fairway
+
+.PHONY: bench-quick
+bench-quick: build bench-tools ## The same, small and rough, in about a minute
+	@go run ./bench -fairway bin/fairway -quick
+
+.PHONY: lint-tools e2e-tools demo-tools bench-tools
+lint-tools e2e-tools demo-tools bench-tools:
+	@scripts/tools.sh $(@:-tools=)
+
+.PHONY: clean
+clean: ## Remove what was built and installed here (not ./data)
+	@rm -rf bin .tools

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Installs what is missing for: lint, e2e, demo, bench. Debian packages come by
+# apt-get, Go programs go into .tools/bin. Nothing is installed twice.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=$PWD/.tools/bin
+export PATH=$bin:$PATH:/usr/sbin:/sbin
+
+golangci_lint=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+crane=github.com/google/go-containerregistry/cmd/crane@v0.22.1
+regctl=github.com/regclient/regclient/cmd/regctl@v0.11.7
+registry=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+
+# apt PROGRAM:PACKAGE... installs the packages whose program is not there.
+apt() {
+  local missing=() pair
+  for pair; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  local as=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "need root or sudo to install: ${missing[*]}" >&2; exit 1; }
+    as=(sudo)
+  fi
+  echo "installing ${missing[*]}" >&2
+  "${as[@]}" apt-get update -qq
+  "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# gobin MODULE@VERSION installs a Go program, again when the version changed.
+gobin() {
+  local name=${1%@*}
+  name=${name##*/}
+  local stamp=$bin/.$name-${1##*@}
+  [ -x "$bin/$name" ] && [ -e "$stamp" ] && return
+  mkdir -p "$bin"
+  echo "installing $1" >&2
+  CGO_ENABLED=0 GOFLAGS=-trimpath GOBIN=$bin go install "$1"
+  rm -f "$bin/.$name-"*
+  : >"$stamp"
+}
+
+case ${1:-} in
+lint)
+  gobin $golangci_lint
+  ;;
+e2e)
+  apt skopeo:skopeo buildah:buildah umoci:umoci busybox:busybox-static runc:runc curl:curl jq:jq
+  gobin $crane
+  gobin $regctl
+  ;;
+demo)
+  apt skopeo:skopeo umoci:umoci busybox:busybox-static curl:curl jq:jq
+  ;;
+bench)
+  apt nginx:nginx-light wrk:wrk
+  gobin $registry
+  ;;
+*)
+  echo "usage: $0 lint|e2e|demo|bench" >&2
+  exit 2
+  ;;
+esac
