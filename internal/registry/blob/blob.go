@@ -6,8 +6,11 @@
 // that is alive, and bytes need no move when an upload is finished: the row in
 // the database that points at the key is what makes them a blob.
 //
-// Not found, failed and partly failed are different answers: a missing object
-// is ErrNotFound and nothing else is.
+// A key reads blobs/ab/<id>: two lowercase hex digits that spread the objects,
+// then letters, digits, "-" and "_".
+//
+// Not found, full and failed are different answers: a missing object is
+// ErrNotFound, a store without room is ErrFull, and nothing else is either.
 package blob
 
 import (
@@ -27,15 +30,18 @@ var ErrFull = errors.New("no space left in the blob store")
 type Store interface {
 	// Append opens key for writing at offset, creating it if offset is 0. Bytes
 	// beyond offset, left by a writer that died, are cut off. If fewer than
-	// offset bytes are there, it fails.
+	// offset bytes are there, it fails, with ErrNotFound where there is no object.
+	// ErrFull where there is no room for a beginning.
 	Append(ctx context.Context, key string, offset int64) (Appender, error)
-	// Open opens key for reading.
+	// Open opens key for reading. Bytes that were never committed may be read,
+	// or may not.
 	Open(ctx context.Context, key string) (Reader, error)
 	// Delete removes key and returns how many bytes that gave back. ErrNotFound
-	// where there is nothing (any more).
+	// where there is nothing (any more). A Reader that is open goes on reading.
 	Delete(ctx context.Context, key string) (freed int64, err error)
 	// Walk calls fn for each object whose key sorts after the given one, in key
-	// order, until fn returns an error, which it passes on.
+	// order, until fn returns an error, which it passes on. Objects made or
+	// deleted meanwhile may be seen or not. fn may call the store.
 	Walk(ctx context.Context, after string, fn func(Info) error) error
 }
 
@@ -46,11 +52,13 @@ type Info struct {
 	Modified int64 // ms since the Unix epoch, by the store's own clock
 }
 
-// Appender writes to one object.
+// Appender writes to one object. It is not for concurrent use. After an error
+// (ErrFull among others) what was written since the last Commit counts for
+// nothing: the writer begins again with Append at the last durable offset.
 type Appender interface {
 	io.Writer
 	// Commit makes all bytes written so far, and the object's name, durable and
-	// closes the appender.
+	// closes the appender. After an error from Write it fails.
 	Commit() error
 	// Close closes without a promise. It is harmless after Commit.
 	Close() error

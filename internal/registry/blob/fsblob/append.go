@@ -1,0 +1,220 @@
+package fsblob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+)
+
+// Append implements blob.Store.
+func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Appender, error) {
+	path, sh, err := s.path(key)
+	if err != nil {
+		return nil, err
+	}
+	if offset < 0 {
+		return nil, fmt.Errorf("append to %s: offset %d", key, offset)
+	}
+	if err := s.room(); err != nil {
+		return nil, fmt.Errorf("append to %s: %w", key, err)
+	}
+	f, err := openAt(path, offset)
+	if err != nil {
+		return nil, fmt.Errorf("append to %s: %w", key, full(missing(err)))
+	}
+	// Counted after the file is there, so that an fsync of the directory that
+	// covers this number covers the name.
+	name := sh.count(offset == 0)
+	return &appender{s: s, f: f, key: key, sh: sh, name: name, end: offset, started: offset, looked: offset}, nil
+}
+
+func openAt(path string, offset int64) (*os.File, error) {
+	if offset == 0 {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if !errors.Is(err, os.ErrExist) {
+			return f, err
+		}
+		// An earlier request of the same upload session made it and came to nothing.
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := cutAt(f, offset); err != nil {
+		_ = f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
+}
+
+func cutAt(f *os.File, offset int64) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() < offset {
+		return fmt.Errorf("has %d bytes, cannot go on at %d", fi.Size(), offset)
+	}
+	if fi.Size() > offset {
+		if err := f.Truncate(offset); err != nil {
+			return err
+		}
+	}
+	_, err = f.Seek(offset, 0)
+	return err
+}
+
+type appender struct {
+	s    *Store
+	f    *os.File // nil when closed
+	key  string
+	sh   *shard
+	name uint64 // what the directory must be synced up to
+
+	end     int64 // of the file, bytes
+	started int64 // writeback was asked for up to here
+	looked  int64 // where the disk was last looked at
+	err     error // of the first Write that failed, for good
+}
+
+// Write implements io.Writer.
+func (a *appender) Write(p []byte) (int, error) {
+	if a.f == nil {
+		return 0, fmt.Errorf("write %s: %w", a.key, os.ErrClosed)
+	}
+	if a.err != nil {
+		return 0, a.err
+	}
+	written := 0
+	for written < len(p) {
+		n, err := a.write(p[written:min(len(p), written+step)])
+		written += n
+		if err != nil {
+			a.err = fmt.Errorf("write %s: %w", a.key, full(err))
+			return written, a.err
+		}
+	}
+	return written, nil
+}
+
+// write writes no more than a step.
+func (a *appender) write(p []byte) (int, error) {
+	if a.end+int64(len(p))-a.looked >= step {
+		if err := a.s.room(); err != nil {
+			return 0, err
+		}
+		a.looked = a.end
+	}
+	n, err := a.f.Write(p)
+	a.end += int64(n)
+	if err == nil && a.end-a.started >= step {
+		// The disk works while the client sends and the hash runs, so that the
+		// fsync in Commit has little left to wait for.
+		startWriteback(a.f, a.started, a.end-a.started)
+		a.started = a.end
+	}
+	return n, err
+}
+
+// Commit implements blob.Appender.
+func (a *appender) Commit() error {
+	if a.f == nil {
+		return fmt.Errorf("commit %s: %w", a.key, os.ErrClosed)
+	}
+	f := a.f
+	a.f = nil
+	err := a.err
+	if err == nil {
+		err = a.s.syncFile(f)
+	}
+	if err == nil {
+		err = a.sh.sync(a.name, func() error { return a.s.syncDir(filepath.Dir(f.Name())) })
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("commit %s: %w", a.key, full(err))
+	}
+	return nil
+}
+
+// Close implements blob.Appender.
+func (a *appender) Close() error {
+	if a.f == nil {
+		return nil
+	}
+	f := a.f
+	a.f = nil
+	return f.Close()
+}
+
+func (s *Store) syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.syncFile(d), d.Close())
+}
+
+// shard counts the names created in one directory, so that an fsync of the
+// directory is shared by all who wait for one and left out where an earlier
+// one did the work.
+type shard struct {
+	mu      sync.Mutex
+	created uint64   // names so far
+	synced  uint64   // of those, durable
+	running *dirSync // nil for none
+}
+
+type dirSync struct {
+	covers uint64
+	err    error
+	done   chan struct{}
+}
+
+// count notes a new name if there is one and returns the number to sync up to.
+func (sh *shard) count(created bool) uint64 {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if created {
+		sh.created++
+	}
+	return sh.created
+}
+
+// sync returns when an fsync that began after the name was counted has
+// succeeded, or with the error of one that failed.
+func (sh *shard) sync(name uint64, fsync func() error) error {
+	for {
+		sh.mu.Lock()
+		if sh.synced >= name {
+			sh.mu.Unlock()
+			return nil
+		}
+		if run := sh.running; run != nil {
+			sh.mu.Unlock()
+			<-run.done
+			if run.covers >= name {
+				return run.err
+			}
+			continue
+		}
+		run := &dirSync{covers: sh.created, done: make(chan struct{})}
+		sh.running = run
+		sh.mu.Unlock()
+
+		run.err = fsync()
+
+		sh.mu.Lock()
+		if run.err == nil {
+			sh.synced = run.covers
+		}
+		sh.running = nil
+		sh.mu.Unlock()
+		close(run.done)
+		return run.err
+	}
+}

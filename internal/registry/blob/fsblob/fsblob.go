@@ -1,0 +1,358 @@
+// Package fsblob keeps blobs as files in a local directory, the data directory
+// that the database lives in as well.
+//
+// It owns
+//
+//	DIR/blobs/ab/<id>   the objects, in 256 directories made at the first Open
+//	DIR/lock            held (flock) by the one process that uses DIR
+//	DIR/reserve         disk space held back for the database
+//
+// What Commit acknowledged survives a loss of power: the bytes and the name
+// are on disk. A Delete is not forced to disk: after a loss of power an object
+// may be back, without a row that names it, and reconciliation finds it.
+//
+// A disk that fills up stops uploads first: they end with blob.ErrFull while
+// there are still MinFree bytes, which the database may use. Should those be
+// gone too, Release frees the reserve for the writes by which the collector
+// makes room, and uploads wait until Replenish could put it back.
+//
+// It refuses: keys that are not of the form above, a second process on DIR,
+// and to call durable what an fsync has not confirmed.
+package fsblob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+)
+
+// Options tunes a Store. The zero value is the default.
+type Options struct {
+	// Reserve is how many bytes are held back for the database. 0 = 16 MiB or a
+	// sixteenth of the disk, the lesser; < 0 = none.
+	Reserve int64
+	// MinFree is how many bytes must be free on the disk for uploads to go on.
+	// 0 = 64 MiB or 2 % of the disk, the lesser; < 0 = none.
+	MinFree int64
+}
+
+const (
+	defaultReserve = 16 << 20
+	defaultMinFree = 64 << 20
+	shards         = 256
+	step           = 8 << 20 // bytes written between two looks at the disk
+)
+
+// Store is a data directory. It implements blob.Store.
+type Store struct {
+	dir     string
+	lock    *os.File
+	reserve int64
+	minFree int64
+	shards  [shards]shard
+
+	reserveMu sync.Mutex  // held while the reserve is looked at or changed
+	ready     atomic.Bool // the reserve is whole
+
+	syncFile func(*os.File) error
+}
+
+// Open takes dir, making it (mode 0700) where it is missing. Open it before
+// the database: its lock guards both.
+func Open(dir string, o Options) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, dirError(dir, err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{dir: dir, lock: lock, reserve: o.Reserve, minFree: o.MinFree, syncFile: (*os.File).Sync}
+	if err := s.prepare(); err != nil {
+		_ = lock.Close() // the first error is the one that matters
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) prepare() error {
+	_, total, err := diskSpace(s.dir)
+	if err != nil {
+		return dirError(s.dir, err)
+	}
+	if s.reserve == 0 {
+		s.reserve = min(defaultReserve, total/16)
+	}
+	if s.minFree == 0 {
+		s.minFree = min(defaultMinFree, total/50)
+	}
+	s.reserve, s.minFree = max(s.reserve, 0), max(s.minFree, 0)
+	for i := range s.shards {
+		// Names that a process now dead created may not be on disk yet: the first
+		// Commit in each directory makes sure.
+		s.shards[i].created = 1
+	}
+	if err := s.makeShards(); err != nil {
+		return dirError(s.dir, err)
+	}
+	s.ready.Store(s.reserve == 0)
+	// A full disk must not keep the server, and with it the collector, from starting.
+	if err := s.Replenish(); err != nil && !errors.Is(err, blob.ErrFull) {
+		return dirError(s.dir, err)
+	}
+	return nil
+}
+
+func (s *Store) makeShards() error {
+	root := filepath.Join(s.dir, "blobs")
+	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	there, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	dirs := map[string]bool{}
+	for _, e := range there {
+		dirs[e.Name()] = e.IsDir()
+	}
+	made := false
+	for i := range shards {
+		name := shardName(i)
+		if dirs[name] {
+			continue
+		}
+		if err := os.Mkdir(filepath.Join(root, name), 0o700); err != nil {
+			return err
+		}
+		made = true
+	}
+	if !made {
+		return nil
+	}
+	for _, d := range []string{root, s.dir, filepath.Dir(s.dir)} {
+		// A parent that may not be opened was not made here.
+		if err := s.syncDir(d); err != nil && !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close gives the directory to the next process.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// Dir is the data directory, absolute.
+func (s *Store) Dir() string { return s.dir }
+
+// Space is how much room there is.
+type Space struct {
+	Free    int64 // bytes this process may still write to the disk
+	Total   int64 // bytes of the disk
+	MinFree int64 // bytes below which uploads are refused
+	Reserve int64 // bytes held back, 0 while they are released
+}
+
+// Space looks at the disk.
+func (s *Store) Space() (Space, error) {
+	free, total, err := diskSpace(s.dir)
+	sp := Space{Free: free, Total: total, MinFree: s.minFree}
+	if s.ready.Load() {
+		sp.Reserve = s.reserve
+	}
+	return sp, err
+}
+
+// room refuses uploads where the database might soon be short of disk.
+func (s *Store) room() error {
+	if !s.ready.Load() {
+		return fmt.Errorf("%w: the space reserved for the database is in use", blob.ErrFull)
+	}
+	free, _, err := diskSpace(s.dir)
+	if err != nil {
+		return err
+	}
+	if free < s.minFree {
+		return fmt.Errorf("%w: %d bytes free, %d to be kept", blob.ErrFull, free, s.minFree)
+	}
+	return nil
+}
+
+// full turns the system's words for a full disk into blob.ErrFull.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", blob.ErrFull, err)
+	}
+	return err
+}
+
+func missing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return blob.ErrNotFound
+	}
+	return err
+}
+
+// path returns the file of key and its shard, or an error for what is no key.
+func (s *Store) path(key string) (string, *shard, error) {
+	i, ok := parseKey(key)
+	if !ok {
+		return "", nil, fmt.Errorf("%q is not a key of the blob store", key)
+	}
+	return filepath.Join(s.dir, filepath.FromSlash(key)), &s.shards[i], nil
+}
+
+const (
+	prefix = "blobs/"
+	idMax  = 128 // characters of the last part of a key
+)
+
+// parseKey returns the number of the shard of a well-formed key.
+func parseKey(key string) (shard int, ok bool) {
+	const head = len(prefix) + len("ab/")
+	if len(key) <= head || key[:len(prefix)] != prefix || key[head-1] != '/' {
+		return 0, false
+	}
+	hi, lo := hexDigit(key[len(prefix)]), hexDigit(key[len(prefix)+1])
+	return hi<<4 | lo, hi >= 0 && lo >= 0 && validID(key[head:])
+}
+
+func hexDigit(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	}
+	return -1
+}
+
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return id != "" && len(id) <= idMax
+}
+
+func shardName(i int) string { return fmt.Sprintf("%02x", i) }
+
+// Open implements blob.Store.
+func (s *Store) Open(_ context.Context, key string) (blob.Reader, error) {
+	path, _, err := s.path(key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", key, missing(err))
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return nil, fmt.Errorf("open %s: %w", key, err)
+	}
+	return &reader{f: f, size: fi.Size()}, nil
+}
+
+type reader struct {
+	f    *os.File
+	size int64
+}
+
+func (r *reader) Read(p []byte) (int, error)                { return r.f.Read(p) }
+func (r *reader) Seek(off int64, whence int) (int64, error) { return r.f.Seek(off, whence) }
+func (r *reader) Close() error                              { return r.f.Close() }
+func (r *reader) Size() int64                               { return r.size }
+
+// File is for net/http, which hands files to the kernel.
+func (r *reader) File() *os.File { return r.f }
+
+// Delete implements blob.Store.
+func (s *Store) Delete(_ context.Context, key string) (int64, error) {
+	path, _, err := s.path(key)
+	if err != nil {
+		return 0, err
+	}
+	fi, err := os.Lstat(path)
+	if err == nil && fi.IsDir() {
+		err = errors.New("a directory, not an object")
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("delete %s: %w", key, missing(err))
+	}
+	return fi.Size(), nil
+}
+
+// Walk implements blob.Store. It holds the names of one of the 256
+// directories at a time. Files whose names are no keys are not objects and are
+// passed over.
+func (s *Store) Walk(ctx context.Context, after string, fn func(blob.Info) error) error {
+	for i := range shards {
+		dir := prefix + shardName(i) + "/"
+		if dir+"\xff" <= after {
+			continue
+		}
+		if err := s.walkShard(ctx, dir, after, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) walkShard(ctx context.Context, dir, after string, fn func(blob.Info) error) error {
+	d, err := os.Open(filepath.Join(s.dir, filepath.FromSlash(dir)))
+	if err != nil {
+		return fmt.Errorf("walk %s: %w", dir, err)
+	}
+	names, err := d.Readdirnames(-1)
+	_ = d.Close() // nothing was written
+	if err != nil {
+		return fmt.Errorf("walk %s: %w", dir, err)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		key := dir + name
+		if key <= after || !validID(name) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		fi, err := os.Lstat(filepath.Join(s.dir, filepath.FromSlash(key)))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("walk: %w", err)
+		}
+		if !fi.Mode().IsRegular() {
+			continue
+		}
+		if err := fn(blob.Info{Key: key, Size: fi.Size(), Modified: fi.ModTime().UnixMilli()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
