@@ -1,0 +1,156 @@
+// Package adminclient owns the way from the command line to a server's admin
+// API: one request, one JSON answer, and errors told apart by what the person
+// at the keyboard can do about them.
+//
+// It knows no endpoint: callers name the path under /api/v1 and the value to
+// decode into, so that each noun of the API has one Go type, the server's.
+//
+// It refuses answers that are not JSON: something else listens there.
+package adminclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Client calls one server.
+type Client struct {
+	server string
+	http   *http.Client
+}
+
+// ErrServer says that the text given for a server is no URL of one.
+var ErrServer = errors.New("it is no server URL; want for example http://127.0.0.1:5000")
+
+// New returns a client of server: a URL, or HOST:PORT for http.
+func New(server string) (*Client, error) {
+	if !strings.Contains(server, "://") {
+		server = "http://" + server
+	}
+	u, err := url.Parse(server)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("%q: %w", server, ErrServer)
+	}
+	transport := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout: dialTimeout,
+		IdleConnTimeout:     time.Minute,
+	}
+	return &Client{server: strings.TrimSuffix(u.String(), "/"), http: &http.Client{Transport: transport}}, nil
+}
+
+const dialTimeout = 10 * time.Second
+
+// Server is the URL that the client calls.
+func (c *Client) Server() string { return c.server }
+
+// Unreachable says that no server answered.
+type Unreachable struct {
+	Server string
+	Err    error
+}
+
+// Error names the server and the cause without the request's URL.
+func (e *Unreachable) Error() string {
+	cause := e.Err
+	var u *url.Error
+	if errors.As(cause, &u) {
+		cause = u.Err
+	}
+	return fmt.Sprintf("no server answers at %s: %v", e.Server, cause)
+}
+
+// Unwrap returns the cause.
+func (e *Unreachable) Unwrap() error { return e.Err }
+
+// Error is an answer that says no.
+type Error struct {
+	Status    int    `json:"-"`
+	Code      string `json:"code"`
+	Message   string `json:"message"`
+	RequestID string `json:"request_id"`
+}
+
+// Error is the server's message; with its request id where the details are in
+// the server's log.
+func (e *Error) Error() string {
+	if e.Status >= http.StatusInternalServerError && e.RequestID != "" {
+		return e.Message + " (request " + e.RequestID + ")"
+	}
+	return e.Message
+}
+
+// Call sends in, if it is not nil, as JSON to path below /api/v1 and decodes
+// the answer into out, if that is not nil. Errors are *Unreachable, *Error, or
+// ctx's.
+func (c *Client) Call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.server+"/api/v1"+path, body)
+	if err != nil {
+		return fmt.Errorf("make the request: %w", err)
+	}
+	req.Header.Set("Accept", "application/json")
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return c.failed(ctx, err)
+	}
+	defer func() { _ = res.Body.Close() }() // nothing is lost by a failed close of what was read
+	content, err := io.ReadAll(res.Body)
+	if err != nil {
+		return c.failed(ctx, err)
+	}
+	return c.answer(res, content, out)
+}
+
+// failed tells the end of ctx from a server that does not answer.
+func (c *Client) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return &Unreachable{Server: c.server, Err: err}
+}
+
+func (c *Client) answer(res *http.Response, content []byte, out any) error {
+	if res.StatusCode >= http.StatusBadRequest {
+		var e struct {
+			Error *Error `json:"error"`
+		}
+		if json.Unmarshal(content, &e) != nil || e.Error == nil {
+			return &Error{Status: res.StatusCode, Message: fmt.Sprintf(
+				"%s answered %q, but not as Fairway's admin API does; does something else listen there?", c.server, res.Status)}
+		}
+		e.Error.Status = res.StatusCode
+		return e.Error
+	}
+	if out == nil || res.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	if mt, _, err := mime.ParseMediaType(res.Header.Get("Content-Type")); err != nil || mt != "application/json" {
+		return &Error{Status: http.StatusBadGateway, Message: c.server + " answers, but not as Fairway's admin API does; does something else listen there?"}
+	}
+	if err := json.Unmarshal(content, out); err != nil {
+		return &Error{Status: http.StatusBadGateway, Message: fmt.Sprintf("%s sent an answer that this program cannot read: %v", c.server, err)}
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package adminclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+func TestNew_TakesURLsAndHostPort(t *testing.T) {
+	for text, want := range map[string]string{
+		"http://127.0.0.1:5000":     "http://127.0.0.1:5000",
+		"https://fairway.test/":     "https://fairway.test",
+		"localhost:5000":            "http://localhost:5000",
+		"https://h.test/behind/it/": "https://h.test/behind/it",
+	} {
+		c, err := New(text)
+		if err != nil || c.Server() != want {
+			t.Errorf("New(%q): %v; want server %s", text, err, want)
+		}
+	}
+	for _, text := range []string{"", "ftp://h", "http://", "http://h?x=1", "http://[::1"} {
+		if _, err := New(text); !errors.Is(err, ErrServer) {
+			t.Errorf("New(%q): error %v, want ErrServer", text, err)
+		}
+	}
+}
+
+func serve(t *testing.T, h http.HandlerFunc) *Client {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	c, err := New(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestCall_SendsAndDecodesJSON(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		_, _ = fmt.Fprintf(w, `{"saw":"%s %s %s"}`, r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type"))
+	})
+	var out struct{ Saw string }
+	if err := c.Call(t.Context(), "POST", "/gc/runs?x=1", map[string]int{"a": 1}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if want := "POST /api/v1/gc/runs?x=1 application/json"; out.Saw != want {
+		t.Errorf("the server saw %q, want %q", out.Saw, want)
+	}
+}
+
+func TestCall_ErrorsAreToldApart(t *testing.T) {
+	t.Run("an answer that says no", func(t *testing.T) {
+		c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"error":{"code":"NOT_FOUND","message":"no run 7","request_id":"r1"}}`))
+		})
+		var e *Error
+		if err := c.Call(t.Context(), "GET", "/x", nil, nil); !errors.As(err, &e) || e.Status != 404 || e.Code != "NOT_FOUND" || e.Error() != "no run 7" {
+			t.Errorf("error %#v", err)
+		}
+	})
+	t.Run("the server's fault carries the request id", func(t *testing.T) {
+		c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = w.Write([]byte(`{"error":{"code":"INTERNAL","message":"internal error","request_id":"r1"}}`))
+		})
+		if err := c.Call(t.Context(), "GET", "/x", nil, nil); err == nil || !strings.Contains(err.Error(), "request r1") {
+			t.Errorf("error %v", err)
+		}
+	})
+	for name, h := range map[string]http.HandlerFunc{
+		"another program's 404": func(w http.ResponseWriter, _ *http.Request) { http.NotFound(w, nil) },
+		"another program's 200": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := serve(t, h).Call(t.Context(), "GET", "/x", nil, &struct{}{}); err == nil || !strings.Contains(err.Error(), "something else listen") {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	t.Run("nobody there", func(t *testing.T) {
+		srv := httptest.NewServer(http.NotFoundHandler())
+		srv.Close()
+		c, err := New(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var u *Unreachable
+		if err := c.Call(t.Context(), "GET", "/x", nil, nil); !errors.As(err, &u) || strings.Contains(err.Error(), "/api/v1") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("the caller's own end", func(t *testing.T) {
+		release := make(chan struct{})
+		c := serve(t, func(http.ResponseWriter, *http.Request) { <-release })
+		defer close(release)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Call(ctx, "GET", "/x", nil, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
