@@ -7,7 +7,7 @@
 // the database that points at the key is what makes them a blob.
 //
 // A key reads blobs/ab/<id>: two lowercase hex digits that spread the objects,
-// then letters, digits, "-" and "_".
+// then letters, digits, "-", "_" and, but not first, ".".
 //
 // Not found, full and failed are different answers: a missing object is
 // ErrNotFound, a store without room is ErrFull, and nothing else is either.

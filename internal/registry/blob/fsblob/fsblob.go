@@ -242,12 +242,12 @@ func hexDigit(c byte) int {
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		switch {
-		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '-', c == '_':
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '.':
 		default:
 			return false
 		}
 	}
-	return id != "" && len(id) <= idMax
+	return id != "" && id[0] != '.' && len(id) <= idMax
 }
 
 func shardName(i int) string { return fmt.Sprintf("%02x", i) }
