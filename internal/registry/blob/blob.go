@@ -31,7 +31,7 @@ type Store interface {
 	// Append opens key for writing at offset, creating it if offset is 0. Bytes
 	// beyond offset, left by a writer that died, are cut off. If fewer than
 	// offset bytes are there, it fails, with ErrNotFound where there is no object.
-	// ErrFull where there is no room for a beginning.
+	// ErrFull where there is no room to write; the cut is made all the same.
 	Append(ctx context.Context, key string, offset int64) (Appender, error)
 	// Open opens key for reading. Bytes that were never committed may be read,
 	// or may not.

@@ -20,10 +20,7 @@ func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Append
 	if offset < 0 {
 		return nil, fmt.Errorf("append to %s: offset %d", key, offset)
 	}
-	if err := s.room(); err != nil {
-		return nil, fmt.Errorf("append to %s: %w", key, err)
-	}
-	f, err := openAt(path, offset)
+	f, err := s.openAt(path, offset)
 	if err != nil {
 		return nil, fmt.Errorf("append to %s: %w", key, full(missing(err)))
 	}
@@ -33,8 +30,11 @@ func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Append
 	return &appender{s: s, f: f, key: key, sh: sh, name: name, end: offset, started: offset, looked: offset}, nil
 }
 
-func openAt(path string, offset int64) (*os.File, error) {
-	if offset == 0 {
+// openAt creates the file of a new object, or cuts an old one at offset. It
+// cuts even if there is no room to go on: that gives some back.
+func (s *Store) openAt(path string, offset int64) (*os.File, error) {
+	noRoom := s.room()
+	if offset == 0 && noRoom == nil {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if !errors.Is(err, os.ErrExist) {
 			return f, err
@@ -42,10 +42,13 @@ func openAt(path string, offset int64) (*os.File, error) {
 		// An earlier request of the same upload session made it and came to nothing.
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil && noRoom != nil {
+		return nil, noRoom
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := cutAt(f, offset); err != nil {
+	if err := errors.Join(cutAt(f, offset), noRoom); err != nil {
 		_ = f.Close() // nothing was written
 		return nil, err
 	}
