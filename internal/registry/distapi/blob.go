@@ -1,0 +1,136 @@
+package distapi
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// headBlob is dist-spec §Checking if content exists: an answer that a client
+// relies on, so it counts as a confirmation (R3).
+func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	d, err := oci.ParseDigest(last)
+	if err != nil {
+		return err
+	}
+	b, err := h.store.ConfirmBlob(r.Context(), name, d)
+	if err != nil {
+		return err
+	}
+	v := blobHeader(w, d)
+	if notModified(w, r, v[1]) {
+		return nil
+	}
+	v[2] = strconv.FormatInt(b.Size, 10)
+	w.Header()["Content-Length"] = v[2:3:3]
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// blobHeader sets what answers about a blob have in common. Of the array it
+// returns, the second is the ETag and the third is free.
+func blobHeader(w http.ResponseWriter, d oci.Digest) *[3]string {
+	v := &[3]string{string(d), `"` + string(d) + `"`, ""}
+	header := w.Header()
+	header["Docker-Content-Digest"] = v[0:1:1]
+	header["Etag"] = v[1:2:2]
+	header["Content-Type"] = typeBytes
+	header["Accept-Ranges"] = acceptBytes
+	return v
+}
+
+func notModified(w http.ResponseWriter, r *http.Request, etag string) bool {
+	none := r.Header["If-None-Match"]
+	if len(none) == 0 || !etagIn(none, etag) {
+		return false
+	}
+	delete(w.Header(), "Content-Type")
+	w.WriteHeader(http.StatusNotModified)
+	return true
+}
+
+// filer is a blob.Reader whose bytes are a file that the kernel can send.
+type filer interface{ File() *os.File }
+
+// getBlob is dist-spec §Pulling blobs, with ranges and conditions of RFC 9110.
+func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	d, err := oci.ParseDigest(last)
+	if err != nil {
+		return err
+	}
+	b, err := h.store.Blob(r.Context(), name, d)
+	if err != nil {
+		return err
+	}
+	etag := `"` + string(d) + `"`
+	if match := r.Header["If-Match"]; len(match) > 0 && !etagIn(match, etag) {
+		return &stateError{fault.New(fault.Conflict, "the blob has the ETag %s", etag).WithCode(oci.CodeUnsupported)}
+	}
+	blobHeader(w, d)
+	if notModified(w, r, etag) {
+		return nil
+	}
+	if ranges := r.Header["Range"]; len(ranges) > 0 {
+		if ifRange := r.Header.Get("If-Range"); ifRange != "" && ifRange != etag {
+			r.Header.Del("Range")
+		} else if err := checkRange(w, r, ranges, b.Size); err != nil {
+			return err
+		}
+	}
+	bytes, err := h.blobs.Open(r.Context(), b.Key)
+	if err != nil {
+		for _, key := range []string{"Docker-Content-Digest", "Etag", "Accept-Ranges"} {
+			w.Header().Del(key)
+		}
+		return fmt.Errorf("open blob %s: %w", d, err)
+	}
+	defer func() { _ = bytes.Close() }() // nothing was written
+	var content io.ReadSeeker = bytes
+	if f, ok := bytes.(filer); ok {
+		content = f.File() // bare, so that io.Copy becomes sendfile
+	}
+	http.ServeContent(w, r, "", time.Time{}, content)
+	return nil
+}
+
+// checkRange lets through to net/http only what it can answer; its own refusal
+// is plain text. A unit that is not known is ignored (RFC 9110 §14.2).
+func checkRange(w http.ResponseWriter, r *http.Request, ranges []string, size int64) error {
+	switch err := satisfiable(ranges, size); {
+	case err == nil:
+		return nil
+	case errors.Is(err, errRangeUnit):
+		r.Header.Del("Range")
+		return nil
+	default:
+		header := w.Header()
+		header.Del("Etag")
+		header.Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
+		return &rangeError{fault.New(fault.Invalid, "range %.64q cannot be satisfied: %w; the blob has %d bytes", ranges[0], err, size).WithCode(oci.CodeSizeInvalid)}
+	}
+}
+
+// deleteBlob is dist-spec §Deleting Blobs.
+func (h *Handler) deleteBlob(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	d, err := oci.ParseDigest(last)
+	if err != nil {
+		return err
+	}
+	err = h.store.DeleteBlob(r.Context(), name, d, h.actor(r))
+	if errors.Is(err, fault.Conflict) {
+		w.Header().Set("Allow", "GET, HEAD")
+		return &methodError{err}
+	}
+	if err != nil {
+		return err
+	}
+	empty(w, http.StatusAccepted)
+	return nil
+}

@@ -1,0 +1,170 @@
+package distapi
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// tagsMax bounds the tag parameters of one manifest PUT (dist-spec §Pushing
+// Manifests asks for at least 10).
+const tagsMax = 100
+
+// getManifest is dist-spec §Pulling manifests and §Checking if content exists.
+// The Accept header is not consulted: what was pushed is what is returned.
+func (h *Handler) getManifest(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	ref, err := pullReference(name, last)
+	if err != nil {
+		return err
+	}
+	m, err := h.store.Manifest(r.Context(), name, ref)
+	if err != nil {
+		return err
+	}
+	digest := string(m.Digest)
+	// One array for four header values: this path is a registry's hottest.
+	v := &[4]string{digest, `"` + digest + `"`, m.MediaType, ""}
+	header := w.Header()
+	header["Docker-Content-Digest"] = v[0:1:1]
+	header["Etag"] = v[1:2:2]
+	if none := r.Header["If-None-Match"]; len(none) > 0 && etagIn(none, v[1]) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	v[3] = strconv.Itoa(len(m.Content))
+	header["Content-Type"] = v[2:3:3]
+	header["Content-Length"] = v[3:4:4]
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(m.Content) // a client that is gone needs no answer
+	}
+	return nil
+}
+
+// pullReference reads the reference of a request for what may exist: that
+// there is no manifest is the answer to a name that no tag can have.
+func pullReference(name oci.Name, s string) (oci.Reference, error) {
+	ref, err := oci.ParseReference(s)
+	var e *fault.Error
+	if errors.As(err, &e) && e.Code == oci.CodeTagInvalid {
+		return ref, fault.New(fault.NotFound, "repository %s has no manifest %.128q", name, s).WithCode(oci.CodeManifestUnknown)
+	}
+	return ref, err
+}
+
+// putManifest is dist-spec §Pushing Manifests.
+func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	ref, err := oci.ParseReference(last)
+	if err != nil {
+		return err
+	}
+	query, err := parseQuery(r)
+	if err != nil {
+		return err
+	}
+	tags, err := pushTags(ref, query["tag"])
+	if err != nil {
+		return err
+	}
+	content, err := readManifest(r)
+	if err != nil {
+		return err
+	}
+	d := ref.Digest
+	if d == "" {
+		d = digest.SHA256.FromBytes(content)
+	} else if found := d.Algorithm().FromBytes(content); found != d {
+		return fault.New(fault.Invalid, "the manifest has the digest %s, not %s", found, d).WithCode(oci.CodeDigestInvalid)
+	}
+	m, err := oci.ParseManifest(r.Header.Get("Content-Type"), content)
+	if err != nil {
+		return err
+	}
+	if _, err := h.store.PutManifest(r.Context(), meta.Push{Repo: name, Tags: tags, Digest: d, Manifest: m, Content: content}); err != nil {
+		return err
+	}
+	header := w.Header()
+	header["Location"] = []string{"/v2/" + string(name) + "/manifests/" + string(d)}
+	header["Docker-Content-Digest"] = []string{string(d)}
+	if m.Subject != "" {
+		header["Oci-Subject"] = []string{string(m.Subject)}
+	}
+	if len(query["tag"]) > 0 {
+		header["Oci-Tag"] = query["tag"]
+	}
+	empty(w, http.StatusCreated)
+	return nil
+}
+
+// pushTags returns the tags that a manifest PUT names, each once.
+func pushTags(ref oci.Reference, params []string) ([]oci.Tag, error) {
+	if len(params) > tagsMax {
+		return nil, &longError{fault.New(fault.Invalid, "%d tag parameters, at most %d are allowed", len(params), tagsMax).WithCode(oci.CodeTagInvalid)}
+	}
+	tags := make([]oci.Tag, 0, len(params)+1)
+	seen := make(map[oci.Tag]bool, len(params)+1)
+	if ref.Tag != "" {
+		tags, seen[ref.Tag] = append(tags, ref.Tag), true
+	}
+	for _, p := range params {
+		t, err := oci.ParseTag(p)
+		if err != nil {
+			return nil, err
+		}
+		if !seen[t] {
+			tags, seen[t] = append(tags, t), true
+		}
+	}
+	return tags, nil
+}
+
+// readManifest reads the body of a manifest PUT.
+func readManifest(r *http.Request) ([]byte, error) {
+	tooLarge := &largeError{fault.New(fault.Invalid, "the manifest is larger than the %d bytes allowed", oci.ManifestMax).WithCode(oci.CodeManifestInvalid)}
+	if r.ContentLength > oci.ManifestMax {
+		return nil, tooLarge
+	}
+	broken := func(err error) error {
+		return fault.Wrap(fault.Invalid, err, "the manifest broke off before its end").WithCode(oci.CodeManifestInvalid)
+	}
+	if r.ContentLength >= 0 {
+		content := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, content); err != nil {
+			return nil, broken(err)
+		}
+		return content, nil
+	}
+	content, err := io.ReadAll(io.LimitReader(r.Body, oci.ManifestMax+1))
+	if err != nil {
+		return nil, broken(err)
+	}
+	if len(content) > oci.ManifestMax {
+		return nil, tooLarge
+	}
+	return content, nil
+}
+
+// deleteManifest is dist-spec §Deleting tags and §Deleting Manifests.
+func (h *Handler) deleteManifest(w http.ResponseWriter, r *http.Request, name oci.Name, last string) error {
+	ref, err := pullReference(name, last)
+	if err != nil {
+		return err
+	}
+	if ref.Digest != "" {
+		err = h.store.DeleteManifest(r.Context(), name, ref.Digest, h.actor(r))
+	} else {
+		err = h.store.DeleteTag(r.Context(), name, ref.Tag, h.actor(r))
+	}
+	if err != nil {
+		return err
+	}
+	empty(w, http.StatusAccepted)
+	return nil
+}
