@@ -82,6 +82,7 @@ CREATE TABLE trash (
     trashed_at  INTEGER NOT NULL,
     tags        TEXT    NOT NULL,
     reason      TEXT    NOT NULL,
+    cause       TEXT    NOT NULL,
     actor       TEXT    NOT NULL
 );
 CREATE INDEX trash_age ON trash (trashed_at, manifest_id);
@@ -117,6 +118,7 @@ CREATE TABLE reviews (
     repo_id  INTEGER NOT NULL,
     event_at INTEGER NOT NULL,
     event    TEXT    NOT NULL,
+    version  INTEGER NOT NULL DEFAULT 1,
     run_id   INTEGER,
     PRIMARY KEY (kind, target)
 ) WITHOUT ROWID;
@@ -142,12 +144,28 @@ CREATE TABLE runs (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     trigger     TEXT    NOT NULL,
     state       TEXT    NOT NULL,
+    actor       TEXT    NOT NULL,
     policy      TEXT    NOT NULL,
-    counts      TEXT    NOT NULL,
+    total       INTEGER NOT NULL DEFAULT 0,
+    examined    INTEGER NOT NULL DEFAULT 0,
+    collected   INTEGER NOT NULL DEFAULT 0,
+    trashed     INTEGER NOT NULL DEFAULT 0,
+    unlinked    INTEGER NOT NULL DEFAULT 0,
+    freed_bytes INTEGER NOT NULL DEFAULT 0,
+    purged      INTEGER NOT NULL DEFAULT 0,
+    failed      INTEGER NOT NULL DEFAULT 0,
     error       TEXT    NOT NULL DEFAULT '',
     started_at  INTEGER NOT NULL,
     finished_at INTEGER
 );
+CREATE INDEX runs_state ON runs (state) WHERE state = 'running';
+
+CREATE TABLE run_kept (
+    run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    reason TEXT    NOT NULL,
+    n      INTEGER NOT NULL,
+    PRIMARY KEY (run_id, reason)
+) WITHOUT ROWID;
 
 CREATE TABLE deletions (
     id     INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,0 +1,413 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// Work is what one batch of verdicts changes; Collect applies it in one
+// transaction. A claim that does not match what is there by now changes
+// nothing and is returned as lost: the thing is kept (R4).
+type Work struct {
+	Run    int64
+	Actor  string
+	Policy Policy
+
+	Trash   []TrashClaim
+	Remove  []Claim // manifests from the trash
+	Unlink  []Claim // links
+	Collect []Claim // blobs
+	Abandon []UploadClaim
+
+	Settled   []Settled // reviews that are answered: what they brought up is needed
+	Postponed []Postponed
+
+	Counts Counts // to add besides what the claims themselves count
+}
+
+// Claim names what was judged, in the version that was judged.
+type Claim struct {
+	ID, Version int64
+	// Before repeats the judge's time limit: touched_at (of a trashed manifest
+	// trashed_at) must not be after it. math.MaxInt64 where the window is 0.
+	Before int64
+	Reason string
+}
+
+// TrashClaim is a living manifest to be moved to the trash.
+type TrashClaim struct {
+	Claim
+	Repo   oci.Name
+	RepoID int64
+	Digest oci.Digest
+	Cause  oci.Digest // of an orphan
+}
+
+// UploadClaim is an upload session to be ended.
+type UploadClaim struct {
+	ID      string
+	Version int64
+	Before  int64
+	Reason  string
+}
+
+// Settled is a review to be closed, if it still is the one that was judged.
+type Settled struct {
+	Kind    string
+	Target  int64
+	Version int64
+}
+
+// Postponed is a review to be looked at again.
+type Postponed struct {
+	Settled
+	EventAt int64
+}
+
+// NoLimit is Claim.Before where no window applies.
+const NoLimit = math.MaxInt64
+
+// Collect applies work and returns what it did: its counts, where claims that
+// were lost count as kept with reason "raced".
+func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
+	var done Counts
+	err := s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
+		c := collection{s: s, tx: tx, w: w}
+		c.done = w.Counts
+		c.done.Kept = map[string]int64{}
+		for k, v := range w.Counts.Kept {
+			c.done.Kept[k] = v
+		}
+		for _, step := range []func() error{c.trash, c.remove, c.unlink, c.collect, c.abandon, c.settle, c.count} {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		done = c.done
+		return nil
+	})
+	if err != nil {
+		return Counts{}, fmt.Errorf("collect: %w", err)
+	}
+	return done, nil
+}
+
+// collection is one call of Collect inside its transaction.
+type collection struct {
+	s    *Store
+	tx   *sqldb.Tx
+	w    Work
+	done Counts
+}
+
+func (c *collection) raced(n int) {
+	if n > 0 {
+		c.done.Kept["raced"] += int64(n)
+	}
+}
+
+func claimRows(claims []Claim) string {
+	rows := make([][3]int64, len(claims))
+	for i, cl := range claims {
+		rows[i] = [3]int64{cl.ID, cl.Version, cl.Before}
+	}
+	return sqldb.List(rows)
+}
+
+func reasons(claims []Claim) map[int64]string {
+	m := make(map[int64]string, len(claims))
+	for _, cl := range claims {
+		m[cl.ID] = cl.Reason
+	}
+	return m
+}
+
+// trash moves living manifests to the trash. The claim repeats what the judge
+// went by: version, time, nothing that holds it, no lease.
+func (c *collection) trash() error {
+	for _, t := range c.w.Trash {
+		n, err := c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
+			WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
+			t.ID, t.Version, t.Before, c.tx.Now())
+		if err != nil {
+			return fmt.Errorf("claim manifest %s: %w", t.Digest, err)
+		}
+		if n == 0 {
+			c.raced(1)
+			continue
+		}
+		err = c.s.trashManifest(c.tx, trashing{id: t.ID, repoID: t.RepoID, repo: t.Repo, digest: t.Digest,
+			reason: t.Reason, cause: string(t.Cause), actor: c.w.Actor, run: c.w.Run})
+		if err != nil {
+			return err
+		}
+		c.done.Trashed++
+	}
+	return nil
+}
+
+// remove takes manifests out of the trash for good; links that nothing needs
+// any more go up for review.
+func (c *collection) remove() error {
+	if len(c.w.Remove) == 0 {
+		return nil
+	}
+	ids := make([]int64, len(c.w.Remove))
+	for i, cl := range c.w.Remove {
+		ids[i] = cl.ID
+	}
+	links := map[int64][]int64{}
+	err := c.tx.All(func(rows *sql.Rows) error {
+		var m, l int64
+		if err := rows.Scan(&m, &l); err != nil {
+			return err
+		}
+		links[m] = append(links[m], l)
+		return nil
+	}, "SELECT manifest_id, link_id FROM manifest_blobs WHERE manifest_id IN (SELECT a FROM "+sqldb.Each+")", sqldb.List(ids))
+	if err != nil {
+		return err
+	}
+	why := reasons(c.w.Remove)
+	var log []Deletion
+	var freed, repos []int64
+	err = c.tx.All(func(rows *sql.Rows) error {
+		var id, repo int64
+		d := Deletion{Kind: "manifest", Act: "removed"}
+		if err := rows.Scan(&id, &repo, &d.Digest, &d.Bytes, &d.Repo); err != nil {
+			return err
+		}
+		d.Reason = why[id]
+		log = append(log, d)
+		freed = append(freed, links[id]...)
+		repos = append(repos, repo)
+		return nil
+	}, `DELETE FROM manifests AS m WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = m.id AND i.b = m.version AND m.trashed_at <= i.c)
+			AND m.id IN (SELECT a FROM `+sqldb.Each+`)
+			AND NOT EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
+				WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL)
+			AND `+manifestLease+` IS NULL
+		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
+		claimRows(c.w.Remove), sqldb.List(ids), c.tx.Now())
+	if err != nil {
+		return fmt.Errorf("remove manifests: %w", err)
+	}
+	c.raced(len(c.w.Remove) - len(log))
+	c.done.Collected += int64(len(log))
+	if err := reviewLinks(c.tx, freed, "the last manifest that needed it left the trash", c.w.Run); err != nil {
+		return err
+	}
+	if err := dropEmptyRepos(c.tx, repos); err != nil {
+		return err
+	}
+	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
+}
+
+// dropEmptyRepos forgets repositories that hold nothing.
+func dropEmptyRepos(tx *sqldb.Tx, repos []int64) error {
+	if len(repos) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(`DELETE FROM repositories AS r WHERE r.id IN (SELECT a FROM `+sqldb.Each+`)
+		AND NOT EXISTS (SELECT 1 FROM manifests WHERE repo_id = r.id) AND NOT EXISTS (SELECT 1 FROM links WHERE repo_id = r.id)
+		AND NOT EXISTS (SELECT 1 FROM uploads WHERE repo_id = r.id)`, sqldb.List(repos))
+	if err != nil {
+		return fmt.Errorf("drop empty repositories: %w", err)
+	}
+	return nil
+}
+
+// unlink takes blobs out of repositories that have no manifest for them; blobs
+// that no repository has any more go up for review.
+func (c *collection) unlink() error {
+	if len(c.w.Unlink) == 0 {
+		return nil
+	}
+	ids := make([]int64, len(c.w.Unlink))
+	for i, cl := range c.w.Unlink {
+		ids[i] = cl.ID
+	}
+	why := reasons(c.w.Unlink)
+	type gone struct{ blob, touched, repo int64 }
+	var log []Deletion
+	var rowsGone []gone
+	var goneLinks []int64
+	err := c.tx.All(func(rows *sql.Rows) error {
+		var id int64
+		var hidden bool
+		var g gone
+		d := Deletion{Kind: "link", Act: "removed"}
+		if err := rows.Scan(&id, &g.blob, &g.repo, &g.touched, &hidden, &d.Repo, &d.Digest, &d.Bytes); err != nil {
+			return err
+		}
+		d.Reason = why[id]
+		goneLinks = append(goneLinks, id)
+		c.done.Unlinked++
+		if !hidden { // the client's DELETE was logged when it came
+			log = append(log, d)
+		}
+		rowsGone = append(rowsGone, g)
+		c.s.dropBlobs(c.tx, oci.Name(d.Repo), oci.Digest(d.Digest))
+		return nil
+	}, `DELETE FROM links AS l WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = l.id AND i.b = l.version AND l.touched_at <= i.c)
+			AND l.id IN (SELECT a FROM `+sqldb.Each+`) AND NOT `+anyEdge+`
+			AND NOT EXISTS (SELECT 1 FROM blobs b JOIN lease_digests ld ON ld.digest = b.digest JOIN leases ls ON ls.holder = ld.holder
+				WHERE b.id = l.blob_id AND ls.expires_at > ?)
+		RETURNING id, blob_id, repo_id, touched_at, hidden, (SELECT name FROM repositories r WHERE r.id = repo_id),
+			(SELECT digest FROM blobs b WHERE b.id = blob_id), (SELECT size FROM blobs b WHERE b.id = blob_id)`,
+		claimRows(c.w.Unlink), sqldb.List(ids), c.tx.Now())
+	if err != nil {
+		return fmt.Errorf("remove links: %w", err)
+	}
+	c.raced(len(c.w.Unlink) - len(rowsGone))
+	if err := closeReviews(c.tx, "link", goneLinks); err != nil {
+		return err
+	}
+	blobs := make([][3]int64, len(rowsGone))
+	repos := make([]int64, len(rowsGone))
+	for i, g := range rowsGone {
+		blobs[i] = [3]int64{g.blob, g.touched, g.repo}
+		repos[i] = g.repo
+	}
+	if len(blobs) > 0 {
+		list := sqldb.List(blobs)
+		// The confirmations that the link carried now count for the blob (R3).
+		if _, err := c.tx.Exec(`UPDATE blobs AS b SET version = version + 1, touched_at = max(touched_at, (SELECT max(i.b) FROM `+sqldb.Each3+` i WHERE i.a = b.id))
+			WHERE b.id IN (SELECT a FROM `+sqldb.Each3+`)`, list, list); err != nil {
+			return fmt.Errorf("hand on confirmations: %w", err)
+		}
+		if _, err := c.tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
+			SELECT 'blob', b.id, i.c, b.touched_at, 'no repository has it any more', nullif(?, 0) FROM `+sqldb.Each3+` i CROSS JOIN blobs b ON b.id = i.a
+			WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
+			ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, run_id = excluded.run_id, version = version + 1`, c.w.Run, list); err != nil {
+			return fmt.Errorf("put blobs up for review: %w", err)
+		}
+	}
+	if err := dropEmptyRepos(c.tx, repos); err != nil {
+		return err
+	}
+	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
+}
+
+// collect forgets blobs. The keys of their bytes go to the purge queue in the
+// same transaction (R6).
+func (c *collection) collect() error {
+	if len(c.w.Collect) == 0 {
+		return nil
+	}
+	ids := make([]int64, len(c.w.Collect))
+	for i, cl := range c.w.Collect {
+		ids[i] = cl.ID
+	}
+	why := reasons(c.w.Collect)
+	var log []Deletion
+	var keys [][4]any
+	var gone []int64
+	err := c.tx.All(func(rows *sql.Rows) error {
+		var id int64
+		var key string
+		d := Deletion{Kind: "blob", Act: "removed"}
+		if err := rows.Scan(&id, &d.Digest, &d.Bytes, &key); err != nil {
+			return err
+		}
+		d.Reason = why[id]
+		log, gone = append(log, d), append(gone, id)
+		keys = append(keys, [4]any{key, d.Digest, d.Bytes, d.Reason})
+		return nil
+	}, `DELETE FROM blobs AS b WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = b.id AND i.b = b.version AND b.touched_at <= i.c)
+			AND b.id IN (SELECT a FROM `+sqldb.Each+`) AND NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
+			AND NOT EXISTS (SELECT 1 FROM lease_digests ld JOIN leases ls ON ls.holder = ld.holder WHERE ld.digest = b.digest AND ls.expires_at > ?)
+		RETURNING id, digest, size, key`, claimRows(c.w.Collect), sqldb.List(ids), c.tx.Now())
+	if err != nil {
+		return fmt.Errorf("remove blobs: %w", err)
+	}
+	c.raced(len(c.w.Collect) - len(log))
+	c.done.Collected += int64(len(log))
+	if err := closeReviews(c.tx, "blob", gone); err != nil {
+		return err
+	}
+	if len(keys) > 0 {
+		if _, err := c.tx.Exec(`INSERT INTO purges (key, digest, size, reason, actor, run_id, queued_at, due_at)
+			SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), json_extract(value, '$[3]'), ?, nullif(?, 0), ?, ?
+			FROM json_each(?)`, c.w.Actor, c.w.Run, c.tx.Now(), c.tx.Now(), sqldb.List(keys)); err != nil {
+			return fmt.Errorf("queue purges: %w", err)
+		}
+	}
+	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
+}
+
+// closeReviews forgets the reviews of what is gone.
+func closeReviews(tx *sqldb.Tx, kind string, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each+")", kind, sqldb.List(ids)); err != nil {
+		return fmt.Errorf("close reviews: %w", err)
+	}
+	return nil
+}
+
+// abandon ends upload sessions that nobody goes on with.
+func (c *collection) abandon() error {
+	for _, u := range c.w.Abandon {
+		var repo int64
+		d := Deletion{Kind: "upload", Act: "removed", Digest: u.ID, Reason: u.Reason}
+		p := purge{Reason: u.Reason, Actor: c.w.Actor, Run: c.w.Run}
+		err := c.tx.Row(`DELETE FROM uploads WHERE id = ? AND version = ? AND touched_at <= ?
+			RETURNING key, size, repo_id, (SELECT name FROM repositories r WHERE r.id = repo_id)`, u.ID, u.Version, u.Before).
+			Scan(&p.Key, &p.Size, &repo, &d.Repo)
+		if errors.Is(err, sql.ErrNoRows) {
+			c.raced(1)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("end upload %s: %w", u.ID, err)
+		}
+		d.Bytes = p.Size
+		if err := enqueuePurge(c.tx, p); err != nil {
+			return err
+		}
+		if err := logDeletions(c.tx, c.w.Run, c.w.Actor, []Deletion{d}); err != nil {
+			return err
+		}
+		if err := dropEmptyRepos(c.tx, []int64{repo}); err != nil {
+			return err
+		}
+		c.done.Collected++
+	}
+	return nil
+}
+
+// settle closes and postpones reviews, unless an event has renewed them since
+// they were judged.
+func (c *collection) settle() error {
+	byKind := map[string][][2]int64{}
+	for _, r := range c.w.Settled {
+		byKind[r.Kind] = append(byKind[r.Kind], [2]int64{r.Target, r.Version})
+	}
+	for kind, rows := range byKind {
+		targets := make([]int64, len(rows))
+		for i, r := range rows {
+			targets[i] = r[0]
+		}
+		if _, err := c.tx.Exec(`DELETE FROM reviews AS v WHERE v.kind = ? AND v.target IN (SELECT a FROM `+sqldb.Each+`)
+			AND EXISTS (SELECT 1 FROM `+sqldb.Each2+` i WHERE i.a = v.target AND i.b = v.version)`, kind, sqldb.List(targets), sqldb.List(rows)); err != nil {
+			return fmt.Errorf("close reviews: %w", err)
+		}
+	}
+	for _, p := range c.w.Postponed {
+		if _, err := c.tx.Exec("UPDATE reviews SET event_at = ?, run_id = NULL, version = version + 1 WHERE kind = ? AND target = ? AND version = ?",
+			p.EventAt, p.Kind, p.Target, p.Version); err != nil {
+			return fmt.Errorf("postpone reviews: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *collection) count() error { return addCounts(c.tx, c.w.Run, c.done) }

@@ -1,0 +1,43 @@
+// Package meta owns the registry's metadata: every SQL statement of the
+// registry is here, and so are the rules that tie references, reviews and
+// deletions together in one transaction each.
+//
+//	repositories ─┬─ links ──── blobs            a link makes a repository serve a blob (R12)
+//	              │    ▲
+//	              │    └── manifest_blobs        edges: a manifest needs a link; the foreign key
+//	              ├─ manifests ─┘                refuses to remove a link that an edge names
+//	              │    ├── manifest_children     edges index → child, by digest: children may be missing
+//	              │    ├── (subject)             edge referrer → subject, by digest
+//	              │    └── trash                 one row for each trashed manifest, with its tags' names
+//	              ├─ tags ─ manifests
+//	              └─ uploads                     each owns a storage key until it hands it on
+//
+//	leases ── lease_digests                      digests that stay, with all below them
+//	reviews                                      what an event has put at risk: link, blob or manifest
+//	purges                                       storage keys that no row names any more
+//	runs ── run_kept, run_events; deletions      what was done, by whom and why
+//	schedules, checks, clock
+//
+// Invariants that hold after every commit:
+//
+//   - A blob's bytes are named by exactly one of uploads.key, blobs.key and
+//     purges.key. The row is there before the first byte and until the last.
+//   - manifest_blobs names links of the manifest's own repository only, and a
+//     living manifest's links are visible and have their bytes.
+//   - A link with no living and no trashed manifest has a review, and so has a
+//     blob with no link, and a living manifest whose index or subject was
+//     deleted and that nothing else keeps.
+//   - touched_at of a link or blob is not before the last time its presence was
+//     confirmed to a client while nothing referenced it, nor before it lost its
+//     last living reference. The window counts from it (R3).
+//   - loose_at of a manifest is NULL exactly while a tag, a living index or its
+//     living subject keeps it, or while it is in the trash.
+//
+// version columns are the optimistic lock (R4): everything that confirms,
+// references or revives a row raises its version, and the collector's claim
+// names the version that was judged and repeats the judgement's conditions in
+// the same statement.
+//
+// It refuses: to answer from a cache that a commit has made stale, to count as
+// removed what the claim did not match, and any clock but the database's (R11).
+package meta

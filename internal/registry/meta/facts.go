@@ -1,0 +1,359 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// Facts are what a judge needs to know of one thing, read together with the
+// version they hold for. Counts tell how many hold it, so that a dry run can
+// take away what it has collected in thought.
+
+// ManifestFacts are of a living manifest that is loose or an orphan.
+type ManifestFacts struct {
+	ID, Version, RepoID int64
+	Repo                oci.Name
+	Digest              oci.Digest
+	Size                int64
+	Tags                int64 // that name it
+	Parents             int64 // living indexes that name it
+	Subjects            int64 // 1 if it refers to a living subject
+	TouchedAt           int64
+	LooseAt             int64      // 0: something keeps it
+	OrphanedAt          int64      // 0: no index or subject of it was deleted
+	OrphanOf            oci.Digest // that index or subject
+	Lease               LeaseHold
+	Review              ReviewRow
+}
+
+// TrashFacts are of a manifest in the trash.
+type TrashFacts struct {
+	ID, Version, RepoID int64
+	Repo                oci.Name
+	Digest              oci.Digest
+	Size                int64
+	TrashedAt           int64
+	Parents             int64 // living indexes that name it
+	Lease               LeaseHold
+}
+
+// LinkFacts are of a blob in a repository.
+type LinkFacts struct {
+	ID, Version, RepoID, BlobID int64
+	Repo                        oci.Name
+	Digest                      oci.Digest
+	Size                        int64
+	Living, Trashed             int64 // manifests that need it
+	TouchedAt                   int64
+	Lease                       LeaseHold
+	Review                      ReviewRow
+}
+
+// BlobFacts are of a blob as such.
+type BlobFacts struct {
+	ID, Version int64
+	Digest      oci.Digest
+	Size        int64
+	Links       int64 // repositories that serve it, or hide it for their trash
+	TouchedAt   int64
+	Lease       LeaseHold
+	Review      ReviewRow
+}
+
+// UploadFacts are of an upload session.
+type UploadFacts struct {
+	ID        string
+	Version   int64
+	Repo      oci.Name
+	Size      int64
+	TouchedAt int64
+}
+
+// ReviewRow is the review that brought something up; Version 0 means none.
+type ReviewRow struct {
+	EventAt int64
+	Version int64
+}
+
+// Due selects what to look at.
+type Due struct {
+	Before int64   // events at or before this time, ms
+	Run    int64   // only reviews that this run caused; 0 = any
+	Scope  Scope   // repositories
+	After  Cursor  // position
+	IDs    []int64 // instead of the queue: just these
+	Limit  int
+}
+
+// Cursor is a position in a queue, by time and id.
+type Cursor struct {
+	At int64
+	ID int64
+}
+
+// Scope is a set of repositories.
+type Scope struct {
+	all bool
+	ids []int64
+}
+
+func (s Scope) list() string {
+	if s.ids == nil {
+		return "[]"
+	}
+	return sqldb.List(s.ids)
+}
+
+// All reports that the scope has no bounds.
+func (s Scope) All() bool { return s.all }
+
+// Has reports whether a repository is in the scope.
+func (s Scope) Has(repo int64) bool {
+	if s.all {
+		return true
+	}
+	for _, id := range s.ids {
+		if id == repo {
+			return true
+		}
+	}
+	return false
+}
+
+// RepoScope resolves a pattern: "" is all repositories; * stands for anything
+// but a slash, ** for anything. The error is NotFound where a pattern without
+// wildcards names no repository.
+func (s *Store) RepoScope(ctx context.Context, pattern string) (scope Scope, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		scope, err = repoScope(tx, pattern)
+		return err
+	})
+	return scope, err
+}
+
+func repoScope(tx *sqldb.Tx, pattern string) (Scope, error) {
+	if pattern == "" {
+		return Scope{all: true}, nil
+	}
+	if !strings.ContainsAny(pattern, "*?[") {
+		name, err := oci.ParseName(pattern)
+		if err != nil {
+			return Scope{}, err
+		}
+		id, err := repoID(tx, name)
+		return Scope{ids: []int64{id}}, err
+	}
+	if _, err := path.Match(pattern, ""); err != nil {
+		return Scope{}, fault.New(fault.Invalid, "invalid repository pattern %q: want names with *, ** or ?", pattern)
+	}
+	var scope Scope
+	err := tx.All(func(rows *sql.Rows) error {
+		var id int64
+		var name string
+		if err := rows.Scan(&id, &name); err != nil {
+			return err
+		}
+		if matchRepo(pattern, name) {
+			scope.ids = append(scope.ids, id)
+		}
+		return nil
+	}, "SELECT id, name FROM repositories")
+	return scope, err
+}
+
+// matchRepo matches path.Match patterns part by part, with ** for any number of parts.
+func matchRepo(pattern, name string) bool {
+	return matchParts(strings.Split(pattern, "/"), strings.Split(name, "/"))
+}
+
+func matchParts(pattern, name []string) bool {
+	for i, p := range pattern {
+		if p == "**" {
+			for j := i; j <= len(name); j++ {
+				if matchParts(pattern[i+1:], name[j:]) {
+					return true
+				}
+			}
+			return false
+		}
+		if i >= len(name) {
+			return false
+		}
+		if ok, err := path.Match(p, name[i]); err != nil || !ok {
+			return false
+		}
+	}
+	return len(pattern) == len(name)
+}
+
+// queue renders the rows that d selects as a table q (id, event_at, version).
+func (d Due) queue(kind string) (string, []any) {
+	if d.IDs != nil {
+		return "(SELECT a AS id, 0 AS event_at, 0 AS version FROM " + sqldb.Each + ")", []any{sqldb.List(d.IDs)}
+	}
+	where, args := "kind = ? AND event_at <= ? AND (event_at, target) > (?, ?)", []any{kind, d.Before, d.After.At, d.After.ID}
+	if d.Run != 0 {
+		where, args = where+" AND run_id = ?", append(args, d.Run)
+	}
+	if !d.Scope.all {
+		where, args = where+" AND repo_id IN (SELECT a FROM "+sqldb.Each+")", append(args, d.Scope.list())
+	}
+	return "(SELECT target AS id, event_at, version FROM reviews WHERE " + where + " ORDER BY event_at, target LIMIT ?)", append(args, d.Limit)
+}
+
+const manifestFactsColumns = `m.id, m.version, m.repo_id, r.name, m.digest, m.size,
+	(SELECT count(*) FROM tags t WHERE t.manifest_id = m.id),
+	(SELECT count(*) FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
+		WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL),
+	(SELECT count(*) FROM manifests s WHERE s.repo_id = m.repo_id AND s.digest = m.subject AND s.trashed_at IS NULL),
+	m.touched_at, coalesce(m.loose_at, 0), coalesce(m.orphaned_at, 0), coalesce(m.orphan_reason, ''), `
+
+func scanManifestFacts(out *[]ManifestFacts) func(*sql.Rows) error {
+	return func(rows *sql.Rows) error {
+		var f ManifestFacts
+		err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.Repo, &f.Digest, &f.Size, &f.Tags, &f.Parents, &f.Subjects,
+			&f.TouchedAt, &f.LooseAt, &f.OrphanedAt, &f.OrphanOf, &f.Lease, &f.Review.EventAt, &f.Review.Version)
+		*out = append(*out, f)
+		return err
+	}
+}
+
+// Orphans reads living manifests whose index or subject was deleted.
+func (s *Store) Orphans(ctx context.Context, d Due) (fs []ManifestFacts, err error) {
+	source, args := d.queue("manifest")
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(scanManifestFacts(&fs), "SELECT "+manifestFactsColumns+manifestLease+`, q.event_at, q.version
+			FROM `+source+` q CROSS JOIN manifests m ON m.id = q.id JOIN repositories r ON r.id = m.repo_id WHERE m.trashed_at IS NULL`,
+			append([]any{tx.Now()}, args...)...)
+	})
+	return fs, wrapFacts("manifests", err)
+}
+
+// Loose reads living manifests that no tag, index or subject has kept since
+// d.Before or longer; the cursor is by that time.
+func (s *Store) Loose(ctx context.Context, d Due) (fs []ManifestFacts, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(scanManifestFacts(&fs), "SELECT "+manifestFactsColumns+manifestLease+`, m.loose_at, 0
+			FROM manifests m JOIN repositories r ON r.id = m.repo_id
+			WHERE m.loose_at <= ? AND (m.loose_at, m.id) > (?, ?) AND (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`))
+			ORDER BY m.loose_at, m.id LIMIT ?`, tx.Now(), d.Before, d.After.At, d.After.ID, d.Scope.all, d.Scope.list(), d.Limit)
+	})
+	return fs, wrapFacts("untagged manifests", err)
+}
+
+// Trashed reads manifests that have been in the trash since d.Before or longer.
+func (s *Store) Trashed(ctx context.Context, d Due) (fs []TrashFacts, err error) {
+	source, args := `(SELECT manifest_id AS id, trashed_at FROM trash WHERE trashed_at <= ? AND (trashed_at, manifest_id) > (?, ?)
+		ORDER BY trashed_at, manifest_id)`, []any{d.Before, d.After.At, d.After.ID}
+	if d.IDs != nil {
+		source, args = "(SELECT t.manifest_id AS id, t.trashed_at FROM "+sqldb.Each+" i CROSS JOIN trash t ON t.manifest_id = i.a)", []any{sqldb.List(d.IDs)}
+	}
+	limit := d.Limit
+	if d.IDs != nil {
+		limit = -1
+	}
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		all := append([]any{tx.Now()}, args...)
+		return tx.All(func(rows *sql.Rows) error {
+			var f TrashFacts
+			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.Repo, &f.Digest, &f.Size, &f.TrashedAt, &f.Parents, &f.Lease)
+			fs = append(fs, f)
+			return err
+		}, `SELECT m.id, m.version, m.repo_id, r.name, m.digest, m.size, q.trashed_at,
+				(SELECT count(*) FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
+					WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL), `+manifestLease+`
+			FROM `+source+` q CROSS JOIN manifests m ON m.id = q.id JOIN repositories r ON r.id = m.repo_id
+			WHERE (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`)) LIMIT ?`, append(all, d.Scope.all || d.IDs != nil, d.Scope.list(), limit)...)
+	})
+	return fs, wrapFacts("the trash", err)
+}
+
+// Links reads blobs in repositories that an event has put at risk.
+func (s *Store) Links(ctx context.Context, d Due) (fs []LinkFacts, err error) {
+	source, args := d.queue("link")
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(func(rows *sql.Rows) error {
+			var f LinkFacts
+			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.BlobID, &f.Repo, &f.Digest, &f.Size, &f.Living, &f.Trashed, &f.TouchedAt,
+				&f.Lease, &f.Review.EventAt, &f.Review.Version)
+			fs = append(fs, f)
+			return err
+		}, `SELECT l.id, l.version, l.repo_id, l.blob_id, r.name, b.digest, b.size,
+				(SELECT count(*) FROM manifest_blobs e JOIN manifests em ON em.id = e.manifest_id WHERE e.link_id = l.id AND em.trashed_at IS NULL),
+				(SELECT count(*) FROM manifest_blobs e JOIN manifests em ON em.id = e.manifest_id WHERE e.link_id = l.id AND em.trashed_at IS NOT NULL),
+				l.touched_at, `+blobLease+`, q.event_at, q.version
+			FROM `+source+` q CROSS JOIN links l ON l.id = q.id JOIN blobs b ON b.id = l.blob_id JOIN repositories r ON r.id = l.repo_id`,
+			append([]any{tx.Now()}, args...)...)
+	})
+	return fs, wrapFacts("links", err)
+}
+
+// Blobs reads blobs that have lost their last link.
+func (s *Store) Blobs(ctx context.Context, d Due) (fs []BlobFacts, err error) {
+	source, args := d.queue("blob")
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(func(rows *sql.Rows) error {
+			var f BlobFacts
+			err := rows.Scan(&f.ID, &f.Version, &f.Digest, &f.Size, &f.Links, &f.TouchedAt, &f.Lease, &f.Review.EventAt, &f.Review.Version)
+			fs = append(fs, f)
+			return err
+		}, `SELECT b.id, b.version, b.digest, b.size, (SELECT count(*) FROM links l WHERE l.blob_id = b.id), b.touched_at, `+blobLease+`, q.event_at, q.version
+			FROM `+source+` q CROSS JOIN blobs b ON b.id = q.id`, append([]any{tx.Now()}, args...)...)
+	})
+	return fs, wrapFacts("blobs", err)
+}
+
+// IdleUploads reads upload sessions that have been idle since before, in order of id after the given one.
+func (s *Store) IdleUploads(ctx context.Context, before int64, scope Scope, after string, limit int) (fs []UploadFacts, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(func(rows *sql.Rows) error {
+			var f UploadFacts
+			err := rows.Scan(&f.ID, &f.Version, &f.Repo, &f.Size, &f.TouchedAt)
+			fs = append(fs, f)
+			return err
+		}, `SELECT u.id, u.version, r.name, u.size, u.touched_at FROM uploads u JOIN repositories r ON r.id = u.repo_id
+			WHERE u.touched_at <= ? AND u.id > ? AND (? OR u.repo_id IN (SELECT a FROM `+sqldb.Each+`)) ORDER BY u.id LIMIT ?`,
+			before, after, scope.all, scope.list(), limit)
+	})
+	return fs, wrapFacts("uploads", err)
+}
+
+// Edge is a link that a manifest needs, with how many manifests need it in all.
+type Edge struct {
+	Link  int64
+	Edges int64
+}
+
+// Below reads what depends on a manifest: the links it needs, and the living
+// children and referrers that it keeps. A dry run follows it where a run would
+// write.
+func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edges []Edge, kin []int64, err error) {
+	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+		err := tx.All(func(rows *sql.Rows) error {
+			var e Edge
+			err := rows.Scan(&e.Link, &e.Edges)
+			edges = append(edges, e)
+			return err
+		}, `SELECT b.link_id, (SELECT count(*) FROM manifest_blobs e WHERE e.link_id = b.link_id) FROM manifest_blobs b WHERE b.manifest_id = ?`, id)
+		if err != nil {
+			return err
+		}
+		kin, err = kinOf(tx, repoID, id, d)
+		return err
+	})
+	return edges, kin, wrapFacts("what is below a manifest", err)
+}
+
+func wrapFacts(of string, err error) error {
+	if err != nil {
+		return fmt.Errorf("read facts of %s: %w", of, err)
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// page reads n names and whether there are more; n < 0 reads all.
+func page(tx *sqldb.Tx, n int, query string, args ...any) (names []string, more bool, err error) {
+	limit := -1
+	if n >= 0 {
+		limit = n + 1
+	}
+	names = []string{}
+	err = tx.All(scanInto(&names), query, append(args, limit)...)
+	if n >= 0 && len(names) > n {
+		return names[:n], true, err
+	}
+	return names, false, err
+}
+
+// Tags lists a repository's tags in byte order after last, n of them at most
+// (n < 0: all). The error is NotFound for an unknown repository.
+func (s *Store) Tags(ctx context.Context, repo oci.Name, last string, n int) (tags []string, more bool, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		id, err := repoID(tx, repo)
+		if err != nil {
+			return err
+		}
+		tags, more, err = page(tx, n, "SELECT name FROM tags WHERE repo_id = ? AND name > ? ORDER BY name LIMIT ?", id, last)
+		return err
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list tags of %s: %w", repo, err)
+	}
+	return tags, more, nil
+}
+
+// Repositories lists the repositories that hold a living manifest, in byte
+// order after last, n of them at most (n < 0: all).
+func (s *Store) Repositories(ctx context.Context, last string, n int) (names []string, more bool, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		var err error
+		names, more, err = page(tx, n, `SELECT r.name FROM repositories r WHERE r.name > ?
+			AND EXISTS (SELECT 1 FROM manifests m WHERE m.repo_id = r.id AND m.trashed_at IS NULL) ORDER BY r.name LIMIT ?`, last)
+		return err
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list repositories: %w", err)
+	}
+	return names, more, nil
+}
+
+// Referrers lists the living manifests whose subject is d, by digest after
+// last, n of them at most (n < 0: all); artifactType "" lists all types.
+func (s *Store) Referrers(ctx context.Context, repo oci.Name, d oci.Digest, artifactType string, last oci.Digest, n int) (rs []v1.Descriptor, more bool, err error) {
+	limit := -1
+	if n >= 0 {
+		limit = n + 1
+	}
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		rs = []v1.Descriptor{}
+		return tx.All(func(rows *sql.Rows) error {
+			var r v1.Descriptor
+			var annotations sql.NullString
+			if err := rows.Scan(&r.MediaType, &r.Digest, &r.Size, &r.ArtifactType, &annotations); err != nil {
+				return err
+			}
+			if annotations.Valid {
+				if err := json.Unmarshal([]byte(annotations.String), &r.Annotations); err != nil {
+					return fmt.Errorf("annotations of %s: %w", r.Digest, err)
+				}
+			}
+			rs = append(rs, r)
+			return nil
+		}, `SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations FROM manifests m JOIN repositories r ON r.id = m.repo_id
+			WHERE r.name = ?1 AND m.subject = ?2 AND m.trashed_at IS NULL AND m.digest > ?3 AND (?4 = '' OR m.artifact_type = ?4)
+			ORDER BY m.digest LIMIT ?5`, string(repo), string(d), string(last), artifactType, limit)
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
+	}
+	if n >= 0 && len(rs) > n {
+		return rs[:n], true, nil
+	}
+	return rs, false, nil
+}

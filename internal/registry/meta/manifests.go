@@ -1,0 +1,475 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// manifestEntry is what the cache knows of a living manifest.
+type manifestEntry struct {
+	Manifest
+	id        int64
+	atRisk    bool  // neither tag nor index nor subject keeps it
+	touchedAt int64 // last confirmation while at risk
+}
+
+// held says that a tag, a living index or a living subject keeps manifest m.
+const held = `(EXISTS (SELECT 1 FROM tags t WHERE t.manifest_id = m.id)
+	OR EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
+		WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL)
+	OR m.subject IS NOT NULL AND EXISTS (SELECT 1 FROM manifests s
+		WHERE s.repo_id = m.repo_id AND s.digest = m.subject AND s.trashed_at IS NULL))`
+
+// Manifest resolves a tag or a digest to a living manifest, with one indexed
+// query at most. To a client the answer is a confirmation, which is written
+// down where the manifest is at risk. The error is NotFound with NAME_UNKNOWN
+// or MANIFEST_UNKNOWN.
+func (s *Store) Manifest(ctx context.Context, repo oci.Name, ref oci.Reference) (*Manifest, error) {
+	for {
+		e, err := s.lookupManifest(ctx, repo, ref)
+		if err != nil {
+			return nil, err
+		}
+		if !e.atRisk || e.touchedAt > s.db.Now() {
+			return &e.Manifest, nil
+		}
+		var gone bool
+		err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
+			n, err := tx.Exec("UPDATE manifests SET touched_at = max(touched_at, ?), version = version + 1 WHERE id = ? AND trashed_at IS NULL", tx.Now()+confirmAhead, e.id)
+			gone = n == 0
+			s.dropManifests(tx, repo, string(e.Digest))
+			if ref.Tag != "" {
+				s.dropManifests(tx, repo, string(ref.Tag))
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("confirm manifest %s in %s: %w", ref, repo, err)
+		}
+		if !gone {
+			return &e.Manifest, nil
+		}
+	}
+}
+
+func (s *Store) lookupManifest(ctx context.Context, repo oci.Name, ref oci.Reference) (*manifestEntry, error) {
+	key := cacheKey(repo, ref.String())
+	e, ok, token := s.manifests.get(key)
+	if ok {
+		return e, nil
+	}
+	e = &manifestEntry{}
+	const columns = "SELECT m.id, m.digest, m.media_type, m.content, m.loose_at IS NOT NULL OR m.orphaned_at IS NOT NULL, m.touched_at FROM repositories r "
+	query := columns + "JOIN manifests m ON m.repo_id = r.id AND m.digest = ? WHERE r.name = ? AND m.trashed_at IS NULL"
+	if ref.Tag != "" {
+		query = columns + "JOIN tags t ON t.repo_id = r.id AND t.name = ? JOIN manifests m ON m.id = t.manifest_id WHERE r.name = ? AND m.trashed_at IS NULL"
+	}
+	err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		err := tx.Row(query, ref.String(), string(repo)).Scan(&e.id, &e.Digest, &e.MediaType, &e.Content, &e.atRisk, &e.touchedAt)
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if _, err := repoID(tx, repo); err != nil {
+			return err
+		}
+		return manifestUnknown(repo, ref.String())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up manifest %s in %s: %w", ref, repo, err)
+	}
+	s.manifests.put(key, e, token)
+	return e, nil
+}
+
+func (s *Store) dropManifests(tx *sqldb.Tx, repo oci.Name, refs ...string) {
+	tx.OnCommit(func() {
+		for _, ref := range refs {
+			s.manifests.drop(cacheKey(repo, ref))
+		}
+	})
+}
+
+// PutManifest stores a manifest with all its references and tags in one
+// transaction, which checks each blob it names (R2). created is false where
+// the repository had it already. Errors: Invalid with MANIFEST_BLOB_UNKNOWN and
+// the missing digests as detail, or MANIFEST_INVALID where a blob's size is not
+// the descriptor's.
+func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err error) {
+	err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		repo, err := ensureRepo(tx, p.Repo)
+		if err != nil {
+			return err
+		}
+		links, err := resolveBlobs(tx, repo, p)
+		if err != nil {
+			return err
+		}
+		id, isNew, err := writeManifest(tx, repo, p)
+		if err != nil {
+			return err
+		}
+		created = isNew
+		if err := writeEdges(tx, repo, id, links, p.Manifest.Children); err != nil {
+			return err
+		}
+		losers, err := writeTags(tx, repo, id, p.Tags)
+		if err != nil {
+			return err
+		}
+		s.dropPush(tx, p)
+		kin, err := kinOf(tx, repo, id, p.Digest)
+		if err != nil {
+			return err
+		}
+		return s.settle(tx, p.Repo, append(append(losers, id), kin...))
+	})
+	if err != nil {
+		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)
+	}
+	return created, nil
+}
+
+func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
+	s.dropManifests(tx, p.Repo, string(p.Digest))
+	for _, t := range p.Tags {
+		s.dropManifests(tx, p.Repo, string(t))
+	}
+	for _, b := range p.Manifest.Blobs {
+		s.dropBlobs(tx, p.Repo, b.Digest)
+	}
+}
+
+// resolveBlobs finds the link of each blob that the manifest names.
+func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) ([]int64, error) {
+	want := p.Manifest.Blobs
+	if len(want) == 0 {
+		return nil, nil
+	}
+	digests := make([]string, len(want))
+	for i, d := range want {
+		digests[i] = string(d.Digest)
+	}
+	type found struct{ link, size int64 }
+	have := make(map[oci.Digest]found, len(want))
+	err := tx.All(func(rows *sql.Rows) error {
+		var d oci.Digest
+		var f found
+		if err := rows.Scan(&d, &f.link, &f.size); err != nil {
+			return err
+		}
+		have[d] = f
+		return nil
+	}, `SELECT b.digest, l.id, b.size FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.digest = i.a CROSS JOIN links l ON l.repo_id = ? AND l.blob_id = b.id
+		WHERE l.hidden = 0 AND b.lost_at IS NULL`, sqldb.List(digests), repo)
+	if err != nil {
+		return nil, fmt.Errorf("resolve blobs: %w", err)
+	}
+	links := make([]int64, 0, len(want))
+	var missing []map[string]string
+	for _, d := range want {
+		f, ok := have[d.Digest]
+		switch {
+		case !ok && !d.Optional:
+			missing = append(missing, map[string]string{"digest": string(d.Digest)})
+		case !ok:
+		case f.size != d.Size && !d.Optional:
+			return nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
+		default:
+			links = append(links, f.link)
+		}
+	}
+	if missing != nil {
+		return nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
+			WithCode(oci.CodeManifestBlobUnknown).WithDetail(missing)
+	}
+	return links, nil
+}
+
+// writeManifest inserts the manifest, or revives it from the trash, or
+// confirms it. Whatever it was an orphan of, it is now here for its own sake.
+func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err error) {
+	var trashed bool
+	err = tx.Row("SELECT id, trashed_at IS NOT NULL FROM manifests WHERE repo_id = ? AND digest = ?", repo, string(p.Digest)).Scan(&id, &trashed)
+	if errors.Is(err, sql.ErrNoRows) {
+		annotations, err := json.Marshal(p.Manifest.Annotations)
+		if err != nil {
+			return 0, false, err
+		}
+		err = tx.Row(`INSERT INTO manifests (repo_id, digest, media_type, artifact_type, subject, size, pushed_at, touched_at, annotations, content)
+			VALUES (?, ?, ?, ?, nullif(?, ''), ?, ?, ?, nullif(?, 'null'), ?) RETURNING id`,
+			repo, string(p.Digest), p.Manifest.MediaType, p.Manifest.ArtifactType, string(p.Manifest.Subject), len(p.Content),
+			tx.Now(), tx.Now(), string(annotations), p.Content).Scan(&id)
+		if err != nil {
+			return 0, false, fmt.Errorf("insert manifest: %w", err)
+		}
+		return id, true, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	if _, err := tx.Exec(`UPDATE manifests SET media_type = ?, artifact_type = ?, touched_at = max(touched_at, ?), trashed_at = NULL,
+		orphaned_at = NULL, orphan_reason = NULL, version = version + 1 WHERE id = ?`,
+		p.Manifest.MediaType, p.Manifest.ArtifactType, tx.Now(), id); err != nil {
+		return 0, false, fmt.Errorf("revive manifest: %w", err)
+	}
+	if trashed {
+		if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id = ?", id); err != nil {
+			return 0, false, err
+		}
+	}
+	_, err = tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", id)
+	return id, trashed, err
+}
+
+// writeEdges binds links and children. Edges are added and never taken away: a
+// second push with another media type may be read to need less, and less is a
+// reason to delete.
+func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, children []oci.Descriptor) error {
+	if len(links) > 0 {
+		list := sqldb.List(links)
+		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id) SELECT ?, a FROM "+sqldb.Each, id, list); err != nil {
+			return fmt.Errorf("write references: %w", err)
+		}
+		if _, err := tx.Exec("UPDATE links SET version = version + 1, touched_at = max(touched_at, ?) WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
+			return fmt.Errorf("confirm references: %w", err)
+		}
+		if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'link' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
+			return fmt.Errorf("close reviews: %w", err)
+		}
+	}
+	if len(children) > 0 {
+		digests := make([]string, len(children))
+		for i, c := range children {
+			digests[i] = string(c.Digest)
+		}
+		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(digests)); err != nil {
+			return fmt.Errorf("write children: %w", err)
+		}
+	}
+	return nil
+}
+
+// writeTags points tags at a manifest and returns the manifests that lost one.
+func writeTags(tx *sqldb.Tx, repo, id int64, tags []oci.Tag) (losers []int64, err error) {
+	for _, t := range tags {
+		var old int64
+		err := tx.Row("SELECT manifest_id FROM tags WHERE repo_id = ? AND name = ?", repo, string(t)).Scan(&old)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return nil, err
+		}
+		if err == nil && old != id {
+			losers = append(losers, old)
+		}
+		if _, err := tx.Exec(`INSERT INTO tags (repo_id, name, manifest_id, updated_at) VALUES (?, ?, ?, ?)
+			ON CONFLICT (repo_id, name) DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at`,
+			repo, string(t), id, tx.Now()); err != nil {
+			return nil, fmt.Errorf("write tag %s: %w", t, err)
+		}
+	}
+	return losers, nil
+}
+
+// kinOf lists the living manifests that manifest id keeps while it lives: the
+// children of an index, and the referrers of a subject.
+func kinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) (kin []int64, err error) {
+	err = tx.All(scanInto(&kin), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+			WHERE c.manifest_id = ?1 AND k.trashed_at IS NULL
+		UNION
+		SELECT k.id FROM manifests k WHERE k.repo_id = ?2 AND k.subject = ?3 AND k.trashed_at IS NULL`, id, repo, string(d))
+	if err != nil {
+		return nil, fmt.Errorf("list children and referrers: %w", err)
+	}
+	return kin, nil
+}
+
+// scanInto collects a single column.
+func scanInto[T any](out *[]T) func(*sql.Rows) error {
+	return func(rows *sql.Rows) error {
+		var v T
+		if err := rows.Scan(&v); err != nil {
+			return err
+		}
+		*out = append(*out, v)
+		return nil
+	}
+}
+
+// settle brings loose_at of living manifests in line with what keeps them, and
+// forgets that they were orphans once something does.
+func (s *Store) settle(tx *sqldb.Tx, repo oci.Name, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := sqldb.List(ids)
+	err := tx.All(func(rows *sql.Rows) error {
+		var d string
+		if err := rows.Scan(&d); err != nil {
+			return err
+		}
+		s.dropManifests(tx, repo, d)
+		return nil
+	}, `UPDATE manifests AS m SET version = version + 1,
+			loose_at = CASE WHEN `+held+` THEN NULL ELSE coalesce(loose_at, ?) END,
+			orphaned_at = CASE WHEN `+held+` THEN NULL ELSE orphaned_at END
+		WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.trashed_at IS NULL RETURNING digest`, tx.Now(), list)
+	if err != nil {
+		return fmt.Errorf("settle what keeps manifests: %w", err)
+	}
+	if _, err := tx.Exec(`DELETE FROM reviews WHERE kind = 'manifest' AND target IN (
+			SELECT m.id FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.orphaned_at IS NULL)`, list); err != nil {
+		return fmt.Errorf("close reviews: %w", err)
+	}
+	return nil
+}
+
+// DeleteTag removes a tag; the manifest stays. The error is NotFound where
+// there is no such tag.
+func (s *Store) DeleteTag(ctx context.Context, repo oci.Name, tag oci.Tag, actor string) error {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		repoID, err := repoID(tx, repo)
+		if err != nil {
+			return err
+		}
+		var id int64
+		var d oci.Digest
+		err = tx.Row(`DELETE FROM tags WHERE repo_id = ? AND name = ? RETURNING manifest_id`, repoID, string(tag)).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return manifestUnknown(repo, string(tag))
+		}
+		if err != nil {
+			return err
+		}
+		if err := tx.Row("SELECT digest FROM manifests WHERE id = ?", id).Scan(&d); err != nil {
+			return err
+		}
+		s.dropManifests(tx, repo, string(tag))
+		if err := logDeletions(tx, 0, actor, []Deletion{{Kind: "tag", Act: "removed", Repo: string(repo), Digest: string(tag), Reason: "deleted by a client; it named " + string(d)}}); err != nil {
+			return err
+		}
+		return s.settle(tx, repo, []int64{id})
+	})
+	if err != nil {
+		return fmt.Errorf("delete tag %s of %s: %w", tag, repo, err)
+	}
+	return nil
+}
+
+// DeleteManifest moves a manifest to the trash and its tags' names with it.
+// The error is NotFound where the repository does not serve it.
+func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest, actor string) error {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		repoID, err := repoID(tx, repo)
+		if err != nil {
+			return err
+		}
+		var id int64
+		err = tx.Row("SELECT id FROM manifests WHERE repo_id = ? AND digest = ? AND trashed_at IS NULL", repoID, string(d)).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return manifestUnknown(repo, string(d))
+		}
+		if err != nil {
+			return err
+		}
+		return s.trashManifest(tx, trashing{id: id, repoID: repoID, repo: repo, digest: d, reason: "deleted by a client", actor: actor})
+	})
+	if err != nil {
+		return fmt.Errorf("delete manifest %s of %s: %w", d, repo, err)
+	}
+	return nil
+}
+
+// trashing is one manifest on its way to the trash.
+type trashing struct {
+	id, repoID int64
+	repo       oci.Name
+	digest     oci.Digest
+	reason     string
+	cause      string // the deleted index or subject, for an orphan
+	actor      string
+	run        int64
+}
+
+// trashManifest does all that follows from a living manifest's deletion in the
+// transaction of the deletion: its tags go and their names are kept, blobs that
+// lose their last living reference begin their window now, children and
+// referrers that nothing else keeps become orphans and are put up for review.
+func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
+	tags := []string{}
+	err := tx.All(scanInto(&tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY name", t.id)
+	if err != nil {
+		return err
+	}
+	names, err := json.Marshal(tags)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec("DELETE FROM tags WHERE manifest_id = ?", t.id); err != nil {
+		return err
+	}
+	var size int64
+	if err := tx.Row(`UPDATE manifests SET trashed_at = ?, loose_at = NULL, orphaned_at = NULL, orphan_reason = NULL, version = version + 1
+		WHERE id = ? RETURNING size`, tx.Now(), t.id).Scan(&size); err != nil {
+		return fmt.Errorf("trash manifest: %w", err)
+	}
+	if _, err := tx.Exec("INSERT INTO trash (manifest_id, trashed_at, tags, reason, cause, actor) VALUES (?, ?, ?, ?, ?, ?)",
+		t.id, tx.Now(), string(names), t.reason, t.cause, t.actor); err != nil {
+		return fmt.Errorf("trash manifest: %w", err)
+	}
+	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", t.id); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
+		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
+		return fmt.Errorf("begin the window of its blobs: %w", err)
+	}
+	if err := s.orphanKin(tx, t); err != nil {
+		return err
+	}
+	if err := s.dropTrashed(tx, t, tags); err != nil {
+		return err
+	}
+	return logDeletions(tx, t.run, t.actor, []Deletion{{Kind: "manifest", Act: "trashed", Repo: string(t.repo), Digest: string(t.digest), Bytes: size, Reason: t.reason}})
+}
+
+// dropTrashed drops from the caches what the deletion of a manifest changes.
+func (s *Store) dropTrashed(tx *sqldb.Tx, t trashing, tags []string) error {
+	s.dropManifests(tx, t.repo, append(tags, string(t.digest))...)
+	return s.dropBlobsOf(tx, t.repo, t.id)
+}
+
+func (s *Store) orphanKin(tx *sqldb.Tx, t trashing) error {
+	kin, err := kinOf(tx, t.repoID, t.id, t.digest)
+	if err != nil || len(kin) == 0 {
+		return err
+	}
+	list := sqldb.List(kin)
+	if err := s.settle(tx, t.repo, kin); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(`UPDATE manifests SET orphaned_at = ?, orphan_reason = ?, version = version + 1
+		WHERE id IN (SELECT a FROM `+sqldb.Each+`) AND loose_at IS NOT NULL`, tx.Now(), string(t.digest), list); err != nil {
+		return fmt.Errorf("mark orphans: %w", err)
+	}
+	if _, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
+		SELECT 'manifest', m.id, m.repo_id, ?, ?, nullif(?, 0) FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.orphaned_at IS NOT NULL
+		ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, event = excluded.event, run_id = excluded.run_id, version = version + 1`,
+		tx.Now(), "its index or subject "+string(t.digest)+" was deleted", t.run, list); err != nil {
+		return fmt.Errorf("put orphans up for review: %w", err)
+	}
+	return nil
+}
+
+// dropBlobsOf drops a manifest's blobs from the cache.
+func (s *Store) dropBlobsOf(tx *sqldb.Tx, repo oci.Name, id int64) error {
+	var ds []oci.Digest
+	err := tx.All(scanInto(&ds), `SELECT b.digest FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id WHERE e.manifest_id = ?`, id)
+	s.dropBlobs(tx, repo, ds...)
+	return err
+}

@@ -1,0 +1,162 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+func uploadUnknown(repo oci.Name, id string) error {
+	return fault.New(fault.NotFound, "repository %s has no upload %q; it may have been finished, cancelled or abandoned", repo, id).WithCode(oci.CodeBlobUploadUnknown)
+}
+
+// CreateUpload begins an upload session. The row is durable when it returns,
+// so that whatever bytes come under its key have an owner.
+func (s *Store) CreateUpload(ctx context.Context, repo oci.Name, algorithm string) (Upload, error) {
+	id := uuid.NewString()
+	u := Upload{ID: id, Repo: repo, Key: "blobs/" + id[:2] + "/" + id, Algorithm: algorithm, Version: 1}
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		repoID, err := ensureRepo(tx, repo)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec("INSERT INTO uploads (id, repo_id, key, algorithm, created_at, touched_at) VALUES (?, ?, ?, ?, ?, ?)",
+			u.ID, repoID, u.Key, u.Algorithm, tx.Now(), tx.Now())
+		return err
+	})
+	if err != nil {
+		return Upload{}, fmt.Errorf("create upload in %s: %w", repo, err)
+	}
+	return u, nil
+}
+
+// Upload returns a session. The error is NotFound with BLOB_UPLOAD_UNKNOWN
+// where repo has none of that id.
+func (s *Store) Upload(ctx context.Context, repo oci.Name, id string) (Upload, error) {
+	u := Upload{ID: id, Repo: repo}
+	err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row(`SELECT u.key, u.algorithm, u.size, u.hash_state, u.version FROM uploads u JOIN repositories r ON r.id = u.repo_id
+			WHERE u.id = ? AND r.name = ?`, id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.HashState, &u.Version)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return Upload{}, uploadUnknown(repo, id)
+	}
+	if err != nil {
+		return Upload{}, fmt.Errorf("look up upload %s in %s: %w", id, repo, err)
+	}
+	return u, nil
+}
+
+// AdvanceUpload records that the first size bytes are durable and returns the
+// session's new version. The error is Conflict when u is not the session's
+// present state.
+func (s *Store) AdvanceUpload(ctx context.Context, u Upload, size int64, hashState []byte) (int64, error) {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		n, err := tx.Exec("UPDATE uploads SET size = ?, hash_state = ?, touched_at = ?, version = version + 1 WHERE id = ? AND version = ?",
+			size, hashState, tx.Now(), u.ID, u.Version)
+		if err == nil && n == 0 {
+			return fault.New(fault.Conflict, "upload %s was changed by another request", u.ID).WithCode(oci.CodeBlobUploadInvalid)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("advance upload %s: %w", u.ID, err)
+	}
+	return u.Version + 1, nil
+}
+
+// TouchUpload keeps a session alive whose transfer takes long.
+func (s *Store) TouchUpload(ctx context.Context, id string) error {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE uploads SET touched_at = ? WHERE id = ?", tx.Now(), id)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("touch upload %s: %w", id, err)
+	}
+	return nil
+}
+
+// FinishUpload makes a session a blob of its repository. The caller has made
+// size bytes under u.Key durable and found their digest to be d. If the blob
+// exists, its own bytes stay and the session's go to the purge queue; if its
+// bytes were found missing, the session's take their place.
+func (s *Store) FinishUpload(ctx context.Context, u Upload, d oci.Digest, size int64) (Blob, error) {
+	b := Blob{Digest: d, Size: size}
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		var repoID int64
+		err := tx.Row("DELETE FROM uploads WHERE id = ? AND version = ? RETURNING repo_id", u.ID, u.Version).Scan(&repoID)
+		if errors.Is(err, sql.ErrNoRows) {
+			return uploadUnknown(u.Repo, u.ID)
+		}
+		if err != nil {
+			return err
+		}
+		var id int64
+		var lost sql.NullInt64
+		err = tx.Row("SELECT id, key, lost_at FROM blobs WHERE digest = ?", string(d)).Scan(&id, &b.Key, &lost)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			b.Key = u.Key
+			err = tx.Row("INSERT INTO blobs (digest, size, key, touched_at, created_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
+				string(d), size, u.Key, tx.Now(), tx.Now()).Scan(&id)
+		case err != nil:
+		case lost.Valid:
+			if err = enqueuePurge(tx, purge{Key: b.Key, Digest: string(d), Size: size, Reason: "replaced by a new upload", Actor: "check"}); err != nil {
+				return err
+			}
+			b.Key = u.Key
+			_, err = tx.Exec("UPDATE blobs SET key = ?, size = ?, lost_at = NULL, version = version + 1 WHERE id = ?", u.Key, size, id)
+			if err == nil {
+				err = s.dropBlobEverywhere(tx, id, d)
+			}
+		default:
+			err = enqueuePurge(tx, purge{Key: u.Key, Digest: string(d), Size: size, Reason: "uploaded again", Actor: "upload"})
+		}
+		if err != nil {
+			return err
+		}
+		return s.linkBlob(tx, u.Repo, repoID, id, d, "uploaded")
+	})
+	if err != nil {
+		return Blob{}, fmt.Errorf("finish upload %s of %s: %w", u.ID, d, err)
+	}
+	return b, nil
+}
+
+// dropBlobEverywhere drops a blob from the cache for each repository that links it.
+func (s *Store) dropBlobEverywhere(tx *sqldb.Tx, id int64, d oci.Digest) error {
+	var repos []oci.Name
+	err := tx.All(scanInto(&repos), "SELECT r.name FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ?", id)
+	for _, repo := range repos {
+		s.dropBlobs(tx, repo, d)
+	}
+	return err
+}
+
+// CancelUpload ends a session; its bytes go to the purge queue.
+func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor string) error {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		p := purge{Reason: "upload cancelled", Actor: actor}
+		err := tx.Row(`DELETE FROM uploads WHERE id = ? AND repo_id = (SELECT id FROM repositories WHERE name = ?)
+			RETURNING key, size`, id, string(repo)).Scan(&p.Key, &p.Size)
+		if errors.Is(err, sql.ErrNoRows) {
+			return uploadUnknown(repo, id)
+		}
+		if err != nil {
+			return err
+		}
+		return enqueuePurge(tx, p)
+	})
+	if err != nil {
+		return fmt.Errorf("cancel upload %s in %s: %w", id, repo, err)
+	}
+	return nil
+}
