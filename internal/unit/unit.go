@@ -7,6 +7,7 @@
 package unit
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -133,6 +134,19 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 
 // UnmarshalText reads what ParseDuration reads.
 func (d *Duration) UnmarshalText(b []byte) error { return d.Set(string(b)) }
+
+// UnmarshalJSON reads a text or a number of seconds.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var text string
+	if json.Unmarshal(b, &text) == nil {
+		return d.Set(text)
+	}
+	var number json.Number
+	if json.Unmarshal(b, &number) == nil && number != "" {
+		return d.Set(number.String())
+	}
+	return errors.New("it is no duration; want a text such as \"2h\" or \"30d\", or a number of seconds")
+}
 
 // ParseSize reads a number of bytes: "512", "64MiB", "1.5GiB", "10MB". KB, MB,
 // GB and TB are powers of 1000, KiB … and the bare letters K, M, G, T powers of

@@ -1,6 +1,7 @@
 package unit
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,21 @@ func TestSize_String(t *testing.T) {
 	} {
 		if got := s.String(); got != want {
 			t.Errorf("Size(%d) renders as %q, want %q", int64(s), got, want)
+		}
+	}
+}
+
+func TestDuration_InJSONIsATextOrSeconds(t *testing.T) {
+	for text, want := range map[string]time.Duration{`"2h"`: 2 * time.Hour, `90`: 90 * time.Second, `0`: 0, `1.5`: 1500 * time.Millisecond, `"30d"`: 720 * time.Hour} {
+		var d Duration
+		if err := json.Unmarshal([]byte(text), &d); err != nil || time.Duration(d) != want {
+			t.Errorf("%s gave %v, %v; want %v", text, time.Duration(d), err, want)
+		}
+	}
+	for _, text := range []string{`-1`, `"-1h"`, `"x"`, `""`, `true`, `[]`, `{}`, `1e300`} {
+		var d Duration
+		if err := json.Unmarshal([]byte(text), &d); err == nil {
+			t.Errorf("%s gave %v, want an error", text, time.Duration(d))
 		}
 	}
 }
