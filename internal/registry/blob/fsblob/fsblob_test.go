@@ -1,12 +1,87 @@
 package fsblob_test
 
 import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
 )
+
+// holdEnv makes the test binary a process that opens the directory named by
+// it, says so, and writes to an object until it is killed.
+const holdEnv = "FSBLOB_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(holdEnv); dir != "" {
+		if err := hold(dir); err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func hold(dir string) error {
+	s, err := fsblob.Open(dir, fsblob.Options{Reserve: 1 << 20})
+	if err != nil {
+		return err
+	}
+	if err := blobtest.Append(s, blobtest.Key(1), 0, blobtest.Bytes(1, 100_000)); err != nil {
+		return err
+	}
+	a, err := s.Append(context.Background(), blobtest.Key(1), 100_000)
+	if err != nil {
+		return err
+	}
+	if _, err := a.Write(blobtest.Bytes(2, 50_000)); err != nil {
+		return err
+	}
+	fmt.Println("holding")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent kills this process or dies itself
+	return nil
+}
+
+// holder starts a process that has the directory open.
+func holder(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), holdEnv+"="+dir)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if line != "holding\n" {
+		t.Fatalf("the other process says %q, %v", line, err)
+	}
+	return cmd
+}
 
 func open(t testing.TB, dir string, o fsblob.Options) *fsblob.Store {
 	t.Helper()
@@ -21,5 +96,198 @@ func open(t testing.TB, dir string, o fsblob.Options) *fsblob.Store {
 func TestConformance(t *testing.T) {
 	blobtest.Run(t, func(t *testing.T) blob.Store {
 		return open(t, t.TempDir(), fsblob.Options{Reserve: 1 << 20})
+	})
+}
+
+func TestOpenMakesTheDirectoryForItsOwnerOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	for _, d := range []string{dir, filepath.Join(dir, "blobs"), filepath.Join(dir, "blobs", "7f")} {
+		if fi, err := os.Stat(d); err != nil || fi.Mode() != os.ModeDir|0o700 {
+			t.Errorf("%s: %v, %v", d, fi, err)
+		}
+	}
+	if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); err != nil || len(shards) != 256 {
+		t.Errorf("%d directories, %v", len(shards), err)
+	}
+}
+
+func TestOpenCompletesAnInterruptedFirstOpen(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "blobs", "00"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	blobtest.Put(t, s, "blobs/ff/x", []byte("x"))
+}
+
+func TestSecondProcessIsToldWhoHoldsTheDirectory(t *testing.T) {
+	dir := t.TempDir()
+	first := holder(t, dir)
+	_, err := fsblob.Open(dir, fsblob.Options{})
+	if !errors.Is(err, fsblob.ErrInUse) {
+		t.Fatalf("open of a directory in use: %v", err)
+	}
+	for _, part := range []string{dir, "process " + strconv.Itoa(first.Process.Pid), "--data"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not say %q", err, part)
+		}
+	}
+}
+
+func TestSecondOpenInOneProcessIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	if _, err := fsblob.Open(dir, fsblob.Options{}); !errors.Is(err, fsblob.ErrInUse) {
+		t.Fatalf("second open: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, fsblob.Options{Reserve: 1 << 20})
+}
+
+func TestR7_KillLeavesNoLockAndNoCommittedByteIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	first := holder(t, dir)
+	if err := first.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Wait() // it was killed
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	if err := blobtest.Append(s, blobtest.Key(1), 100_000, []byte("the end")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := blobtest.Get(s, blobtest.Key(1))
+	if want := string(blobtest.Bytes(1, 100_000)) + "the end"; err != nil || string(got) != want {
+		t.Fatalf("%d bytes after the kill, want %d, %v", len(got), len(want), err)
+	}
+}
+
+func TestOpenSaysWhatIsWrongWithTheDirectory(t *testing.T) {
+	root := t.TempDir()
+	file := filepath.Join(root, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	blobsFile := filepath.Join(root, "blobsfile")
+	shardFile := filepath.Join(root, "shardfile")
+	for dir, in := range map[string]string{blobsFile: "blobs", shardFile: "blobs/ab"} {
+		path := filepath.Join(dir, in)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{file, filepath.Join(file, "below"), blobsFile, shardFile} {
+		_, err := fsblob.Open(dir, fsblob.Options{Reserve: -1})
+		if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "there is a file where a directory is needed") {
+			t.Errorf("open of %s: %v", dir, err)
+		}
+	}
+}
+
+func TestOpenSaysWhoseTheDirectoryIs(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("needs root, to become somebody who may not write")
+	}
+	dir := filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(t.TempDir(), "hold")
+	exe, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bin, exe, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for d := filepath.Dir(bin); d != "/" && d != "/tmp"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = append(os.Environ(), holdEnv+"="+dir)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		t.Fatalf("ran as nobody: %v, %s", err, out)
+	}
+	for _, part := range []string{dir, "not writable", "uid 0", "uid 65534"} {
+		if !strings.Contains(string(out), part) {
+			t.Errorf("%q does not say %q", out, part)
+		}
+	}
+}
+
+func TestWalkPassesOverWhatIsNoObject(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	blobtest.Put(t, s, "blobs/ab/object", []byte("x"))
+	if err := os.Mkdir(filepath.Join(dir, "blobs/ab/directory"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("object", filepath.Join(dir, "blobs/ab/link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"blobs/ab/.hidden", "blobs/ab/white space", "blobs/stray"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if keys := blobtest.Keys(t, s, ""); !slices.Equal(keys, []string{"blobs/ab/object"}) {
+		t.Fatalf("keys %q", keys)
+	}
+	if _, err := s.Open(t.Context(), "blobs/ab/directory"); err == nil {
+		t.Error("a directory was opened as an object")
+	}
+	if _, err := s.Delete(t.Context(), "blobs/ab/directory"); err == nil || errors.Is(err, blob.ErrNotFound) {
+		t.Errorf("delete of a directory: %v", err)
+	}
+}
+
+func TestReaderIsBackedByAFile(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: 1 << 20})
+	blobtest.Put(t, s, blobtest.Key(1), []byte("x"))
+	r, err := s.Open(t.Context(), blobtest.Key(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	f, ok := r.(interface{ File() *os.File })
+	if !ok || f.File() == nil {
+		t.Fatal("the reader shows no file: there is no sendfile without")
+	}
+}
+
+func FuzzKeyStaysInsideTheStore(f *testing.F) {
+	for _, key := range []string{"blobs/ab/x", "blobs/ab/../../lock", "blobs/ab/..", "/etc/passwd", "blobs/ab/x/../../../y", "blobs//x", "blobs/ab/\x00", "blobs/0f/0f-1_2.z"} {
+		f.Add(key)
+	}
+	dir := f.TempDir()
+	s := open(f, dir, fsblob.Options{Reserve: -1, MinFree: -1})
+	f.Fuzz(func(t *testing.T, key string) {
+		if err := blobtest.Append(s, key, 0, []byte("x")); err != nil {
+			return
+		}
+		path := filepath.Join(dir, key)
+		if filepath.Dir(filepath.Dir(path)) != filepath.Join(dir, "blobs") {
+			t.Fatalf("%q leads to %s", key, path)
+		}
+		if keys := blobtest.Keys(t, s, ""); !slices.Equal(keys, []string{key}) {
+			t.Fatalf("%q was written, %q is there", key, keys)
+		}
+		if _, err := s.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
 	})
 }

@@ -1,0 +1,161 @@
+package fsblob
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
+)
+
+// openSync opens a store whose fsyncs go through fsync.
+func openSync(t testing.TB, fsync func(*os.File) error) *Store {
+	t.Helper()
+	s, err := Open(t.TempDir(), Options{Reserve: -1, MinFree: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.syncFile = fsync
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+var errIO = errors.New("input/output error")
+
+// recorder counts fsyncs by kind and fails the ones it is told to.
+type recorder struct {
+	files, dirs       atomic.Int64
+	failFile, failDir atomic.Bool
+}
+
+func (r *recorder) fsync(f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.IsDir() {
+		r.dirs.Add(1)
+		if r.failDir.Load() {
+			return errIO
+		}
+		return f.Sync()
+	}
+	r.files.Add(1)
+	if r.failFile.Load() {
+		return errIO
+	}
+	return f.Sync()
+}
+
+func TestCommitSyncsTheFileAndOnceItsName(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	for i, want := range []struct{ files, dirs int64 }{{1, 1}, {2, 1}, {3, 1}} {
+		if err := blobtest.Append(s, "blobs/ab/x", int64(i), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if r.files.Load() != want.files || r.dirs.Load() != want.dirs {
+			t.Fatalf("after commit %d: %d fsyncs of the file, %d of its directory; want %+v", i+1, r.files.Load(), r.dirs.Load(), want)
+		}
+	}
+	if err := blobtest.Append(s, "blobs/ab/y", 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r.dirs.Load() != 2 {
+		t.Fatalf("a new name in a directory that was synced before: %d fsyncs of it, want 2", r.dirs.Load())
+	}
+}
+
+func TestCommitSyncsANameThatADeadWriterCreated(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	path := filepath.Join(s.dir, "blobs/ab/x")
+	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil { // as an earlier process did
+		t.Fatal(err)
+	}
+	if err := blobtest.Append(s, "blobs/ab/x", 4, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r.dirs.Load() != 1 {
+		t.Fatalf("%d fsyncs of a directory whose names may not be on disk", r.dirs.Load())
+	}
+}
+
+func TestCommitFailsWhenAnFsyncFails(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	r.failFile.Store(true)
+	if err := blobtest.Append(s, "blobs/ab/x", 0, []byte("x")); !errors.Is(err, errIO) {
+		t.Fatalf("the file's fsync failed: %v", err)
+	}
+	r.failFile.Store(false)
+	r.failDir.Store(true)
+	for range 2 { // the failure of one must not count as done for the next
+		if err := blobtest.Append(s, "blobs/ab/x", 0, []byte("x")); !errors.Is(err, errIO) {
+			t.Fatalf("the directory's fsync failed: %v", err)
+		}
+	}
+	if err := blobtest.Append(s, "blobs/ab/x", 1, nil); !errors.Is(err, errIO) {
+		t.Fatalf("the directory's fsync failed, going on: %v", err)
+	}
+	r.failDir.Store(false)
+	if err := blobtest.Append(s, "blobs/ab/x", 1, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCommitAfterAFailedFsyncCannotSucceedLater(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	r.failFile.Store(true)
+	a, err := s.Append(t.Context(), "blobs/ab/x", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Commit(); !errors.Is(err, errIO) {
+		t.Fatal(err)
+	}
+	// The kernel has dropped the pages it could not write: a second fsync would
+	// succeed and mean nothing.
+	r.failFile.Store(false)
+	if err := a.Commit(); err == nil {
+		t.Fatal("commit after a failed commit succeeded")
+	}
+}
+
+func TestDirectorySyncsAreShared(t *testing.T) {
+	var sh shard
+	const writers = 32
+	started, release := make(chan struct{}), make(chan struct{})
+	var syncs atomic.Int64
+	fsync := func() error {
+		if syncs.Add(1) == 1 {
+			close(started)
+			<-release
+		}
+		return nil
+	}
+	var wg, counted sync.WaitGroup
+	first := sh.count(true)
+	wg.Go(func() { _ = sh.sync(first, fsync) })
+	<-started
+	counted.Add(writers)
+	for range writers {
+		wg.Go(func() {
+			name := sh.count(true)
+			counted.Done()
+			if err := sh.sync(name, fsync); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	counted.Wait() // all names are there while the first fsync runs, which may not cover them
+	close(release)
+	wg.Wait()
+	if n := syncs.Load(); n != 2 {
+		t.Fatalf("%d fsyncs for one name and then %d at once, want 2", n, writers)
+	}
+}
