@@ -11,6 +11,18 @@ crane=github.com/google/go-containerregistry/cmd/crane@v0.22.1
 regctl=github.com/regclient/regclient/cmd/regctl@v0.11.7
 registry=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 
+# root runs a command with the rights to install.
+root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    echo "need root or sudo for: $*" >&2
+    return 1
+  fi
+}
+
 # apt PROGRAM:PACKAGE... installs the packages whose program is not there.
 apt() {
   local missing=() pair
@@ -18,14 +30,9 @@ apt() {
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
   done
   [ ${#missing[@]} -eq 0 ] && return
-  local as=()
-  if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || { echo "need root or sudo to install: ${missing[*]}" >&2; exit 1; }
-    as=(sudo)
-  fi
   echo "installing ${missing[*]}" >&2
-  "${as[@]}" apt-get update -qq
-  "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  root apt-get update -qq
+  root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # gobin MODULE@VERSION installs a Go program, again when the version changed.
@@ -41,12 +48,28 @@ gobin() {
   : >"$stamp"
 }
 
+# debs PACKAGE... fetches Debian packages to make images of.
+debs() {
+  local dir=$PWD/.tools/debs missing=() name
+  mkdir -p "$dir"
+  for name; do
+    compgen -G "$dir/${name}_*.deb" >/dev/null || missing+=("$name")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  echo "fetching ${missing[*]}" >&2
+  (cd "$dir" && apt-get download -qq "${missing[@]}" 2>/dev/null) && return
+  root apt-get update -qq
+  (cd "$dir" && apt-get download -qq "${missing[@]}")
+}
+
 case ${1:-} in
 lint)
   gobin $golangci_lint
   ;;
 e2e)
   apt skopeo:skopeo buildah:buildah umoci:umoci busybox:busybox-static runc:runc curl:curl jq:jq
+  debs busybox-static libc6 coreutils bash libacl1 libattr1 libgmp10 libselinux1 libpcre2-8-0 libtinfo6 \
+    perl-base libperl5.36 libcrypt1
   gobin $crane
   gobin $regctl
   ;;
