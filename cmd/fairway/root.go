@@ -1,0 +1,112 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/fairway-registry/fairway/internal/adminclient"
+)
+
+func newRoot(a *app) *cobra.Command {
+	root := a.group(&cobra.Command{
+		Use:   "fairway",
+		Short: "An OCI registry whose garbage collection never gets in the way",
+		Long: `Fairway is an OCI registry that collects its garbage while clients push and
+pull: it blocks nobody, removes nothing that is in use, and can explain and undo
+what it did.`,
+		Example: `  fairway serve                          # a registry on 127.0.0.1:5000
+  fairway gc run                         # collect now
+  fairway explain team/app:v1            # what keeps this image?`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	})
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(), a.versionCommand())
+	for _, cmd := range everyCommand(root) {
+		if cmd.Long == "" {
+			cmd.Long = cmd.Short + "."
+		}
+		if !cmd.HasSubCommands() || cmd == root {
+			cmd.Long += "\n\n" + exitCodes
+		}
+	}
+	return root
+}
+
+func everyCommand(cmd *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{cmd}
+	for _, sub := range cmd.Commands() {
+		all = append(all, everyCommand(sub)...)
+	}
+	return all
+}
+
+// group makes cmd a command that only has others below it.
+func (a *app) group(cmd *cobra.Command, subs ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			_ = cmd.Help() // can only fail where the output has gone
+			return errHelped
+		}
+		var names []string
+		for _, sub := range cmd.Commands() {
+			names = append(names, sub.Name())
+		}
+		return usagef("there is no command %q%s", cmd.CommandPath()+" "+args[0], didYouMean(args[0], names))
+	}
+	cmd.AddCommand(subs...)
+	return cmd
+}
+
+// flagError turns a mistyped flag into a sentence that names the nearest one.
+func flagError(cmd *cobra.Command, err error) error {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "unknown flag: "); ok {
+		var known []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, "--"+f.Name) })
+		return usagef("there is no flag %s%s", name, didYouMean(name, known))
+	}
+	return usagef("%w", err)
+}
+
+// exactly checks that the arguments named are there, and nothing else.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usagef("%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):], " and "))
+		case len(args) > len(names):
+			return usagef("%s does not know what to do with %q", cmd.CommandPath(), args[len(names)])
+		}
+		return nil
+	}
+}
+
+// asking is a command that asks a server.
+type asking struct {
+	app    *app
+	server string
+	json   bool
+}
+
+// asks gives cmd the flags of a command that asks a server.
+func (a *app) asks(cmd *cobra.Command, act func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error) *cobra.Command {
+	q := &asking{app: a}
+	cmd.Flags().StringVar(&q.server, "server", "", "`URL` of the server (default "+defaultServer+", or $"+envServer+")")
+	cmd.Flags().BoolVar(&q.json, "json", false, "print JSON for programs")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		server := slices.DeleteFunc([]string{q.server, a.env(envServer), defaultServer}, func(s string) bool { return s == "" })[0]
+		c, err := adminclient.New(server)
+		if err != nil {
+			return usagef("--server %w", err)
+		}
+		return act(cmd, args, q, c)
+	}
+	return cmd
+}
+
+const defaultServer = "http://127.0.0.1:5000"

@@ -1,0 +1,211 @@
+package adminapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/unit"
+)
+
+// bodyMax bounds a request's body, in bytes.
+const bodyMax = 1 << 20
+
+// body decodes the request's JSON into the struct that into points to. No body
+// is an empty object. Errors name the field and what is wanted.
+func (c *call) body(into any) error {
+	content, err := io.ReadAll(c.Body)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return refuse(http.StatusRequestEntityTooLarge, "BODY_TOO_LARGE", "the body is larger than %s", unit.Size(bodyMax))
+	case err != nil:
+		return fault.Wrap(fault.Invalid, err, "the body ended before it was complete")
+	}
+	if err := jsonDeclared(c.Header, len(content) > 0); err != nil {
+		return err
+	}
+	return decode(content, into)
+}
+
+// jsonDeclared demands the one Content-Type that a web page cannot send to
+// another origin without asking first.
+func jsonDeclared(h http.Header, body bool) error {
+	declared := h.Get("Content-Type")
+	if declared == "" && !body {
+		return nil
+	}
+	if mt, _, err := mime.ParseMediaType(declared); err != nil || mt != "application/json" {
+		return refuse(http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE", "the body must be sent with Content-Type: application/json, not %q", declared)
+	}
+	return nil
+}
+
+func decode(content []byte, into any) error {
+	if len(bytes.TrimSpace(content)) == 0 {
+		return nil
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(content, &raw); err != nil || raw == nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return fault.New(fault.Invalid, "the body is no JSON: %v at byte %d", syntax, syntax.Offset)
+		}
+		return fault.New(fault.Invalid, "the body must be a JSON object")
+	}
+	v := reflect.ValueOf(into).Elem()
+	fields := map[string][]int{}
+	var known []string
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			fields[name] = f.Index
+			known = append(known, name)
+		}
+	}
+	names := make([]string, 0, len(raw))
+	for name := range raw {
+		names = append(names, name)
+	}
+	slices.Sort(names) // the same error for the same body
+	for _, name := range names {
+		index, ok := fields[name]
+		if !ok {
+			return fault.New(fault.Invalid, "%s: there is no such field; there are %s", clip(name), strings.Join(known, ", "))
+		}
+		if err := decodeField(name, raw[name], v.FieldByIndex(index)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func decodeField(name string, raw json.RawMessage, field reflect.Value) error {
+	if string(raw) == "null" {
+		return fault.New(fault.Invalid, "%s: it is null; leave the field out instead", name)
+	}
+	err := json.Unmarshal(raw, field.Addr().Interface())
+	var wrongType *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrongType):
+		return fault.New(fault.Invalid, "%s: %s is wanted, not %s", name, wanted(field.Type()), clip(string(raw)))
+	case err != nil:
+		return fault.New(fault.Invalid, "%s: %s", name, err)
+	}
+	return nil
+}
+
+func wanted(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return wanted(t.Elem())
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice:
+		return "a list of texts"
+	}
+	return "a number"
+}
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return strings.ToValidUTF8(s[:64], "") + "…"
+	}
+	return s
+}
+
+// query reads the parameters of a request and remembers the first mistake.
+type query struct {
+	values url.Values
+	err    error
+}
+
+// query allows the parameters named and no others: a misspelled filter must
+// not look like an answer without one.
+func (c *call) query(allowed ...string) *query {
+	values, err := url.ParseQuery(c.URL.RawQuery)
+	q := &query{values: values}
+	if err != nil {
+		q.err = fault.New(fault.Invalid, "the query of the URL is malformed")
+	}
+	for name, given := range values {
+		if !slices.Contains(allowed, name) {
+			q.fail("%s: there is no such parameter; there are: %s", clip(name), strings.Join(allowed, ", "))
+		} else if len(given) > 1 {
+			q.fail("%s: it is given more than once", name)
+		}
+	}
+	return q
+}
+
+func (q *query) fail(format string, args ...any) {
+	if q.err == nil {
+		q.err = fault.New(fault.Invalid, format, args...)
+	}
+}
+
+func (q *query) text(name string) string { return q.values.Get(name) }
+
+// id reads the id of something, 0 if it is not given.
+func (q *query) id(name string) int64 {
+	if !q.values.Has(name) {
+		return 0
+	}
+	n, err := strconv.ParseInt(q.values.Get(name), 10, 64)
+	if err != nil || n < 1 {
+		q.fail("%s: a number of 1 or more is wanted, not %q", name, clip(q.values.Get(name)))
+	}
+	return n
+}
+
+// n reads how many items are wanted.
+func (q *query) n(standard, most int) int {
+	if !q.values.Has("n") {
+		return standard
+	}
+	n, err := strconv.Atoi(q.values.Get("n"))
+	if err != nil || n < 1 || n > most {
+		q.fail("n: a number from 1 to %d is wanted, not %q", most, clip(q.values.Get("n")))
+	}
+	return n
+}
+
+func (q *query) duration(name string) unit.Duration {
+	if !q.values.Has(name) {
+		return 0
+	}
+	d, err := unit.ParseDuration(q.values.Get(name))
+	if err != nil {
+		q.fail("%s: %v", name, err)
+	}
+	return d
+}
+
+// pathID reads the id in the path.
+func (c *call) pathID() (int64, error) {
+	id, err := strconv.ParseInt(c.PathValue("id"), 10, 64)
+	if err != nil || id < 1 {
+		return 0, fault.New(fault.Invalid, "id: a number of 1 or more is wanted, not %q", clip(c.PathValue("id")))
+	}
+	return id, nil
+}
+
+// noBody refuses a body where none has a meaning.
+func (c *call) noBody() error {
+	var nothing struct{}
+	if err := c.body(&nothing); err != nil {
+		return fmt.Errorf("read no body: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package adminapi
+
+import (
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/unit"
+)
+
+func (a *API) explain(c *call) (any, error) {
+	q := c.query("subject")
+	if q.err == nil && q.text("subject") == "" {
+		q.fail("subject: REPOSITORY, REPOSITORY:TAG, REPOSITORY@DIGEST or DIGEST is wanted")
+	}
+	if q.err != nil {
+		return nil, q.err
+	}
+	e, err := a.Collector.Explain(c.Context(), q.text("subject"))
+	e.Reasons = orEmpty(e.Reasons)
+	for i := range e.Parts {
+		e.Parts[i].Reasons = orEmpty(e.Parts[i].Reasons)
+	}
+	return e, err
+}
+
+// TrashList lists what can be restored.
+type TrashList struct {
+	Items []meta.TrashItem `json:"items"`
+}
+
+// ItemRequest names a manifest in the trash.
+type ItemRequest struct {
+	Repository string `json:"repository"`
+	Digest     string `json:"digest"`
+}
+
+// PurgeRequest asks to empty the trash.
+type PurgeRequest struct {
+	Repository string `json:"repository,omitempty"` // pattern; "" = all
+}
+
+func (a *API) listTrash(c *call) (any, error) {
+	q := c.query("repository", "n")
+	n := q.n(trashMax, trashMax)
+	if q.err != nil {
+		return nil, q.err
+	}
+	items, err := a.Store.Trash(c.Context(), q.text("repository"), n)
+	for i := range items {
+		items[i].Tags = orEmpty(items[i].Tags)
+	}
+	return TrashList{orEmpty(items)}, err
+}
+
+func (a *API) restore(c *call) (any, error) {
+	var req ItemRequest
+	if err := c.body(&req); err != nil {
+		return nil, err
+	}
+	repo, err := oci.ParseName(req.Repository)
+	if err != nil {
+		return nil, err
+	}
+	d, err := oci.ParseDigest(req.Digest)
+	if err != nil {
+		return nil, err
+	}
+	r, err := a.admin.Restore(c.Context(), c.who, repo, d)
+	r.Tags, r.TagsTaken, r.Along = orEmpty(r.Tags), orEmpty(r.TagsTaken), orEmpty(r.Along)
+	return r, err
+}
+
+func (a *API) purgeTrash(c *call) (any, error) {
+	var req PurgeRequest
+	if err := c.body(&req); err != nil {
+		return nil, err
+	}
+	r, err := a.admin.PurgeTrash(c.Context(), c.who, req.Repository)
+	if err != nil {
+		return nil, err
+	}
+	return c.accepted(filled(r), "/gc/runs/%d", r.ID), nil
+}
+
+// LeaseRequest asks to keep digests, and all below them, for a time.
+type LeaseRequest struct {
+	Holder  string         `json:"holder,omitempty"` // may be in the path instead
+	Digests []string       `json:"digests"`
+	TTL     *unit.Duration `json:"ttl"`
+}
+
+// LeaseList lists leases.
+type LeaseList struct {
+	Leases []meta.Lease `json:"leases"`
+}
+
+func (a *API) putLease(c *call) (any, error) {
+	var req LeaseRequest
+	if err := c.body(&req); err != nil {
+		return nil, err
+	}
+	holder := c.PathValue("holder")
+	switch {
+	case holder == "":
+		holder = req.Holder
+	case req.Holder != "" && req.Holder != holder:
+		return nil, fault.New(fault.Invalid, "holder: the path says %q and the body %q", holder, clip(req.Holder))
+	}
+	switch {
+	case len(req.Digests) == 0:
+		return nil, fault.New(fault.Invalid, "digests: at least one is wanted")
+	case req.TTL == nil:
+		return nil, fault.New(fault.Invalid, "ttl: it is missing; want a text such as \"2h\", or a number of seconds")
+	}
+	digests := make([]oci.Digest, len(req.Digests))
+	for i, text := range req.Digests {
+		d, err := oci.ParseDigest(text)
+		if err != nil {
+			return nil, err
+		}
+		digests[i] = d
+	}
+	return a.admin.PutLease(c.Context(), c.who, holder, digests, time.Duration(*req.TTL))
+}
+
+func (a *API) listLeases(c *call) (any, error) {
+	q := c.query("holder")
+	if q.err != nil {
+		return nil, q.err
+	}
+	list, err := a.Store.Leases(c.Context(), q.text("holder"))
+	return LeaseList{orEmpty(list)}, err
+}
+
+func (a *API) getLease(c *call) (any, error) {
+	holder := c.PathValue("holder")
+	list, err := a.Store.Leases(c.Context(), holder)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, fault.New(fault.NotFound, "%q holds no lease", clip(holder))
+	}
+	return list[0], nil
+}
+
+func (a *API) deleteLease(c *call) (any, error) {
+	return nil, a.admin.DeleteLease(c.Context(), c.who, c.PathValue("holder"))
+}

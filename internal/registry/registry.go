@@ -1,0 +1,197 @@
+// Package registry assembles a registry out of its parts: the blob store, the
+// metadata, uploads, the collector, the checker and the faces.
+//
+// It owns their order: what guards the data (the lock) is taken before what
+// uses it, and given up after. It refuses to open data that another process has
+// open, and to listen where strangers could reach it unless the configuration
+// says so.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/registry/adminapi"
+	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
+	"github.com/fairway-registry/fairway/internal/registry/check"
+	"github.com/fairway-registry/fairway/internal/registry/distapi"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/upload"
+)
+
+// Registry is an open registry that listens.
+type Registry struct {
+	cfg       Config
+	log       *slog.Logger
+	metrics   *prometheus.Registry
+	listener  net.Listener
+	blobs     *fsblob.Store
+	store     *meta.Store
+	collector *gc.Collector
+	checker   *check.Checker
+	observer  *httpserve.Observer
+	dist      *distapi.Handler
+	api       *adminapi.API
+	ready     atomic.Bool
+	closers   []func() error // in the order of opening
+}
+
+// Open opens the data, which it creates where there is none, and begins to
+// listen. Requests are answered when Run does. Close it in any case.
+func Open(ctx context.Context, cfg Config, log *slog.Logger, version adminapi.Version) (*Registry, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	r := &Registry{cfg: cfg, log: log, metrics: prometheus.NewRegistry()}
+	if err := r.open(ctx, version); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
+	r.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := r.listen(ctx); err != nil {
+		return err
+	}
+	if err := r.openData(ctx); err != nil {
+		return err
+	}
+	level, err := httpserve.ParseLevel(r.cfg.Log.Requests)
+	if err != nil {
+		return &SettingError{"log.requests", err.Error()}
+	}
+	uploads := upload.New(r.store, r.blobs, upload.Options{})
+	r.collector = gc.New(r.store, r.blobs, gc.Options{
+		Policy: r.cfg.Policy(), Interval: time.Duration(r.cfg.GC.Interval), Workers: r.cfg.GC.Workers, Rate: r.cfg.GC.Rate,
+		Busy: uploads.Busy, Log: r.log, Metrics: r.metrics,
+	})
+	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
+	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
+	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
+	r.api = adminapi.New(adminapi.Options{
+		Store: r.store, Collector: r.collector, Checker: r.checker, Observer: r.observer, Log: r.log, Version: version,
+		Loopback: r.onLoopback(), Hosts: r.cfg.Hosts,
+	})
+	return nil
+}
+
+func (r *Registry) listen(ctx context.Context) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", r.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", r.cfg.Listen, err)
+	}
+	r.listener = ln
+	r.closers = append(r.closers, func() error {
+		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	if !r.onLoopback() && !r.cfg.AllowAnyone {
+		return &SettingError{"listen", fmt.Sprintf("%s is %s, which can be reached from the network", r.cfg.Listen, ln.Addr())}
+	}
+	return nil
+}
+
+// onLoopback reports whether the address that is really listened on is one of
+// this machine only, whatever name it was given by.
+func (r *Registry) onLoopback() bool {
+	addr, ok := r.listener.Addr().(*net.TCPAddr)
+	return ok && addr.IP.IsLoopback()
+}
+
+func (r *Registry) openData(ctx context.Context) error {
+	dir, err := r.cfg.storageDir()
+	if err != nil {
+		return err
+	}
+	path, err := r.cfg.databasePath()
+	if err != nil {
+		return err
+	}
+	if r.blobs, err = fsblob.Open(dir, fsblob.Options{Reserve: int64(r.cfg.Reserve), MinFree: int64(r.cfg.MinFree)}); err != nil {
+		return err
+	}
+	r.closers = append(r.closers, r.blobs.Close)
+	if filepath.Dir(path) != filepath.Clean(dir) {
+		// The lock of the storage does not guard a database elsewhere.
+		lock, err := lockDatabase(path)
+		if err != nil {
+			return err
+		}
+		r.closers = append(r.closers, lock.Close)
+	}
+	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release}); err != nil {
+		return err
+	}
+	r.closers = append(r.closers, r.store.Close)
+	return nil
+}
+
+func lockDatabase(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("directory of the database: %w", err)
+	}
+	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the database: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: another process holds %s", fsblob.ErrInUse, path)
+		}
+		return nil, fmt.Errorf("lock the database: %w", err)
+	}
+	return f, nil
+}
+
+// Addr is the address that is listened on.
+func (r *Registry) Addr() net.Addr { return r.listener.Addr() }
+
+// Run serves, collects and checks until ctx ends and what was under way is
+// over.
+func (r *Registry) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	r.ready.Store(true)
+	stop := context.AfterFunc(ctx, func() { r.ready.Store(false) })
+	defer stop()
+	g.Go(func() error {
+		return httpserve.Serve(ctx, r.listener, httpserve.Options{
+			Handler: r.observer.Wrap(r.handler()), Grace: time.Duration(r.cfg.ShutdownGrace), Log: r.log,
+		})
+	})
+	g.Go(func() error { return r.collector.Run(ctx) })
+	g.Go(func() error { return r.checker.Run(ctx, time.Duration(r.cfg.CheckInterval)) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Close gives up everything, in the reverse order of opening. Call it when Run
+// has returned.
+func (r *Registry) Close() error {
+	var errs []error
+	for i := len(r.closers) - 1; i >= 0; i-- {
+		errs = append(errs, r.closers[i]())
+	}
+	r.closers = nil
+	return errors.Join(errs...)
+}
