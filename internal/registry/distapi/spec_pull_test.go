@@ -1,0 +1,249 @@
+package distapi_test
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+func TestSpec_DeterminingSupport_BaseIs200(t *testing.T) {
+	s := serve(t)
+	for _, path := range []string{"/v2/", "/v2"} {
+		s.do("GET", path, nil).want(200).wantHeader("Docker-Distribution-Api-Version", "registry/2.0").wantBody([]byte("{}"))
+	}
+}
+
+func TestSpec_PullingManifests_ByTagAndByDigest(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a/b", "v1", "one", "")
+	for _, ref := range []string{"v1", string(i.digest)} {
+		s.do("GET", "/v2/a/b/manifests/"+ref, nil).want(200).
+			wantBody(i.content).
+			wantHeader("Content-Type", oci.MediaTypeImage).
+			wantHeader("Content-Length", strconv.Itoa(len(i.content))).
+			wantHeader("Docker-Content-Digest", string(i.digest)).
+			wantHeader("ETag", `"`+string(i.digest)+`"`).
+			wantHeader("X-Content-Type-Options", "nosniff")
+	}
+}
+
+func TestSpec_PullingManifests_ContentTypeHasNoParametersAndIsThePushedOne(t *testing.T) {
+	s := serve(t)
+	body := []byte(`any bytes at all`)
+	s.putManifest("a", "x", "application/vnd.example.thing; charset=utf-8", body).want(201)
+	s.do("GET", "/v2/a/manifests/x", nil).want(200).wantHeader("Content-Type", "application/vnd.example.thing").wantBody(body)
+}
+
+func TestSpec_PullingManifests_AcceptDoesNotChangeTheAnswer(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "v1", "one", "")
+	s.do("GET", "/v2/a/manifests/v1", nil, "Accept", "application/vnd.docker.distribution.manifest.v2+json").want(200).
+		wantHeader("Content-Type", oci.MediaTypeImage).wantBody(i.content)
+}
+
+func TestSpec_PullingManifests_UnknownIs404(t *testing.T) {
+	s := serve(t)
+	s.pushImage("a", "v1", "one", "")
+	absent := string(sha256Of([]byte("absent")))
+	for _, c := range []struct{ path, code string }{
+		{"/v2/a/manifests/v2", oci.CodeManifestUnknown},
+		{"/v2/a/manifests/" + absent, oci.CodeManifestUnknown},
+		{"/v2/a/manifests/.no-tag-can-be-this", oci.CodeManifestUnknown},
+		{"/v2/nobody/manifests/v1", oci.CodeNameUnknown},
+	} {
+		s.do("GET", c.path, nil).wantError(404, c.code)
+		if a := s.do("HEAD", c.path, nil).want(404); len(a.body) > 0 {
+			t.Errorf("HEAD %s: error has a body", c.path)
+		}
+	}
+}
+
+func TestSpec_PullingManifests_MalformedDigestIs400(t *testing.T) {
+	s := serve(t)
+	s.do("GET", "/v2/a/manifests/sha256:baddigeststring", nil).wantError(400, oci.CodeDigestInvalid)
+}
+
+func TestSpec_PullingManifests_NameMustMatchTheGrammar(t *testing.T) {
+	s := serve(t)
+	for _, name := range []string{"UPPER", "-a", "a-", "a__-b", "a..b", "a___b", "a//b", "/a", "a/", "ü", "a b", "_catalog/x", "%2e%2e", "a%00", strings.Repeat("a", 256)} {
+		s.do("GET", "/v2/"+strings.ReplaceAll(name, " ", "%20")+"/manifests/v1", nil).wantError(400, oci.CodeNameInvalid)
+	}
+}
+
+func TestSpec_PullingManifests_PercentEncodedPathIsTheDecodedOne(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a/b", "v1", "one", "")
+	s.do("GET", "/v2/a%2Fb/manifests/"+strings.Replace(string(i.digest), ":", "%3A", 1), nil).want(200).wantBody(i.content)
+}
+
+func TestRFC9110_ManifestIfNoneMatchIs304(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "v1", "one", "")
+	etag := `"` + string(i.digest) + `"`
+	for _, match := range []string{etag, "W/" + etag, "*", `"other", ` + etag} {
+		for _, method := range []string{"GET", "HEAD"} {
+			a := s.do(method, "/v2/a/manifests/v1", nil, "If-None-Match", match).want(304).wantHeader("ETag", etag)
+			if len(a.body) > 0 {
+				t.Errorf("%s with If-None-Match %s: 304 has a body", method, match)
+			}
+		}
+	}
+	s.do("GET", "/v2/a/manifests/v1", nil, "If-None-Match", `"other"`).want(200).wantBody(i.content)
+}
+
+func TestSpec_PullingBlobs_GetIs200WithDigest(t *testing.T) {
+	s := serve(t)
+	b := content("blob", 5000)
+	d := s.push("a", b)
+	s.do("GET", "/v2/a/blobs/"+string(d), nil).want(200).wantBody(b).
+		wantHeader("Docker-Content-Digest", string(d)).
+		wantHeader("Content-Length", "5000").
+		wantHeader("Content-Type", "application/octet-stream").
+		wantHeader("ETag", `"`+string(d)+`"`).
+		wantHeader("Accept-Ranges", "bytes")
+}
+
+func TestSpec_PullingBlobs_UnknownIs404(t *testing.T) {
+	s := serve(t)
+	d := s.push("a", []byte("x"))
+	absent := sha256Of([]byte("absent"))
+	s.do("GET", "/v2/a/blobs/"+string(absent), nil).wantError(404, oci.CodeBlobUnknown)
+	s.do("GET", "/v2/nobody/blobs/"+string(d), nil).want(404)
+}
+
+func TestSpec_PullingBlobs_MalformedDigestIs400(t *testing.T) {
+	s := serve(t)
+	for _, d := range []string{"sha256:xyz", "md5:d41d8cd98f00b204e9800998ecf8427e", "latest", "sha256:" + strings.Repeat("A", 64)} {
+		for _, method := range []string{"GET", "DELETE"} {
+			s.do(method, "/v2/a/blobs/"+d, nil).wantError(400, oci.CodeDigestInvalid)
+		}
+		s.do("HEAD", "/v2/a/blobs/"+d, nil).want(400)
+	}
+}
+
+func TestR12_ARepositoryServesOnlyBlobsLinkedToIt(t *testing.T) {
+	s := serve(t)
+	d := s.push("a", []byte("secret"))
+	s.pushImage("b", "v1", "one", "")
+	s.do("GET", "/v2/b/blobs/"+string(d), nil).wantError(404, oci.CodeBlobUnknown)
+	s.do("HEAD", "/v2/b/blobs/"+string(d), nil).want(404)
+	i := s.pushImage("a", "v1", "two", "")
+	s.do("GET", "/v2/b/manifests/"+string(i.digest), nil).wantError(404, oci.CodeManifestUnknown)
+}
+
+func TestSpec_PullingBlobs_Range(t *testing.T) {
+	s := serve(t)
+	b := content("range", 2048)
+	path := "/v2/a/blobs/" + string(s.push("a", b))
+	for _, c := range []struct {
+		header, contentRange string
+		want                 []byte
+	}{
+		{"bytes=500-1499", "bytes 500-1499/2048", b[500:1500]},
+		{"bytes=500-", "bytes 500-2047/2048", b[500:]},
+		{"bytes=-500", "bytes 1548-2047/2048", b[1548:]},
+		{"bytes=-5000", "bytes 0-2047/2048", b},
+		{"bytes=2000-5000", "bytes 2000-2047/2048", b[2000:]},
+		{"bytes=0-0", "bytes 0-0/2048", b[:1]},
+	} {
+		s.do("GET", path, nil, "Range", c.header).want(206).wantBody(c.want).
+			wantHeader("Content-Range", c.contentRange).
+			wantHeader("Content-Length", strconv.Itoa(len(c.want)))
+	}
+	a := s.do("GET", path, nil, "Range", "bytes=0-9,20-29").want(206)
+	if !strings.HasPrefix(a.header.Get("Content-Type"), "multipart/byteranges") {
+		t.Errorf("two ranges are answered with type %q", a.header.Get("Content-Type"))
+	}
+}
+
+func TestSpec_PullingBlobs_RangeThatCannotBeSatisfiedIs416(t *testing.T) {
+	s := serve(t)
+	path := "/v2/a/blobs/" + string(s.push("a", content("range", 2048)))
+	for _, header := range []string{"bytes=500-0", "bytes=5000-10000", "bytes=-0", "bytes=2048-", "bytes=", "bytes=x-y", "bytes=1-2-3", "bytes=+1-2", "bytes 0-1", "bytes=99999999999999999999-"} {
+		s.do("GET", path, nil, "Range", header).wantError(416, oci.CodeSizeInvalid).wantHeader("Content-Range", "bytes */2048")
+	}
+	empty := "/v2/a/blobs/" + string(s.push("a", nil))
+	s.do("GET", empty, nil, "Range", "bytes=0-").wantError(416, oci.CodeSizeInvalid)
+	s.do("GET", empty, nil).want(200).wantBody(nil)
+}
+
+func TestRFC9110_UnknownRangeUnitIsIgnored(t *testing.T) {
+	s := serve(t)
+	b := content("range", 2048)
+	path := "/v2/a/blobs/" + string(s.push("a", b))
+	s.do("GET", path, nil, "Range", "pages=1-2").want(200).wantBody(b)
+}
+
+func TestRFC9110_BlobConditions(t *testing.T) {
+	s := serve(t)
+	b := content("cond", 300)
+	d := string(s.push("a", b))
+	path, etag := "/v2/a/blobs/"+d, `"`+d+`"`
+	for _, method := range []string{"GET", "HEAD"} {
+		s.do(method, path, nil, "If-None-Match", etag).want(304).wantBody(nil).wantHeader("ETag", etag)
+		s.do(method, path, nil, "If-None-Match", `"other"`).want(200)
+	}
+	s.do("GET", path, nil, "If-Match", `"other"`).wantError(412, oci.CodeUnsupported)
+	s.do("GET", path, nil, "If-Match", etag).want(200)
+	s.do("GET", path, nil, "If-Range", etag, "Range", "bytes=0-9").want(206).wantBody(b[:10])
+	s.do("GET", path, nil, "If-Range", `"other"`, "Range", "bytes=0-9").want(200).wantBody(b)
+	s.do("GET", path, nil, "If-Range", `"other"`, "Range", "bytes=9999-").want(200).wantBody(b)
+	s.do("GET", path, nil, "If-None-Match", etag, "Range", "bytes=9999-").want(304)
+}
+
+func TestSpec_CheckingIfContentExists_Head(t *testing.T) {
+	s := serve(t)
+	b := content("head", 1234)
+	d := s.push("a", b)
+	i := s.pushImage("a", "v1", "one", "")
+	s.do("HEAD", "/v2/a/blobs/"+string(d), nil).want(200).
+		wantHeader("Docker-Content-Digest", string(d)).wantHeader("Content-Length", "1234")
+	for _, ref := range []string{"v1", string(i.digest)} {
+		s.do("HEAD", "/v2/a/manifests/"+ref, nil).want(200).wantBody(nil).
+			wantHeader("Docker-Content-Digest", string(i.digest)).
+			wantHeader("Content-Type", oci.MediaTypeImage).
+			wantHeader("Content-Length", strconv.Itoa(len(i.content)))
+	}
+	absent := string(sha256Of([]byte("absent")))
+	if a := s.do("HEAD", "/v2/a/blobs/"+absent, nil).want(404); len(a.body) > 0 || a.header.Get("Content-Type") != "" {
+		t.Errorf("the error of a HEAD has a body or a type")
+	}
+}
+
+func TestSpec_Endpoints_UnknownPathIs404(t *testing.T) {
+	s := serve(t)
+	for _, path := range []string{"/v2/a", "/v2/a/b", "/v2/a/blobs/uploads/x/y", "/v2/a/tags/other", "/v2/_catalog/", "/v2/a/uploads/x"} {
+		s.do("GET", path, nil).wantError(404, oci.CodeUnsupported)
+	}
+}
+
+func TestSpec_Endpoints_WrongMethodIs405WithAllow(t *testing.T) {
+	s := serve(t)
+	d := string(sha256Of(nil))
+	for _, c := range []struct{ method, path, allow string }{
+		{"POST", "/v2/", "GET, HEAD"},
+		{"PUT", "/v2/a/blobs/" + d, "GET, HEAD, DELETE"},
+		{"POST", "/v2/a/manifests/v1", "GET, HEAD, PUT, DELETE"},
+		{"GET", "/v2/a/blobs/uploads/", "POST"},
+		{"POST", "/v2/a/blobs/uploads/0123", "GET, HEAD, PATCH, PUT, DELETE"},
+		{"DELETE", "/v2/a/tags/list", "GET, HEAD"},
+		{"DELETE", "/v2/a/referrers/" + d, "GET, HEAD"},
+		{"PATCH", "/v2/_catalog", "GET, HEAD"},
+	} {
+		s.do(c.method, c.path, nil).wantError(405, oci.CodeUnsupported).wantHeader("Allow", c.allow)
+	}
+}
+
+func TestPull_TheKernelSendsTheFile(t *testing.T) {
+	spy := &spyListener{}
+	s := serveWith(t, options{listener: spy.wrap})
+	b := content("sendfile", 3<<20)
+	path := "/v2/a/blobs/" + string(s.push("a", b))
+	s.do("GET", path, nil).want(200).wantBody(b)
+	s.do("GET", path, nil, "Range", "bytes=1048576-").want(206).wantBody(b[1<<20:])
+	if files, other := spy.counts(); files != 2 || other != 0 {
+		t.Errorf("the connection was given %d files and %d other readers, want 2 and 0", files, other)
+	}
+}
