@@ -73,7 +73,7 @@ func (s *Store) ConfirmBlob(ctx context.Context, repo oci.Name, d oci.Digest) (B
 		}
 		var gone bool
 		err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
-			n, err := tx.Exec("UPDATE links SET touched_at = max(touched_at, ?), version = version + 1 WHERE id = ? AND hidden = 0", tx.Now()+confirmAhead, e.linkID)
+			n, err := tx.Exec("UPDATE links SET touched_at = max(touched_at, ?), version = version + 1 WHERE id = ? AND hidden = 0", tx.Now()+ConfirmAhead, e.linkID)
 			gone = n == 0
 			s.dropBlobs(tx, repo, d)
 			return err

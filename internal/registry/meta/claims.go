@@ -140,6 +140,9 @@ func (c *collection) trash() error {
 		}
 		if n == 0 {
 			c.raced(1)
+			if err := closeReviews(c.tx, "manifest", []Claim{t.Claim}, nil); err != nil {
+				return err
+			}
 			continue
 		}
 		err = c.s.trashManifest(c.tx, trashing{id: t.ID, repoID: t.RepoID, repo: t.Repo, digest: t.Digest,
@@ -266,7 +269,7 @@ func (c *collection) unlink() error {
 		return fmt.Errorf("remove links: %w", err)
 	}
 	c.raced(len(c.w.Unlink) - len(rowsGone))
-	if err := closeReviews(c.tx, "link", goneLinks); err != nil {
+	if err := closeReviews(c.tx, "link", c.w.Unlink, goneLinks); err != nil {
 		return err
 	}
 	blobs := make([][3]int64, len(rowsGone))
@@ -329,7 +332,7 @@ func (c *collection) collect() error {
 	}
 	c.raced(len(c.w.Collect) - len(log))
 	c.done.Collected += int64(len(log))
-	if err := closeReviews(c.tx, "blob", gone); err != nil {
+	if err := closeReviews(c.tx, "blob", c.w.Collect, gone); err != nil {
 		return err
 	}
 	if len(keys) > 0 {
@@ -342,13 +345,19 @@ func (c *collection) collect() error {
 	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
 }
 
-// closeReviews forgets the reviews of what is gone.
-func closeReviews(tx *sqldb.Tx, kind string, ids []int64) error {
-	if len(ids) == 0 {
-		return nil
+// closeReviews forgets the reviews of what is gone, out of what was claimed. A
+// claim that was lost leaves its review for a later run: this one judged it,
+// and does not try again (R4).
+func closeReviews(tx *sqldb.Tx, kind string, claims []Claim, gone []int64) error {
+	if len(gone) > 0 {
+		if _, err := tx.Exec("DELETE FROM reviews WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each+")", kind, sqldb.List(gone)); err != nil {
+			return fmt.Errorf("close reviews: %w", err)
+		}
 	}
-	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each+")", kind, sqldb.List(ids)); err != nil {
-		return fmt.Errorf("close reviews: %w", err)
+	if len(gone) < len(claims) {
+		if _, err := tx.Exec("UPDATE reviews SET run_id = NULL WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each3+")", kind, claimRows(claims)); err != nil {
+			return fmt.Errorf("leave reviews: %w", err)
+		}
 	}
 	return nil
 }

@@ -72,7 +72,8 @@ type UploadFacts struct {
 	ID        string
 	Version   int64
 	Repo      oci.Name
-	Size      int64
+	Key       string
+	Size      int64 // bytes known to be durable; the object may have more
 	TouchedAt int64
 }
 
@@ -89,7 +90,7 @@ type Due struct {
 	Scope  Scope   // repositories
 	After  Cursor  // position
 	IDs    []int64 // instead of the queue: just these
-	Limit  int
+	Limit  int     // of rows read from the queue; none for IDs
 }
 
 // Cursor is a position in a queue, by time and id.
@@ -237,12 +238,12 @@ func (s *Store) Orphans(ctx context.Context, d Due) (fs []ManifestFacts, err err
 }
 
 // Loose reads living manifests that no tag, index or subject has kept since
-// d.Before or longer; the cursor is by that time.
+// d.Before or longer, orphans apart; the cursor is by that time.
 func (s *Store) Loose(ctx context.Context, d Due) (fs []ManifestFacts, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(scanManifestFacts(&fs), "SELECT "+manifestFactsColumns+manifestLease+`, m.loose_at, 0
 			FROM manifests m JOIN repositories r ON r.id = m.repo_id
-			WHERE m.loose_at <= ? AND (m.loose_at, m.id) > (?, ?) AND (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`))
+			WHERE m.loose_at <= ? AND m.orphaned_at IS NULL AND (m.loose_at, m.id) > (?, ?) AND (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`))
 			ORDER BY m.loose_at, m.id LIMIT ?`, tx.Now(), d.Before, d.After.At, d.After.ID, d.Scope.all, d.Scope.list(), d.Limit)
 	})
 	return fs, wrapFacts("untagged manifests", err)
@@ -250,17 +251,13 @@ func (s *Store) Loose(ctx context.Context, d Due) (fs []ManifestFacts, err error
 
 // Trashed reads manifests that have been in the trash since d.Before or longer.
 func (s *Store) Trashed(ctx context.Context, d Due) (fs []TrashFacts, err error) {
-	source, args := `(SELECT manifest_id AS id, trashed_at FROM trash WHERE trashed_at <= ? AND (trashed_at, manifest_id) > (?, ?)
-		ORDER BY trashed_at, manifest_id)`, []any{d.Before, d.After.At, d.After.ID}
-	if d.IDs != nil {
-		source, args = "(SELECT t.manifest_id AS id, t.trashed_at FROM "+sqldb.Each+" i CROSS JOIN trash t ON t.manifest_id = i.a)", []any{sqldb.List(d.IDs)}
-	}
+	where, args := "q.trashed_at <= ? AND (q.trashed_at, q.manifest_id) > (?, ?) AND (? OR m.repo_id IN (SELECT a FROM "+sqldb.Each+"))",
+		[]any{d.Before, d.After.At, d.After.ID, d.Scope.all, d.Scope.list()}
 	limit := d.Limit
 	if d.IDs != nil {
-		limit = -1
+		where, args, limit = "q.manifest_id IN (SELECT a FROM "+sqldb.Each+")", []any{sqldb.List(d.IDs)}, -1
 	}
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		all := append([]any{tx.Now()}, args...)
 		return tx.All(func(rows *sql.Rows) error {
 			var f TrashFacts
 			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.Repo, &f.Digest, &f.Size, &f.TrashedAt, &f.Parents, &f.Lease)
@@ -269,8 +266,8 @@ func (s *Store) Trashed(ctx context.Context, d Due) (fs []TrashFacts, err error)
 		}, `SELECT m.id, m.version, m.repo_id, r.name, m.digest, m.size, q.trashed_at,
 				(SELECT count(*) FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
 					WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL), `+manifestLease+`
-			FROM `+source+` q CROSS JOIN manifests m ON m.id = q.id JOIN repositories r ON r.id = m.repo_id
-			WHERE (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`)) LIMIT ?`, append(all, d.Scope.all || d.IDs != nil, d.Scope.list(), limit)...)
+			FROM trash q CROSS JOIN manifests m ON m.id = q.manifest_id JOIN repositories r ON r.id = m.repo_id
+			WHERE `+where+` ORDER BY q.trashed_at, q.manifest_id LIMIT ?`, append(append([]any{tx.Now()}, args...), limit)...)
 	})
 	return fs, wrapFacts("the trash", err)
 }
@@ -315,10 +312,10 @@ func (s *Store) IdleUploads(ctx context.Context, before int64, scope Scope, afte
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(func(rows *sql.Rows) error {
 			var f UploadFacts
-			err := rows.Scan(&f.ID, &f.Version, &f.Repo, &f.Size, &f.TouchedAt)
+			err := rows.Scan(&f.ID, &f.Version, &f.Repo, &f.Key, &f.Size, &f.TouchedAt)
 			fs = append(fs, f)
 			return err
-		}, `SELECT u.id, u.version, r.name, u.size, u.touched_at FROM uploads u JOIN repositories r ON r.id = u.repo_id
+		}, `SELECT u.id, u.version, r.name, u.key, u.size, u.touched_at FROM uploads u JOIN repositories r ON r.id = u.repo_id
 			WHERE u.touched_at <= ? AND u.id > ? AND (? OR u.repo_id IN (SELECT a FROM `+sqldb.Each+`)) ORDER BY u.id LIMIT ?`,
 			before, after, scope.all, scope.list(), limit)
 	})
@@ -334,7 +331,7 @@ type Edge struct {
 // Below reads what depends on a manifest: the links it needs, and the living
 // children and referrers that it keeps. A dry run follows it where a run would
 // write.
-func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edges []Edge, kin []int64, err error) {
+func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edges []Edge, children, referrers []int64, err error) {
 	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
 		err := tx.All(func(rows *sql.Rows) error {
 			var e Edge
@@ -345,10 +342,13 @@ func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edge
 		if err != nil {
 			return err
 		}
-		kin, err = kinOf(tx, repoID, id, d)
+		if children, err = childrenOf(tx, id); err != nil {
+			return err
+		}
+		referrers, err = referrersOf(tx, repoID, d)
 		return err
 	})
-	return edges, kin, wrapFacts("what is below a manifest", err)
+	return edges, children, referrers, wrapFacts("what is below a manifest", err)
 }
 
 func wrapFacts(of string, err error) error {

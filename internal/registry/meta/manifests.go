@@ -42,7 +42,7 @@ func (s *Store) Manifest(ctx context.Context, repo oci.Name, ref oci.Reference) 
 		}
 		var gone bool
 		err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
-			n, err := tx.Exec("UPDATE manifests SET touched_at = max(touched_at, ?), version = version + 1 WHERE id = ? AND trashed_at IS NULL", tx.Now()+confirmAhead, e.id)
+			n, err := tx.Exec("UPDATE manifests SET touched_at = max(touched_at, ?), version = version + 1 WHERE id = ? AND trashed_at IS NULL", tx.Now()+ConfirmAhead, e.id)
 			gone = n == 0
 			s.dropManifests(tx, repo, string(e.Digest))
 			if ref.Tag != "" {
@@ -278,15 +278,30 @@ func writeTags(tx *sqldb.Tx, repo, id int64, tags []oci.Tag) (losers []int64, er
 
 // kinOf lists the living manifests that manifest id keeps while it lives: the
 // children of an index, and the referrers of a subject.
-func kinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) (kin []int64, err error) {
-	err = tx.All(scanInto(&kin), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
-			WHERE c.manifest_id = ?1 AND k.trashed_at IS NULL
-		UNION
-		SELECT k.id FROM manifests k WHERE k.repo_id = ?2 AND k.subject = ?3 AND k.trashed_at IS NULL`, id, repo, string(d))
+func kinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) ([]int64, error) {
+	children, err := childrenOf(tx, id)
 	if err != nil {
-		return nil, fmt.Errorf("list children and referrers: %w", err)
+		return nil, err
 	}
-	return kin, nil
+	referrers, err := referrersOf(tx, repo, d)
+	return append(children, referrers...), err
+}
+
+func childrenOf(tx *sqldb.Tx, id int64) (children []int64, err error) {
+	err = tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+		WHERE c.manifest_id = ? AND k.trashed_at IS NULL`, id)
+	if err != nil {
+		return nil, fmt.Errorf("list children: %w", err)
+	}
+	return children, nil
+}
+
+func referrersOf(tx *sqldb.Tx, repo int64, d oci.Digest) (referrers []int64, err error) {
+	err = tx.All(scanInto(&referrers), "SELECT k.id FROM manifests k WHERE k.repo_id = ? AND k.subject = ? AND k.trashed_at IS NULL", repo, string(d))
+	if err != nil {
+		return nil, fmt.Errorf("list referrers: %w", err)
+	}
+	return referrers, nil
 }
 
 // scanInto collects a single column.

@@ -200,7 +200,7 @@ func (s *Store) CountDue(ctx context.Context, c Cutoffs, scope Scope, limit int6
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'link' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'blob' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM trash t JOIN manifests m ON m.id = t.manifest_id WHERE t.trashed_at <= ?2 AND (?5 OR m.repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
-			(SELECT count(*) FROM (SELECT 1 FROM manifests WHERE ?3 > 0 AND loose_at <= ?3 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
+			(SELECT count(*) FROM (SELECT 1 FROM manifests WHERE ?3 > 0 AND loose_at <= ?3 AND orphaned_at IS NULL AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM uploads WHERE touched_at <= ?4 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7))`,
 			c.Window, c.Trash, c.Untagged, c.Uploads, scope.all, list, limit).Scan(&n)
 	})

@@ -117,7 +117,7 @@ func blobUnknown(repo oci.Name, d oci.Digest) error {
 	return fault.New(fault.NotFound, "repository %s has no blob %s", repo, d).WithCode(oci.CodeBlobUnknown)
 }
 
-// confirmAhead is how far ahead of now a confirmation is written, in ms. A
+// ConfirmAhead is how far ahead of now a confirmation is written, in ms. A
 // confirmation within that time of the last one finds it still ahead and needs
 // no write; what it costs is that things stay that much longer.
-const confirmAhead = 1000
+const ConfirmAhead = 1000

@@ -1,0 +1,375 @@
+package gc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/robfig/cron/v3"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// What starts a run.
+const (
+	TriggerManual   = "manual"
+	TriggerInterval = "interval"
+	TriggerSchedule = "schedule"
+)
+
+// Options of a Collector.
+type Options struct {
+	Policy   meta.Policy                // the server's own
+	Interval time.Duration              // of the background worker; 0 = off
+	Workers  int                        // that delete bytes at once; 0 = 4
+	Rate     float64                    // items a second at most; 0 = no limit
+	Busy     func(uploadID string) bool // reports an upload with a request in progress in this process; may be nil
+	Upkeep   func() error               // called at each interval, such as to fill up the disk reserve; may be nil
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer // may be nil
+}
+
+// Collector runs collections. All methods may be called at once.
+type Collector struct {
+	store   *meta.Store
+	blobs   blob.Store
+	opts    Options
+	metrics *metrics
+
+	life context.Context // ends with Close; runs belong to it and not to who started them
+	end  context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	active map[int64]*activeRun
+	nextAt time.Time
+	runs   sync.WaitGroup
+}
+
+type activeRun struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// New returns a collector. Close ends its runs.
+func New(s *meta.Store, b blob.Store, o Options) *Collector {
+	if o.Workers <= 0 {
+		o.Workers = 4
+	}
+	if o.Busy == nil {
+		o.Busy = func(string) bool { return false }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}}
+	c.metrics = newMetrics(o.Metrics, s)
+	c.life, c.end = context.WithCancel(context.Background())
+	return c
+}
+
+// Close stops all runs and waits for them. What they have not reached, the
+// next run takes at once.
+func (c *Collector) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.end()
+	c.runs.Wait()
+}
+
+// Policy is the server's own policy.
+func (c *Collector) Policy() meta.Policy { return c.opts.Policy }
+
+// Run is the background worker: a run at each interval in which something is
+// due, and the cron schedules. It returns when ctx ends, after Close.
+func (c *Collector) Run(ctx context.Context) error {
+	defer c.Close()
+	var tick <-chan time.Time
+	if c.opts.Interval > 0 {
+		t := time.NewTicker(c.opts.Interval)
+		defer t.Stop()
+		tick = t.C
+		c.setNext(time.Now().Add(c.opts.Interval))
+	}
+	minute := time.NewTicker(scheduleCheck)
+	defer minute.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick:
+			c.setNext(time.Now().Add(c.opts.Interval))
+			if err := c.interval(ctx); err != nil && ctx.Err() == nil {
+				c.opts.Log.Error("background collection", "error", err)
+			}
+		case now := <-minute.C:
+			if err := c.schedules(ctx, last, now); err != nil && ctx.Err() == nil {
+				c.opts.Log.Error("scheduled collection", "error", err)
+			}
+			last = now
+		}
+	}
+}
+
+// scheduleCheck is how often cron schedules are looked at; their grain is a minute.
+const scheduleCheck = 5 * time.Second
+
+func (c *Collector) setNext(t time.Time) {
+	c.mu.Lock()
+	c.nextAt = t
+	c.mu.Unlock()
+}
+
+// interval does one turn of the background worker.
+func (c *Collector) interval(ctx context.Context) error {
+	if c.opts.Upkeep != nil {
+		if err := c.opts.Upkeep(); err != nil {
+			c.opts.Log.Warn("upkeep of the storage", "error", err)
+		}
+	}
+	c.mu.Lock()
+	busy := len(c.active) > 0
+	c.mu.Unlock()
+	if busy {
+		return nil
+	}
+	due, err := c.anythingDue(ctx)
+	if err != nil || !due {
+		return err
+	}
+	run, err := c.Start(ctx, c.opts.Policy, TriggerInterval, "collector")
+	if err != nil {
+		return err
+	}
+	_, err = c.Wait(ctx, run.ID)
+	return err
+}
+
+func (c *Collector) anythingDue(ctx context.Context) (bool, error) {
+	if due, err := c.store.PurgesDue(ctx); err != nil || due {
+		return due, err
+	}
+	scope, err := c.store.RepoScope(ctx, "")
+	if err != nil {
+		return false, err
+	}
+	n, err := c.store.CountDue(ctx, cutoffs(LimitsOf(c.opts.Policy, c.store.Now())), scope, 1)
+	return n > 0, err
+}
+
+func cutoffs(l Limits) meta.Cutoffs {
+	co := meta.Cutoffs{Now: l.Now, Window: l.cutoff(l.Window), Trash: l.cutoff(l.Trash), Uploads: l.cutoff(l.Uploads)}
+	if l.Untagged != 0 {
+		co.Untagged = l.Now - l.Untagged
+	}
+	return co
+}
+
+// schedules starts the runs whose cron time lies between two looks at the
+// clock on the wall, which is what people mean by a cron time.
+func (c *Collector) schedules(ctx context.Context, last, now time.Time) error {
+	scheds, err := c.store.Schedules(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range scheds {
+		spec, err := ParseCron(s.Cron)
+		if err != nil {
+			return fmt.Errorf("schedule %d: %w", s.ID, err)
+		}
+		if spec.Next(last).After(now) {
+			continue
+		}
+		if _, err := c.Start(ctx, s.Policy, TriggerSchedule, fmt.Sprintf("schedule %d", s.ID)); err != nil {
+			return fmt.Errorf("schedule %d: %w", s.ID, err)
+		}
+		if err := c.store.MarkScheduled(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ParseCron reads five cron fields (minute, hour, day of month, month, day of
+// week) or a word such as @daily. The error is Invalid.
+func ParseCron(s string) (cron.Schedule, error) {
+	spec, err := cron.ParseStandard(s)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "invalid cron schedule %q: want five fields such as \"0 3 * * *\", or @daily: %s", s, err.Error())
+	}
+	return spec, nil
+}
+
+// Start begins a run and returns at once. Errors: NotFound or Invalid for a
+// repository pattern, Busy when the server is shutting down.
+func (c *Collector) Start(ctx context.Context, p meta.Policy, trigger, actor string) (meta.Run, error) {
+	if err := checkPolicy(p); err != nil {
+		return meta.Run{}, err
+	}
+	scope, err := c.store.RepoScope(ctx, p.Repository)
+	if err != nil {
+		return meta.Run{}, err
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return meta.Run{}, fault.New(fault.Busy, "the server is shutting down")
+	}
+	c.runs.Add(1)
+	c.mu.Unlock()
+	run, err := c.store.StartRun(ctx, trigger, actor, p)
+	if err != nil {
+		c.runs.Done()
+		return meta.Run{}, err
+	}
+	life, cancel := context.WithCancel(c.life)
+	a := &activeRun{cancel: cancel, done: make(chan struct{})}
+	c.mu.Lock()
+	c.active[run.ID] = a
+	c.mu.Unlock()
+	r := &runner{Collector: c, run: run, actor: runActor(trigger, actor), scope: scope, limits: LimitsOf(p, c.store.Now()), limiter: c.limiter()}
+	go func() {
+		defer c.runs.Done()
+		defer close(a.done)
+		defer cancel()
+		c.finish(r, r.execute(life))
+		c.mu.Lock()
+		delete(c.active, run.ID)
+		c.mu.Unlock()
+	}()
+	return run, nil
+}
+
+// runActor is who the deletion log names: a person for what a person started.
+func runActor(trigger, actor string) string {
+	if trigger == TriggerManual {
+		return actor
+	}
+	return "collector"
+}
+
+func checkPolicy(p meta.Policy) error {
+	for _, d := range []struct {
+		name string
+		d    meta.Duration
+	}{{"window", p.Window}, {"trash", p.Trash}, {"untagged", p.Untagged}, {"uploads", p.Uploads}} {
+		if d.d < 0 {
+			return fault.New(fault.Invalid, "%s must not be negative, is %s", d.name, time.Duration(d.d))
+		}
+	}
+	return nil
+}
+
+// finish records how a run ended. The run's own context may be over, so it
+// uses one that is not.
+func (c *Collector) finish(r *runner, err error) {
+	ctx := context.Background()
+	state, problem := meta.RunDone, ""
+	switch {
+	case errors.Is(err, context.Canceled):
+		state = meta.RunStopped
+	case err != nil:
+		state, problem = meta.RunFailed, fault.Public(err).Public
+		c.opts.Log.Error("collection failed", "run", r.run.ID, "error", err)
+	}
+	run, getErr := c.store.Run(ctx, r.run.ID)
+	idle := getErr == nil && state == meta.RunDone && run.Trigger == TriggerInterval &&
+		run.Collected+run.Trashed+run.Unlinked+run.Purged+run.Failed == 0
+	if idle {
+		err = c.store.ForgetRun(ctx, r.run.ID)
+	} else {
+		err = c.store.FinishRun(ctx, r.run.ID, state, problem)
+	}
+	if err = errors.Join(getErr, err); err != nil {
+		c.opts.Log.Error("record the end of a collection", "run", r.run.ID, "error", err)
+	}
+	c.metrics.finished(run, state, c.store.Now())
+	if !idle {
+		c.opts.Log.Info("collection over", "run", r.run.ID, "state", state, "trigger", run.Trigger, "examined", run.Examined,
+			"collected", run.Collected, "trashed", run.Trashed, "freed_bytes", run.FreedBytes, "failed", run.Failed)
+	}
+}
+
+// Get returns a run with its counts so far.
+func (c *Collector) Get(ctx context.Context, id int64) (meta.Run, error) { return c.store.Run(ctx, id) }
+
+// Wait returns a run when it is over.
+func (c *Collector) Wait(ctx context.Context, id int64) (meta.Run, error) {
+	c.mu.Lock()
+	a := c.active[id]
+	c.mu.Unlock()
+	if a != nil {
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return meta.Run{}, ctx.Err()
+		}
+	}
+	return c.store.Run(ctx, id)
+}
+
+// Stop ends a run after the batch it is at, waits for that and returns it.
+// What it has counted stays; what it has not reached, the next run takes.
+func (c *Collector) Stop(ctx context.Context, id int64) (meta.Run, error) {
+	c.mu.Lock()
+	a := c.active[id]
+	c.mu.Unlock()
+	if a != nil {
+		a.cancel()
+	}
+	return c.Wait(ctx, id)
+}
+
+// History lists runs, newest first, with ids below before (0: from the end).
+func (c *Collector) History(ctx context.Context, before int64, n int) ([]meta.Run, error) {
+	return c.store.Runs(ctx, before, n)
+}
+
+// Events lists a run's log, oldest first.
+func (c *Collector) Events(ctx context.Context, id int64) ([]meta.RunEvent, error) {
+	if _, err := c.store.Run(ctx, id); err != nil {
+		return nil, err
+	}
+	return c.store.RunEvents(ctx, id, 10_000)
+}
+
+// Status is what is going on.
+type Status struct {
+	Running []meta.Run  `json:"running"`
+	Last    *meta.Run   `json:"last,omitempty"`    // the newest run that is over
+	NextAt  *time.Time  `json:"next_at,omitempty"` // of the background worker
+	Policy  meta.Policy `json:"policy"`
+	Queue   meta.Stats  `json:"queue"`
+}
+
+// Status reads what is going on.
+func (c *Collector) Status(ctx context.Context) (Status, error) {
+	st := Status{Running: []meta.Run{}, Policy: c.opts.Policy}
+	c.mu.Lock()
+	if !c.nextAt.IsZero() {
+		at := c.nextAt.UTC()
+		st.NextAt = &at
+	}
+	c.mu.Unlock()
+	runs, err := c.store.Runs(ctx, 0, 20)
+	if err != nil {
+		return Status{}, err
+	}
+	for i, r := range runs {
+		if r.State == meta.RunRunning {
+			st.Running = append(st.Running, r)
+		} else if st.Last == nil {
+			st.Last = &runs[i]
+		}
+	}
+	st.Queue, err = c.store.Stats(ctx)
+	return st, err
+}

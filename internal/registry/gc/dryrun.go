@@ -1,0 +1,454 @@
+package gc
+
+import (
+	"context"
+	"errors"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// dryRun predicts a run. It reads the same queues as a run, asks the same
+// judges, and where a run would write it notes what would be gone by then; what
+// that uncovers is judged in turn, with those notes taken off the facts. Its
+// memory grows with the garbage it finds.
+type dryRun struct {
+	*Collector
+	scope    meta.Scope
+	limits   Limits
+	run      meta.Run
+	items    []meta.Deletion
+	itemsMax int
+	progress func(meta.Counts)
+
+	loseKeeper map[int64]keepers // living manifests that lost an index or a subject
+	edgesGone  map[int64]int64   // link → manifests gone that needed it
+	linksGone  map[int64]int64   // blob → repositories gone that had it
+	touched    map[int64]int64   // blob → latest confirmation of the links gone
+	seen       map[seenKey]bool  // judged already
+
+	kin, links, unlinked []int64 // uncovered, to be judged
+	uncovered            []meta.TrashFacts
+	linkTouched          map[int64]int64 // links that lost their last living manifest just now
+}
+
+type keepers struct{ parents, subjects int64 }
+
+type seenKey struct {
+	kind byte
+	id   int64
+}
+
+// DryRun predicts what a run with this policy would do now, without any
+// change. items are its acts in their order, max at the most. progress, which
+// may be nil, hears of the counts from time to time.
+func (c *Collector) DryRun(ctx context.Context, p meta.Policy, max int, progress func(meta.Counts)) (meta.Run, []meta.Deletion, error) {
+	if err := checkPolicy(p); err != nil {
+		return meta.Run{}, nil, err
+	}
+	scope, err := c.store.RepoScope(ctx, p.Repository)
+	if err != nil {
+		return meta.Run{}, nil, err
+	}
+	now := c.store.Now()
+	d := &dryRun{
+		Collector: c, scope: scope, limits: LimitsOf(p, now), itemsMax: max, progress: progress, items: []meta.Deletion{},
+		run: meta.Run{Trigger: TriggerManual, State: meta.RunDone, DryRun: true, Policy: p, StartedAt: meta.Time(now),
+			Counts: meta.Counts{Kept: map[string]int64{}}},
+		loseKeeper: map[int64]keepers{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
+		seen: map[seenKey]bool{}, linkTouched: map[int64]int64{},
+	}
+	if d.run.Total, err = c.store.CountDue(ctx, cutoffs(d.limits), scope, totalMax); err != nil {
+		return meta.Run{}, nil, err
+	}
+	for _, step := range []func(context.Context) error{d.uploads, d.manifests, d.trash, d.linkQueue, d.blobQueue, d.purges} {
+		if err := step(ctx); err != nil {
+			return meta.Run{}, nil, err
+		}
+	}
+	end := meta.Time(c.store.Now())
+	d.run.FinishedAt = &end
+	return d.run, d.items, nil
+}
+
+// first reports whether something is judged for the first time.
+func (d *dryRun) first(kind byte, id int64) bool {
+	k := seenKey{kind, id}
+	if d.seen[k] {
+		return false
+	}
+	d.seen[k] = true
+	return true
+}
+
+func (d *dryRun) examined(v Verdict) bool {
+	d.run.Examined++
+	if !v.Go {
+		d.run.Kept[v.Kept]++
+	}
+	if d.progress != nil && d.run.Examined%batchMax == 0 {
+		d.progress(d.run.Counts)
+	}
+	return v.Go
+}
+
+func (d *dryRun) act(del meta.Deletion) {
+	if len(d.items) < d.itemsMax {
+		del.At, del.Actor = d.run.StartedAt, "dry run"
+		d.items = append(d.items, del)
+	}
+}
+
+func (d *dryRun) due(duration int64) meta.Due {
+	return meta.Due{Scope: d.scope, Limit: batchMax, Before: min(d.limits.cutoff(duration), d.limits.Now+meta.ConfirmAhead)}
+}
+
+// dueNow reports whether what would be touched by the run itself would be due
+// in the same run.
+func (d *dryRun) dueNow(duration int64) bool { return duration == 0 }
+
+// objectSize asks the store: an upload that was cut off may have left more
+// bytes than the database knows of.
+func (d *dryRun) objectSize(ctx context.Context, key string, known int64) (int64, error) {
+	r, err := d.blobs.Open(ctx, key)
+	if errors.Is(err, blob.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return known, err
+	}
+	return r.Size(), r.Close()
+}
+
+func (d *dryRun) uploads(ctx context.Context) error {
+	for after := ""; ; {
+		fs, err := d.store.IdleUploads(ctx, min(d.limits.cutoff(d.limits.Uploads), d.limits.Now), d.scope, after, batchMax)
+		if err != nil || len(fs) == 0 {
+			return err
+		}
+		for _, f := range fs {
+			after = f.ID
+			v := JudgeUpload(f, d.opts.Busy(f.ID), d.limits)
+			if !d.examined(v) {
+				continue
+			}
+			size, err := d.objectSize(ctx, f.Key, f.Size)
+			if err != nil {
+				return err
+			}
+			d.run.Collected++
+			d.freed(size)
+			d.act(meta.Deletion{Kind: "upload", Act: "removed", Repo: string(f.Repo), Digest: f.ID, Bytes: f.Size, Reason: v.Reason})
+		}
+	}
+}
+
+func (d *dryRun) freed(size int64) {
+	d.run.Purged++
+	d.run.FreedBytes += size
+}
+
+func (d *dryRun) manifests(ctx context.Context) error {
+	if d.limits.Untagged != 0 {
+		q := d.due(d.limits.Untagged)
+		for {
+			fs, err := d.store.Loose(ctx, q)
+			if err != nil {
+				return err
+			}
+			if len(fs) == 0 {
+				break
+			}
+			last := fs[len(fs)-1]
+			q.After = meta.Cursor{At: last.LooseAt, ID: last.ID}
+			if err := d.judgeManifests(ctx, fs); err != nil {
+				return err
+			}
+		}
+	}
+	q := d.due(d.limits.Window)
+	for {
+		fs, err := d.store.Orphans(ctx, q)
+		if err != nil {
+			return err
+		}
+		if len(fs) == 0 {
+			break
+		}
+		last := fs[len(fs)-1]
+		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
+		if err := d.judgeManifests(ctx, fs); err != nil {
+			return err
+		}
+	}
+	return d.judgeKin(ctx)
+}
+
+// judgeKin judges the children and referrers of what would go, and theirs.
+func (d *dryRun) judgeKin(ctx context.Context) error {
+	for len(d.kin) > 0 {
+		n := min(batchMax, len(d.kin))
+		ids := d.kin[:n]
+		d.kin = d.kin[n:]
+		fs, err := d.store.Orphans(ctx, meta.Due{IDs: ids})
+		if err != nil {
+			return err
+		}
+		if err := d.judgeManifests(ctx, fs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) error {
+	for _, f := range fs {
+		k, bereft := d.loseKeeper[f.ID]
+		f.Parents -= k.parents
+		f.Subjects -= k.subjects
+		if bereft && f.Tags == 0 && f.Parents == 0 && f.Subjects == 0 {
+			f.OrphanedAt = d.limits.Now // the run would have made it one
+			f.LooseAt = max(f.LooseAt, 1)
+		}
+		if !d.first('m', f.ID) {
+			continue
+		}
+		v := JudgeManifest(f, d.limits)
+		if !d.examined(v) {
+			continue
+		}
+		d.run.Trashed++
+		d.act(meta.Deletion{Kind: "manifest", Act: "trashed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+		edges, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
+		if err != nil {
+			return err
+		}
+		if err := d.bereave(ctx, children, referrers); err != nil {
+			return err
+		}
+		if d.dueNow(d.limits.Trash) {
+			d.uncovered = append(d.uncovered, meta.TrashFacts{ID: f.ID, RepoID: f.RepoID, Repo: f.Repo, Digest: f.Digest, Size: f.Size,
+				TrashedAt: d.limits.Now, Parents: f.Parents, Lease: f.Lease})
+			for _, e := range edges {
+				d.linkTouched[e.Link] = d.limits.Now
+			}
+		}
+	}
+	return nil
+}
+
+// bereave notes that manifests lose an index or their subject, and has those
+// judged that nothing else keeps, if the same run would get to them.
+func (d *dryRun) bereave(ctx context.Context, children, referrers []int64) error {
+	for _, id := range children {
+		k := d.loseKeeper[id]
+		k.parents++
+		d.loseKeeper[id] = k
+	}
+	for _, id := range referrers {
+		k := d.loseKeeper[id]
+		k.subjects = 1
+		d.loseKeeper[id] = k
+	}
+	if !d.dueNow(d.limits.Window) {
+		return nil
+	}
+	kin := append(children, referrers...)
+	for i := 0; i < len(kin); i += batchMax {
+		fs, err := d.store.Orphans(ctx, meta.Due{IDs: kin[i:min(len(kin), i+batchMax)]})
+		if err != nil {
+			return err
+		}
+		for _, f := range fs {
+			k := d.loseKeeper[f.ID]
+			if f.Tags == 0 && f.Parents == k.parents && f.Subjects == k.subjects {
+				d.kin = append(d.kin, f.ID)
+			}
+		}
+	}
+	return nil
+}
+
+// trash judges what is in the trash, and what the run would have put there.
+func (d *dryRun) trash(ctx context.Context) error {
+	q := d.due(d.limits.Trash)
+	for {
+		fs, err := d.store.Trashed(ctx, q)
+		if err != nil {
+			return err
+		}
+		if len(fs) == 0 {
+			break
+		}
+		last := fs[len(fs)-1]
+		q.After = meta.Cursor{At: last.TrashedAt, ID: last.ID}
+		if err := d.judgeTrash(ctx, fs); err != nil {
+			return err
+		}
+	}
+	return d.judgeTrash(ctx, d.uncovered)
+}
+
+func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
+	for _, f := range fs {
+		if f.Version != 0 { // of the trash as it is: its indexes may be among what would go
+			f.Parents -= d.loseKeeper[f.ID].parents
+		}
+		v := JudgeTrash(f, d.limits)
+		if !d.examined(v) {
+			continue
+		}
+		d.run.Collected++
+		d.act(meta.Deletion{Kind: "manifest", Act: "removed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+		edges, _, _, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
+		if err != nil {
+			return err
+		}
+		for _, e := range edges {
+			d.edgesGone[e.Link]++
+			if d.edgesGone[e.Link] == e.Edges {
+				d.links = append(d.links, e.Link)
+			}
+		}
+	}
+	return nil
+}
+
+func (d *dryRun) linkQueue(ctx context.Context) error {
+	q := d.due(d.limits.Window)
+	for {
+		fs, err := d.store.Links(ctx, q)
+		if err != nil {
+			return err
+		}
+		if len(fs) == 0 {
+			break
+		}
+		last := fs[len(fs)-1]
+		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
+		if err := d.judgeLinks(ctx, fs); err != nil {
+			return err
+		}
+	}
+	for len(d.links) > 0 {
+		n := min(batchMax, len(d.links))
+		ids := d.links[:n]
+		d.links = d.links[n:]
+		fs, err := d.store.Links(ctx, meta.Due{IDs: ids})
+		if err != nil {
+			return err
+		}
+		for i := range fs {
+			fs[i].Living, fs[i].Trashed = 0, 0
+			fs[i].TouchedAt = max(fs[i].TouchedAt, d.linkTouched[fs[i].ID])
+		}
+		if err := d.judgeLinks(ctx, fs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dryRun) judgeLinks(ctx context.Context, fs []meta.LinkFacts) error {
+	var blobs []int64
+	for _, f := range fs {
+		// A run reads the queue by time: what it would itself put there later
+		// than its limit, it would not get to.
+		if f.Review.Version == 0 && f.TouchedAt > d.limits.cutoff(d.limits.Window) {
+			continue
+		}
+		if !d.first('l', f.ID) {
+			continue
+		}
+		v := JudgeLink(f, d.limits)
+		if !d.examined(v) {
+			continue
+		}
+		d.run.Unlinked++
+		d.act(meta.Deletion{Kind: "link", Act: "removed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+		d.linksGone[f.BlobID]++
+		d.touched[f.BlobID] = max(d.touched[f.BlobID], f.TouchedAt)
+		blobs = append(blobs, f.BlobID)
+	}
+	if len(blobs) == 0 {
+		return nil
+	}
+	bs, err := d.store.Blobs(ctx, meta.Due{IDs: blobs})
+	for _, b := range bs {
+		if b.Links == d.linksGone[b.ID] {
+			d.unlinked = append(d.unlinked, b.ID)
+		}
+	}
+	return err
+}
+
+func (d *dryRun) blobQueue(ctx context.Context) error {
+	q := d.due(d.limits.Window)
+	for {
+		fs, err := d.store.Blobs(ctx, q)
+		if err != nil {
+			return err
+		}
+		if len(fs) == 0 {
+			break
+		}
+		last := fs[len(fs)-1]
+		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
+		d.judgeBlobs(fs)
+	}
+	for len(d.unlinked) > 0 {
+		n := min(batchMax, len(d.unlinked))
+		ids := d.unlinked[:n]
+		d.unlinked = d.unlinked[n:]
+		fs, err := d.store.Blobs(ctx, meta.Due{IDs: ids})
+		if err != nil {
+			return err
+		}
+		for i := range fs {
+			fs[i].Links = 0
+			fs[i].TouchedAt = max(fs[i].TouchedAt, d.touched[fs[i].ID])
+		}
+		d.judgeBlobs(fs)
+	}
+	return nil
+}
+
+func (d *dryRun) judgeBlobs(fs []meta.BlobFacts) {
+	for _, f := range fs {
+		if f.Review.Version == 0 && f.TouchedAt > d.limits.cutoff(d.limits.Window) {
+			continue
+		}
+		if !d.first('b', f.ID) {
+			continue
+		}
+		v := JudgeBlob(f, d.limits)
+		if !d.examined(v) {
+			continue
+		}
+		d.run.Collected++
+		d.freed(f.Size)
+		d.act(meta.Deletion{Kind: "blob", Act: "removed", Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+	}
+}
+
+// purges adds what waits in the purge queue already.
+func (d *dryRun) purges(ctx context.Context) error {
+	if !d.scope.All() {
+		return nil // a run over some repositories purges what it has removed itself
+	}
+	var due int64
+	for key := ""; ; {
+		ps, err := d.store.DuePurges(ctx, 0, due, key, batchMax)
+		if err != nil || len(ps) == 0 {
+			return err
+		}
+		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
+		for _, p := range ps {
+			size, err := d.objectSize(ctx, p.Key, p.Size)
+			if err != nil {
+				return err
+			}
+			d.freed(size)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package gc
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// Reasons for which things are kept; they are keys of a run's "kept" map.
+const (
+	KeptTag        = "tag"        // a tag names it
+	KeptIndex      = "index"      // a living index names it
+	KeptSubject    = "subject"    // it refers to a living subject
+	KeptLease      = "lease"      // somebody holds a lease on it or on what is above it
+	KeptWindow     = "window"     // confirmed, or bereft of its last reference, within the window
+	KeptGrace      = "grace"      // untagged, but not for long enough
+	KeptTrash      = "trash"      // a manifest in the trash may want it back, or it is there and not expired
+	KeptReferenced = "referenced" // a living manifest needs it
+	KeptLinked     = "linked"     // a repository serves it
+	KeptBusy       = "busy"       // an upload with a request in progress
+	KeptPolicy     = "policy"     // nothing says that it should go
+	KeptRaced      = "raced"      // it changed between judgement and claim
+)
+
+// Limits are a policy's durations in milliseconds, with the time of judgement.
+type Limits struct {
+	Now                              int64
+	Window, Trash, Untagged, Uploads int64
+}
+
+// LimitsOf applies a policy at a time, in ms.
+func LimitsOf(p meta.Policy, now int64) Limits {
+	l := Limits{
+		Now:      now,
+		Window:   time.Duration(p.Window).Milliseconds(),
+		Trash:    time.Duration(p.Trash).Milliseconds(),
+		Untagged: time.Duration(p.Untagged).Milliseconds(),
+		Uploads:  time.Duration(p.Uploads).Milliseconds(),
+	}
+	if l.Uploads == 0 {
+		l.Uploads = l.Window
+	}
+	return l
+}
+
+// cutoff is the latest time of a last touch that is due. A duration of 0 means
+// no protection by time at all.
+func (l Limits) cutoff(d int64) int64 {
+	if d == 0 {
+		return meta.NoLimit
+	}
+	return l.Now - d
+}
+
+// due reports whether something touched at that time is out of its time.
+func (l Limits) due(touched, d int64) bool { return touched <= l.cutoff(d) }
+
+// Verdict is what a judge says of one thing.
+type Verdict struct {
+	Go     bool   // to the trash, or for good
+	Kept   string // why not, one of the Kept… constants
+	Reason string // one sentence for people: why it goes or stays
+	// Again is when the same judge may say otherwise though nothing happens, in
+	// ms; 0: not before an event.
+	Again int64
+}
+
+func keep(why string, again int64, format string, args ...any) Verdict {
+	return Verdict{Kept: why, Again: again, Reason: fmt.Sprintf(format, args...)}
+}
+
+func lease(h meta.LeaseHold) Verdict {
+	return keep(KeptLease, h.ExpiresAt, "%s holds a lease on it or on what is above it", h.Holder)
+}
+
+// JudgeManifest decides whether a living manifest goes to the trash.
+func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
+	switch {
+	case f.Tags > 0:
+		return keep(KeptTag, 0, "%d tags name it", f.Tags)
+	case f.Parents > 0:
+		return keep(KeptIndex, 0, "%d indexes name it", f.Parents)
+	case f.Subjects > 0:
+		return keep(KeptSubject, 0, "it refers to a manifest that is there")
+	case f.Lease.Held():
+		return lease(f.Lease)
+	}
+	if f.OrphanedAt != 0 {
+		last := max(f.OrphanedAt, f.TouchedAt)
+		if !l.due(last, l.Window) {
+			return keep(KeptWindow, last+l.Window, "its index or subject was deleted, or a client was told of it, within the window")
+		}
+		return Verdict{Go: true, Reason: fmt.Sprintf("its index or subject %s was deleted and nothing else keeps it", f.OrphanOf)}
+	}
+	if l.Untagged == 0 {
+		return keep(KeptPolicy, 0, "no tag keeps it, but untagged manifests are kept")
+	}
+	last := max(f.LooseAt, f.TouchedAt)
+	if !l.due(last, l.Untagged) {
+		return keep(KeptGrace, last+l.Untagged, "it is untagged, but not for long enough")
+	}
+	return Verdict{Go: true, Reason: fmt.Sprintf("no tag, index or subject has kept it for %s", time.Duration(l.Untagged)*time.Millisecond)}
+}
+
+// JudgeTrash decides whether a manifest leaves the trash for good.
+func JudgeTrash(f meta.TrashFacts, l Limits) Verdict {
+	switch {
+	case f.Parents > 0:
+		return keep(KeptIndex, 0, "it was deleted, but %d indexes name it", f.Parents)
+	case f.Lease.Held():
+		return lease(f.Lease)
+	case !l.due(f.TrashedAt, l.Trash):
+		return keep(KeptTrash, f.TrashedAt+l.Trash, "it is in the trash and can be restored")
+	}
+	return Verdict{Go: true, Reason: "its time in the trash was over"}
+}
+
+// JudgeLink decides whether a repository serves a blob no longer.
+func JudgeLink(f meta.LinkFacts, l Limits) Verdict {
+	switch {
+	case f.Living > 0:
+		return keep(KeptReferenced, 0, "%d manifests need it", f.Living)
+	case f.Trashed > 0:
+		return keep(KeptTrash, 0, "%d manifests in the trash may want it back", f.Trashed)
+	case f.Lease.Held():
+		return lease(f.Lease)
+	case !l.due(f.TouchedAt, l.Window):
+		return keep(KeptWindow, f.TouchedAt+l.Window, "a client was told of it, or its last manifest went, within the window")
+	}
+	return Verdict{Go: true, Reason: "no manifest of the repository needs it"}
+}
+
+// JudgeBlob decides whether a blob goes for good.
+func JudgeBlob(f meta.BlobFacts, l Limits) Verdict {
+	switch {
+	case f.Links > 0:
+		return keep(KeptLinked, 0, "%d repositories have it", f.Links)
+	case f.Lease.Held():
+		return lease(f.Lease)
+	case !l.due(f.TouchedAt, l.Window):
+		return keep(KeptWindow, f.TouchedAt+l.Window, "a client was told of it within the window")
+	}
+	return Verdict{Go: true, Reason: "no repository has it any more"}
+}
+
+// JudgeUpload decides whether an upload session is abandoned. busy says that a
+// request of it is in progress.
+func JudgeUpload(f meta.UploadFacts, busy bool, l Limits) Verdict {
+	switch {
+	case busy:
+		return keep(KeptBusy, 0, "a request is in progress")
+	case !l.due(f.TouchedAt, l.Uploads):
+		return keep(KeptWindow, f.TouchedAt+l.Uploads, "it was in use within the window")
+	}
+	return Verdict{Go: true, Reason: "nobody went on with the upload"}
+}

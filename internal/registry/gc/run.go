@@ -1,0 +1,424 @@
+package gc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// batchMax is how many items are judged and applied together: enough that one
+// commit is shared, few enough that a client's write does not wait long for it.
+const batchMax = 128
+
+// totalMax bounds the count of what is due, which is for the estimate only.
+const totalMax = 5_000_000
+
+// runner is one run.
+type runner struct {
+	*Collector
+	run     meta.Run
+	actor   string
+	scope   meta.Scope
+	limits  Limits // of the run's beginning
+	limiter *rate.Limiter
+
+	trashed []int64 // moved to the trash by this run; with a trash time of 0 they go on at once
+}
+
+func (c *Collector) limiter() *rate.Limiter {
+	if c.opts.Rate <= 0 {
+		return rate.NewLimiter(rate.Inf, batchMax)
+	}
+	return rate.NewLimiter(rate.Limit(c.opts.Rate), batchMax)
+}
+
+// batch is verdicts on their way to becoming one Work.
+type batch struct {
+	meta.Work
+	size int
+}
+
+func (r *runner) newBatch() *batch {
+	return &batch{Work: meta.Work{Run: r.run.ID, Actor: r.actor, Policy: r.run.Policy, Counts: meta.Counts{Kept: map[string]int64{}}}}
+}
+
+func (b *batch) examined(v Verdict) {
+	b.size++
+	b.Counts.Examined++
+	if !v.Go {
+		b.Counts.Kept[v.Kept]++
+	}
+}
+
+// review answers the review that brought a kept thing up: closed if only an
+// event can change the verdict, put off if time can.
+func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict, window int64) {
+	if row.Version == 0 {
+		return
+	}
+	s := meta.Settled{Kind: kind, Target: target, Version: row.Version}
+	switch {
+	case v.Again == 0:
+		b.Settled = append(b.Settled, s)
+	case v.Kept == KeptLease:
+		// The end of a lease is an event like the loss of a reference.
+		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again})
+	default:
+		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: max(v.Again-window, row.EventAt+1)})
+	}
+}
+
+// execute works until nothing is left that was due when the run began, or that
+// the run has uncovered.
+func (r *runner) execute(ctx context.Context) error {
+	total, err := r.store.CountDue(ctx, cutoffs(r.limits), r.scope, totalMax)
+	if err != nil {
+		return err
+	}
+	if err := r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Total: total}); err != nil {
+		return err
+	}
+	steps := []func(context.Context, bool) (int, error){r.uploads, r.loose, r.orphans, r.trash, r.links, r.unlinked}
+	for first := true; ; first = false {
+		n := 0
+		for _, step := range steps {
+			k, err := step(ctx, first)
+			if err != nil {
+				return err
+			}
+			n += k
+		}
+		if n == 0 || ctx.Err() != nil {
+			break
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return r.purge(ctx)
+}
+
+// due says what to read: in the first pass what was due at the beginning, in
+// later ones what this run has uncovered and is due by now.
+func (r *runner) due(first bool, duration int64) meta.Due {
+	d := meta.Due{Scope: r.scope, Limit: batchMax}
+	if first {
+		// Bounded even where no window applies, so that a run does not follow for
+		// ever what is deleted while it works.
+		d.Before = min(r.limits.cutoff(duration), r.limits.Now+meta.ConfirmAhead)
+	} else {
+		d.Run = r.run.ID
+		l := r.limits
+		l.Now = r.store.Now()
+		d.Before = l.cutoff(duration)
+	}
+	return d
+}
+
+// now is the policy at this time; a judge must not use the time of the run's
+// beginning for what was touched since.
+func (r *runner) now() Limits {
+	l := r.limits
+	l.Now = r.store.Now()
+	return l
+}
+
+// each reads a queue batch by batch: read returns the next batch's work and
+// how many items it read; none ends it.
+func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (items int, err error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return items, err
+		}
+		b := r.newBatch()
+		n, err := read(b)
+		if err != nil {
+			return items, err
+		}
+		if n == 0 {
+			return items, nil
+		}
+		if err := r.limiter.WaitN(ctx, n); err != nil {
+			return items, context.Canceled
+		}
+		if err := r.apply(ctx, b); err != nil {
+			return items, err
+		}
+		items += n
+	}
+}
+
+// apply commits a batch. If that fails, its items are tried one by one, so that
+// one that fails does not stop the others (R9); what fails alone is counted,
+// logged and left in its queue.
+func (r *runner) apply(ctx context.Context, b *batch) error {
+	counts, err := r.store.Collect(ctx, b.Work)
+	if err == nil {
+		r.metrics.worked(counts)
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.opts.Log.Warn("a batch failed, trying its items one by one", "run", r.run.ID, "error", err)
+	failed := 0
+	for _, w := range split(b.Work) {
+		counts, err := r.store.Collect(ctx, w)
+		if err == nil {
+			r.metrics.worked(counts)
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		failed++
+		r.metrics.worked(meta.Counts{Failed: 1})
+		r.opts.Log.Error("an item failed", "run", r.run.ID, "error", err)
+		if err := r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Failed: 1}); err != nil {
+			return fmt.Errorf("the database takes no writes: %w", err)
+		}
+		if err := r.store.AddRunEvent(ctx, r.run.ID, "error", err.Error()); err != nil {
+			return fmt.Errorf("the database takes no writes: %w", err)
+		}
+	}
+	return nil
+}
+
+// split takes a work apart into works of one claim each.
+func split(w meta.Work) []meta.Work {
+	rest := w
+	rest.Trash, rest.Remove, rest.Unlink, rest.Collect, rest.Abandon = nil, nil, nil, nil, nil
+	one := meta.Work{Run: w.Run, Actor: w.Actor, Policy: w.Policy}
+	out := []meta.Work{rest}
+	for i := range w.Trash {
+		o := one
+		o.Trash = w.Trash[i : i+1]
+		out = append(out, o)
+	}
+	for i := range w.Remove {
+		o := one
+		o.Remove = w.Remove[i : i+1]
+		out = append(out, o)
+	}
+	for i := range w.Unlink {
+		o := one
+		o.Unlink = w.Unlink[i : i+1]
+		out = append(out, o)
+	}
+	for i := range w.Collect {
+		o := one
+		o.Collect = w.Collect[i : i+1]
+		out = append(out, o)
+	}
+	for i := range w.Abandon {
+		o := one
+		o.Abandon = w.Abandon[i : i+1]
+		out = append(out, o)
+	}
+	return out
+}
+
+func (r *runner) uploads(ctx context.Context, first bool) (int, error) {
+	if !first {
+		return 0, nil
+	}
+	after := ""
+	return r.each(ctx, func(b *batch) (int, error) {
+		l := r.now()
+		fs, err := r.store.IdleUploads(ctx, min(r.limits.cutoff(l.Uploads), r.limits.Now), r.scope, after, batchMax)
+		for _, f := range fs {
+			after = f.ID
+			v := JudgeUpload(f, r.opts.Busy(f.ID), l)
+			b.examined(v)
+			if v.Go {
+				b.Abandon = append(b.Abandon, meta.UploadClaim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.Uploads), Reason: v.Reason})
+			}
+		}
+		return len(fs), err
+	})
+}
+
+func (r *runner) loose(ctx context.Context, first bool) (int, error) {
+	if !first || r.limits.Untagged == 0 {
+		return 0, nil
+	}
+	d := r.due(first, r.limits.Untagged)
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Loose(ctx, d)
+		for _, f := range fs {
+			d.After = meta.Cursor{At: f.LooseAt, ID: f.ID}
+			r.judgeManifest(b, f)
+		}
+		return len(fs), err
+	})
+}
+
+func (r *runner) orphans(ctx context.Context, first bool) (int, error) {
+	d := r.due(first, r.limits.Window)
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Orphans(ctx, d)
+		for _, f := range fs {
+			d.After = meta.Cursor{At: f.Review.EventAt, ID: f.ID}
+			r.judgeManifest(b, f)
+		}
+		return len(fs), err
+	})
+}
+
+func (r *runner) judgeManifest(b *batch, f meta.ManifestFacts) {
+	l := r.now()
+	v := JudgeManifest(f, l)
+	b.examined(v)
+	if !v.Go {
+		// A manifest found by the index of untagged ones has no review to answer.
+		b.review("manifest", f.ID, f.Review, v, l.Window)
+		return
+	}
+	t := meta.TrashClaim{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: l.cutoff(patience(f, l)), Reason: v.Reason},
+		Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest}
+	if f.OrphanedAt != 0 {
+		t.Cause = f.OrphanOf
+	}
+	b.Trash = append(b.Trash, t)
+	r.trashed = append(r.trashed, f.ID)
+}
+
+// patience is the duration that JudgeManifest goes by.
+func patience(f meta.ManifestFacts, l Limits) int64 {
+	if f.OrphanedAt != 0 {
+		return l.Window
+	}
+	return l.Untagged
+}
+
+func (r *runner) trash(ctx context.Context, first bool) (int, error) {
+	if !first {
+		if r.limits.Trash != 0 || len(r.trashed) == 0 {
+			return 0, nil
+		}
+		ids := r.trashed
+		r.trashed = nil
+		return r.each(ctx, func(b *batch) (int, error) {
+			n := min(batchMax, len(ids))
+			if n == 0 {
+				return 0, nil
+			}
+			fs, err := r.store.Trashed(ctx, meta.Due{IDs: ids[:n]})
+			ids = ids[n:]
+			r.judgeTrash(b, fs)
+			return n, err
+		})
+	}
+	d := r.due(first, r.limits.Trash)
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Trashed(ctx, d)
+		r.judgeTrash(b, fs)
+		if len(fs) > 0 {
+			last := fs[len(fs)-1]
+			d.After = meta.Cursor{At: last.TrashedAt, ID: last.ID}
+		}
+		return len(fs), err
+	})
+}
+
+func (r *runner) judgeTrash(b *batch, fs []meta.TrashFacts) {
+	l := r.now()
+	for _, f := range fs {
+		v := JudgeTrash(f, l)
+		b.examined(v)
+		if v.Go {
+			b.Remove = append(b.Remove, meta.Claim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.Trash), Reason: v.Reason})
+		}
+	}
+}
+
+func (r *runner) links(ctx context.Context, first bool) (int, error) {
+	d := r.due(first, r.limits.Window)
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Links(ctx, d)
+		l := r.now()
+		for _, f := range fs {
+			d.After = meta.Cursor{At: f.Review.EventAt, ID: f.ID}
+			v := JudgeLink(f, l)
+			b.examined(v)
+			if v.Go {
+				b.Unlink = append(b.Unlink, meta.Claim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.Window), Reason: v.Reason})
+			} else {
+				b.review("link", f.ID, f.Review, v, l.Window)
+			}
+		}
+		return len(fs), err
+	})
+}
+
+func (r *runner) unlinked(ctx context.Context, first bool) (int, error) {
+	d := r.due(first, r.limits.Window)
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Blobs(ctx, d)
+		l := r.now()
+		for _, f := range fs {
+			d.After = meta.Cursor{At: f.Review.EventAt, ID: f.ID}
+			v := JudgeBlob(f, l)
+			b.examined(v)
+			if v.Go {
+				b.Collect = append(b.Collect, meta.Claim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.Window), Reason: v.Reason})
+			} else {
+				b.review("blob", f.ID, f.Review, v, l.Window)
+			}
+		}
+		return len(fs), err
+	})
+}
+
+// purge deletes the bytes whose keys nothing names any more. A run over all
+// repositories clears the whole queue, one over some only its own part.
+func (r *runner) purge(ctx context.Context) error {
+	origin := r.run.ID
+	if r.scope.All() {
+		origin = 0
+	}
+	var due int64
+	key := ""
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		ps, err := r.store.DuePurges(ctx, origin, due, key, batchMax)
+		if err != nil || len(ps) == 0 {
+			return err
+		}
+		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
+		outcomes := r.deleteBytes(ctx, ps)
+		counts, err := r.store.FinishPurges(ctx, r.run.ID, outcomes)
+		if err != nil {
+			return err
+		}
+		r.metrics.worked(counts)
+	}
+}
+
+// deleteBytes deletes objects, several at once. No transaction is open
+// meanwhile (R5).
+func (r *runner) deleteBytes(ctx context.Context, ps []meta.PendingPurge) []meta.Purged {
+	outcomes := make([]meta.Purged, len(ps))
+	var g errgroup.Group
+	g.SetLimit(r.opts.Workers)
+	for i, p := range ps {
+		g.Go(func() error {
+			freed, err := r.blobs.Delete(ctx, p.Key)
+			if errors.Is(err, blob.ErrNotFound) {
+				freed, err = 0, nil // it is gone, which is all that a purge wants
+			}
+			outcomes[i] = meta.Purged{Key: p.Key, Freed: freed, Err: err}
+			return nil
+		})
+	}
+	_ = g.Wait() // no function returns an error: each outcome carries its own
+	return outcomes
+}
