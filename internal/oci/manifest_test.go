@@ -1,0 +1,200 @@
+package oci
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	d1 = Digest("sha256:1111111111111111111111111111111111111111111111111111111111111111")
+	d2 = Digest("sha256:2222222222222222222222222222222222222222222222222222222222222222")
+	d3 = Digest("sha256:3333333333333333333333333333333333333333333333333333333333333333")
+)
+
+func desc(mediaType string, d Digest, size int) string {
+	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, mediaType, d, size)
+}
+
+func image(extra string) string {
+	return `{"schemaVersion":2,"mediaType":"` + MediaTypeImage + `","config":` + desc("application/x.config", d1, 10) +
+		`,"layers":[` + desc("application/x.layer", d2, 20) + `]` + extra + `}`
+}
+
+func parse(t *testing.T, mediaType, content string) Manifest {
+	t.Helper()
+	m, err := ParseManifest(mediaType, []byte(content))
+	if err != nil {
+		t.Fatalf("ParseManifest(%s): %v", content, err)
+	}
+	return m
+}
+
+func TestParseManifest_Image(t *testing.T) {
+	m := parse(t, MediaTypeImage+"; charset=utf-8", image(`,"subject":`+desc(MediaTypeImage, d3, 5)+`,"annotations":{"a":"b"}`))
+	if m.MediaType != MediaTypeImage || m.Subject != d3 || m.Annotations["a"] != "b" {
+		t.Errorf("got %+v", m)
+	}
+	want := []Descriptor{{MediaType: "application/x.config", Digest: d1, Size: 10}, {MediaType: "application/x.layer", Digest: d2, Size: 20}}
+	if !slices.Equal(m.Blobs, want) || len(m.Children) != 0 {
+		t.Errorf("blobs %+v, children %+v; want %+v and none", m.Blobs, m.Children, want)
+	}
+}
+
+func TestSpec_ListingReferrers_ArtifactType(t *testing.T) {
+	for _, c := range []struct{ mediaType, content, want string }{
+		{MediaTypeImage, image(`,"artifactType":"application/x.sbom"`), "application/x.sbom"},
+		{MediaTypeImage, image(``), "application/x.config"},
+		{MediaTypeImage, image(`,"artifactType":""`), "application/x.config"},
+		{MediaTypeIndex, `{"schemaVersion":2,"manifests":[]}`, ""},
+		{MediaTypeIndex, `{"schemaVersion":2,"artifactType":"application/x.sbom","manifests":[]}`, "application/x.sbom"},
+	} {
+		if got := parse(t, c.mediaType, c.content).ArtifactType; got != c.want {
+			t.Errorf("%s: artifact type %q, want %q", c.content, got, c.want)
+		}
+	}
+}
+
+func TestParseManifest_IndexHasChildrenEachOnce(t *testing.T) {
+	for _, mediaType := range []string{MediaTypeIndex, MediaTypeDockerList} {
+		m := parse(t, mediaType, `{"schemaVersion":2,"manifests":[`+desc(MediaTypeImage, d1, 1)+`,`+desc(MediaTypeImage, d1, 1)+`,`+desc(MediaTypeImage, d2, 2)+`]}`)
+		if len(m.Children) != 2 || len(m.Blobs) != 0 {
+			t.Errorf("%s: children %+v, blobs %+v", mediaType, m.Children, m.Blobs)
+		}
+	}
+}
+
+func TestParseManifest_ForeignLayersMayBeMissing(t *testing.T) {
+	for _, mediaType := range []string{
+		"application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+	} {
+		m := parse(t, MediaTypeImage, strings.Replace(image(""), "application/x.layer", mediaType, 1))
+		if !m.Blobs[1].Optional || m.Blobs[0].Optional {
+			t.Errorf("%s: %+v", mediaType, m.Blobs)
+		}
+	}
+}
+
+func TestParseManifest_UnknownTypesBindWhatTheyName(t *testing.T) {
+	m := parse(t, "application/x.other", `{"layers":[`+desc("x", d1, 1)+`,{"digest":"nonsense"}],"fsLayers":[{"blobSum":"`+string(d2)+`"}],"subject":{"digest":"x"}}`)
+	if len(m.Blobs) != 2 || !m.Blobs[0].Optional || !m.Blobs[1].Optional || m.Subject != "" {
+		t.Errorf("got %+v", m)
+	}
+	for _, opaque := range []string{"", "no JSON", `["a"]`, "\x00\xff", `{"config":7}`} {
+		if m := parse(t, "application/x.other", opaque); len(m.Blobs) != 0 || m.MediaType != "application/x.other" {
+			t.Errorf("%q: %+v", opaque, m)
+		}
+	}
+}
+
+func TestParseManifest_WithoutContentTypeTheDocumentDecides(t *testing.T) {
+	for content, want := range map[string]string{
+		image(""): MediaTypeImage,
+		`{"schemaVersion":2,"config":` + desc("x", d1, 1) + `,"layers":[]}`: MediaTypeImage,
+		`{"schemaVersion":2,"manifests":[]}`:                                MediaTypeIndex,
+		`{"mediaType":"application/x.other"}`:                               "application/x.other",
+	} {
+		if got := parse(t, "", content).MediaType; got != want {
+			t.Errorf("%s: media type %q, want %q", content, got, want)
+		}
+	}
+	_, err := ParseManifest("", []byte(`{}`))
+	wantInvalid(t, err, CodeManifestInvalid)
+}
+
+func badManifests() []string {
+	config := `"config":` + desc("x", d1, 1)
+	return []string{
+		``, `{`, `[]`, `7`, `"x"`, `null`, `{} {}`,
+		`{"schemaVersion":1,` + config + `}`,
+		`{"schemaVersion":2}`,
+		`{"schemaVersion":2,"config":null,"layers":[]}`,
+		`{"schemaVersion":2,"config":"x"}`,
+		`{"schemaVersion":2,"config":` + desc("x", "sha256:short", 1) + `}`,
+		`{"schemaVersion":2,"config":` + desc("x", d1, -1) + `}`,
+		`{"schemaVersion":2,` + config + `,"layers":[` + desc("x", d1, 2) + `]}`,
+		`{"schemaVersion":2,` + config + `,"layers":[],"manifests":[]}`,
+		`{"schemaVersion":2,"mediaType":"application/x.other",` + config + `}`,
+		`{"schemaVersion":2,` + config + `,` + config + `}`,
+		`{"schemaVersion":2,` + config + `,"Layers":[]}`,
+		`{"schemaVersion":2,"config":{"digest":"` + string(d1) + `","size":1,"Digest":"` + string(d2) + `"}}`,
+		`{"schemaVersion":2,"config":{"digest":"` + string(d1) + `","size":1,"digest":"` + string(d2) + `"}}`,
+		`{"schemaVersion":2,` + config + `,"layers":[{"digest":"` + string(d1) + `","size":1,"SIZE":2}]}`,
+		`{"schemaVersion":2,` + config + `,"annotations":{"a":"b","a":"c"}}`,
+		`{"schemaVersion":2,` + config + `,"annotations":{"a":1}}`,
+		`{"schemaVersion":2,` + config + `,"subject":{}}`,
+	}
+}
+
+func TestBadInput_ParseManifest(t *testing.T) {
+	for _, content := range badManifests() {
+		m, err := ParseManifest(MediaTypeImage, []byte(content))
+		if err == nil {
+			t.Errorf("%s is accepted as %+v", content, m)
+			continue
+		}
+		wantInvalid(t, err, CodeManifestInvalid)
+	}
+	_, err := ParseManifest(MediaTypeIndex, []byte(image("")))
+	wantInvalid(t, err, CodeManifestInvalid)
+	for _, mediaType := range []string{"a\nb", "a b", "a\x00", "ä/b", strings.Repeat("a", 256), `a"b`} {
+		_, err = ParseManifest(mediaType, []byte(`{}`))
+		wantInvalid(t, err, CodeManifestInvalid)
+		_, err = ParseManifest("", []byte(fmt.Sprintf(`{"mediaType":%q}`, mediaType)))
+		wantInvalid(t, err, CodeManifestInvalid)
+	}
+	_, err = ParseManifest(MediaTypeImage, make([]byte, ManifestMax+1))
+	wantInvalid(t, err, CodeManifestInvalid)
+}
+
+func TestParseManifest_KeysThatMeanNothingHereAreFree(t *testing.T) {
+	parse(t, MediaTypeImage, image(`,"annotations":{"Config":"x","config":"y","mediatype":"z"},"vendor":{"Digest":1,"digest":2,"list":[{"Size":1}]}`))
+}
+
+func FuzzParseManifest(f *testing.F) {
+	for _, content := range badManifests() {
+		f.Add(MediaTypeImage, []byte(content))
+	}
+	f.Add(MediaTypeImage, []byte(image("")))
+	f.Add("", []byte(image("")))
+	f.Add(MediaTypeIndex, []byte(`{"schemaVersion":2,"manifests":[`+desc(MediaTypeImage, d1, 1)+`]}`))
+	f.Add("application/x.other", []byte(`{"fsLayers":[{"blobSum":"`+string(d1)+`"}]}`))
+	f.Add(";", []byte(`{}`))
+	f.Fuzz(func(t *testing.T, mediaType string, content []byte) {
+		m, err := ParseManifest(mediaType, content)
+		if err != nil {
+			wantInvalid(t, err, CodeManifestInvalid)
+			return
+		}
+		if m.MediaType == "" || len(m.MediaType) > 255 || strings.ContainsAny(m.MediaType, ";\r\n") {
+			t.Errorf("media type %q", m.MediaType)
+		}
+		seen := map[Digest]bool{}
+		for _, list := range [][]Descriptor{m.Blobs, m.Children} {
+			clear(seen)
+			for _, d := range list {
+				if _, err := ParseDigest(string(d.Digest)); err != nil || seen[d.Digest] || d.Size < 0 {
+					t.Errorf("descriptor %+v: digest error %v, seen before: %v", d, err, seen[d.Digest])
+				}
+				seen[d.Digest] = true
+			}
+		}
+		if m.Subject != "" {
+			if _, err := ParseDigest(string(m.Subject)); err != nil {
+				t.Errorf("subject: %v", err)
+			}
+		}
+	})
+}
+
+func TestFuzzSeedsAreCommitted(t *testing.T) {
+	for _, name := range []string{"FuzzParseManifest", "FuzzParseName", "FuzzParseDigest"} {
+		if files, err := filepath.Glob(filepath.Join("testdata", "fuzz", name, "*")); err != nil || len(files) == 0 {
+			t.Errorf("testdata/fuzz/%s has no seeds (%v)", name, err)
+		}
+	}
+}
