@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// itemsPerImage: a config, a layer and a manifest.
+const itemsPerImage = 3
+
+// seed fills a data directory with images of three items each, spread over
+// repositories of a hundred tagged images. Rows are made by the metadata store
+// itself, as pushes make them; of the blobs there is a row and no file, since
+// the collector does not look at what it keeps.
+func seed(ctx context.Context, data string, items int) (err error) {
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		return err
+	}
+	store, err := meta.Open(ctx, meta.Options{Path: filepath.Join(data, "fairway.db")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
+	const writers = 64 // they share commits
+	var wg sync.WaitGroup
+	errs := make([]error, writers)
+	for w := range writers {
+		wg.Go(func() {
+			for i := w; i < items/itemsPerImage; i += writers {
+				if errs[w] = seedImage(ctx, store, i); errs[w] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func seedImage(ctx context.Context, store *meta.Store, i int) error {
+	repo := oci.Name(fmt.Sprintf("seed/repo-%05d", i/100))
+	im := newImage(16)
+	for d, size := range map[digest.Digest]int{im.configDigest: len(im.config), im.layerDigest: len(im.layer)} {
+		u, err := store.CreateUpload(ctx, repo, "sha256")
+		if err != nil {
+			return err
+		}
+		if _, err := store.FinishUpload(ctx, u, d, int64(size)); err != nil {
+			return err
+		}
+	}
+	m, err := oci.ParseManifest(oci.MediaTypeImage, im.manifest)
+	if err != nil {
+		return err
+	}
+	_, err = store.PutManifest(ctx, meta.Push{
+		Repo: repo, Tags: []oci.Tag{oci.Tag(fmt.Sprintf("v%d", i%100))}, Digest: im.digest, Manifest: m, Content: im.manifest,
+	})
+	return err
+}
+
+// garbage pushes images over HTTP and deletes them again, the manifests only:
+// what was theirs alone is what a collection finds.
+func garbage(s *server, images, layerSize int) error {
+	const clients = 16
+	var wg sync.WaitGroup
+	errs := make([]error, clients)
+	repo := "garbage/" + unique()
+	for w := range clients {
+		wg.Go(func() {
+			c, err := dial(s.addr)
+			if err != nil {
+				errs[w] = err
+				return
+			}
+			defer c.close()
+			for i := w; i < images; i += clients {
+				im := newImage(layerSize)
+				if errs[w] = c.push(repo, fmt.Sprintf("g%d", i), im); errs[w] != nil {
+					return
+				}
+				if errs[w] = c.delete(repo, im.digest); errs[w] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
