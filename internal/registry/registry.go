@@ -78,7 +78,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	uploads := upload.New(r.store, r.blobs, upload.Options{})
 	r.collector = gc.New(r.store, r.blobs, gc.Options{
 		Policy: r.cfg.Policy(), Interval: time.Duration(r.cfg.GC.Interval), Workers: r.cfg.GC.Workers, Rate: r.cfg.GC.Rate,
-		Busy: uploads.Busy, Log: r.log, Metrics: r.metrics,
+		Busy: uploads.Busy, Upkeep: r.blobs.Replenish, Log: r.log, Metrics: r.metrics,
 	})
 	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
 	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
