@@ -28,15 +28,16 @@ type Request struct {
 const (
 	StateRunning     = "running"
 	StateDone        = "done"
-	StateStopped     = "stopped"     // by Stop, or to make way for another
+	StateStopped     = "stopped"     // by Stop
 	StateFailed      = "failed"      // see Report.Error
-	StateInterrupted = "interrupted" // the server ended; goes on by itself when it is back
+	StateInterrupted = "interrupted" // the server ended, or another check was asked for; goes on by itself
 )
 
 // Phases of a check, in order.
 const (
 	PhaseStorage   = "storage"
 	PhaseBlobs     = "blobs"
+	PhaseReviews   = "reviews"
 	PhaseManifests = "manifests"
 	PhaseDatabase  = "database"
 )
@@ -69,7 +70,7 @@ type Report struct {
 
 	Objects     int64 `json:"examined_objects"`
 	Blobs       int64 `json:"examined_blobs"`
-	Manifests   int64 `json:"examined_manifests"`
+	Manifests   int64 `json:"examined_manifests"` // with Deep
 	BytesHashed int64 `json:"bytes_hashed"`
 
 	Orphans   Orphans  `json:"orphans"`
@@ -77,14 +78,15 @@ type Report struct {
 	Lost      []Lost   `json:"lost"`     // the first 1,000
 	Database  []string `json:"database"` // problems of the database itself, the first 100
 
-	Repaired int64    `json:"repaired"` // orphans handed to the purge queue, blobs marked lost or found again
-	Failed   int64    `json:"failed"`   // objects that could not be examined
-	Failures []string `json:"failures"` // the first 100 of those
+	Missed   int64    `json:"missed_reviews"` // things that the collector should have been told of
+	Repaired int64    `json:"repaired"`       // orphans handed to the purge queue, blobs marked lost or found again, reviews made up for
+	Failed   int64    `json:"failed"`         // objects that could not be examined
+	Failures []string `json:"failures"`       // the first 100 of those
 }
 
 // Clean reports that the check is over, examined everything and found nothing wrong.
 func (r Report) Clean() bool {
-	return r.State == StateDone && r.Orphans.Count == 0 && r.LostCount == 0 && len(r.Database) == 0 && r.Failed == 0
+	return r.State == StateDone && r.Orphans.Count == 0 && r.LostCount == 0 && len(r.Database) == 0 && r.Missed == 0 && r.Failed == 0
 }
 
 // Orphans are the objects that no row names.
@@ -92,6 +94,7 @@ type Orphans struct {
 	Count int64    `json:"count"`
 	Bytes int64    `json:"bytes"`
 	Young int64    `json:"young"` // objects without a row that are within the grace; not in Count
+	Older int64    `json:"older"` // of Count: older than the database; a check in the background leaves them alone
 	Keys  []string `json:"keys"`  // the first 100
 }
 

@@ -219,21 +219,20 @@ func (s *Store) Named(ctx context.Context, b CheckBlob) (named bool, err error) 
 
 // markLost has blobs answer 404, so that clients bring their bytes again.
 func (s *Store) markLost(tx *sqldb.Tx, acts CheckActs, marked map[int64]bool) error {
-	return s.mark(tx, acts, acts.Lost, marked,
-		"UPDATE blobs SET lost_at = ?1, version = version + 1 WHERE id = ?2 AND key = ?3 AND lost_at IS NULL",
+	return s.mark(tx, acts, acts.Lost, marked, tx.Now(),
 		Deletion{Kind: "blob", Act: "lost", Reason: "its bytes are missing, cut or corrupt; served again when they are back or pushed anew"})
 }
 
 // markFound has blobs served again.
 func (s *Store) markFound(tx *sqldb.Tx, acts CheckActs, marked map[int64]bool) error {
-	return s.mark(tx, acts, acts.Found, marked,
-		"UPDATE blobs SET lost_at = NULL, version = version + 1 WHERE id = ?2 AND key = ?3 AND lost_at <= ?1",
+	return s.mark(tx, acts, acts.Found, marked, nil,
 		Deletion{Kind: "blob", Act: "restored", Reason: "its bytes are there and match its digest"})
 }
 
-func (s *Store) mark(tx *sqldb.Tx, acts CheckActs, blobs []CheckBlob, marked map[int64]bool, update string, record Deletion) error {
+func (s *Store) mark(tx *sqldb.Tx, acts CheckActs, blobs []CheckBlob, marked map[int64]bool, lostAt any, record Deletion) error {
 	for _, b := range blobs {
-		n, err := tx.Exec(update, tx.Now(), b.ID, b.Key)
+		n, err := tx.Exec("UPDATE blobs SET lost_at = ?1, version = version + 1 WHERE id = ?2 AND key = ?3 AND (lost_at IS NULL) = (?1 IS NOT NULL)",
+			lostAt, b.ID, b.Key)
 		if err != nil {
 			return fmt.Errorf("mark blob %s: %w", b.Digest, err)
 		}
@@ -310,15 +309,19 @@ type Unreviewed struct {
 	Next int64 // the last id looked at; 0: there are no more
 }
 
-// unreviewed finds, among the n rows after an id, those that miss a review.
-var unreviewed = map[string]string{
-	"link": `SELECT l.id, NOT ` + anyEdge + ` AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'link' AND v.target = l.id)
-		FROM links l WHERE l.id > ? ORDER BY l.id LIMIT ?`,
-	"blob": `SELECT b.id, NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id) AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'blob' AND v.target = b.id)
-		FROM blobs b WHERE b.id > ? ORDER BY b.id LIMIT ?`,
-	"manifest": `SELECT m.id, m.trashed_at IS NULL AND ((m.loose_at IS NULL) <> ` + held + `
+// unreviewed is a query for the n rows after an id and whether they miss a review.
+func unreviewed(kind string) string {
+	switch kind {
+	case "link":
+		return `SELECT l.id, NOT ` + anyEdge + ` AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'link' AND v.target = l.id)
+			FROM links l WHERE l.id > ? ORDER BY l.id LIMIT ?`
+	case "blob":
+		return `SELECT b.id, NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id) AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'blob' AND v.target = b.id)
+			FROM blobs b WHERE b.id > ? ORDER BY b.id LIMIT ?`
+	}
+	return `SELECT m.id, m.trashed_at IS NULL AND ((m.loose_at IS NULL) <> ` + held + `
 			OR m.orphaned_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'manifest' AND v.target = m.id))
-		FROM manifests m WHERE m.id > ? ORDER BY m.id LIMIT ?`,
+		FROM manifests m WHERE m.id > ? ORDER BY m.id LIMIT ?`
 }
 
 // Unreviewed looks at n things of a kind in order of id after the given one.
@@ -334,7 +337,7 @@ func (s *Store) Unreviewed(ctx context.Context, kind string, after int64, n int)
 				u.IDs = append(u.IDs, u.Next)
 			}
 			return nil
-		}, unreviewed[kind], after, n)
+		}, unreviewed(kind), after, n)
 	})
 	if err != nil {
 		return Unreviewed{}, fmt.Errorf("look for missed reviews: %w", err)
