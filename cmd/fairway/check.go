@@ -13,6 +13,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/adminclient"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
 	"github.com/fairway-registry/fairway/internal/registry/check"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
 
@@ -132,16 +133,26 @@ func (a *app) printLost(r check.Report) {
 	for _, l := range r.Lost {
 		t.printf("  %s  %s  %s\n", l.Digest, unit.Size(l.Size), l.Problem)
 		for _, m := range l.Affected {
-			text := string(m.Repo) + "@" + string(m.Digest)
-			if len(m.Tags) > 0 {
-				text += " (" + strings.Join(m.Tags, ", ") + ")"
-			}
-			t.printf("    needed by %s\n", text)
+			t.printf("    needed by %s\n", affectedText(m))
 		}
 		if more := l.AffectedCount - int64(len(l.Affected)); more > 0 {
 			t.printf("    and by %d more\n", more)
 		}
 	}
+}
+
+func affectedText(m meta.Affected) string {
+	text := string(m.Repo)
+	if m.Digest != "" {
+		text += "@" + string(m.Digest)
+	}
+	if len(m.Tags) > 0 {
+		text += " (" + strings.Join(m.Tags, ", ") + ")"
+	}
+	if m.Trash {
+		text += ", in the trash"
+	}
+	return text
 }
 
 // printSome lists what a report shows of something, and how much it does not.

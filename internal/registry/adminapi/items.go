@@ -5,6 +5,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -18,11 +19,19 @@ func (a *API) explain(c *call) (any, error) {
 		return nil, q.err
 	}
 	e, err := a.Collector.Explain(c.Context(), q.text("subject"))
+	return spelledOut(e), err
+}
+
+// spelledOut makes the empty lists of an explanation lists in JSON too.
+func spelledOut(e gc.Explanation) gc.Explanation {
 	e.Reasons = orEmpty(e.Reasons)
-	for i := range e.Parts {
-		e.Parts[i].Reasons = orEmpty(e.Parts[i].Reasons)
+	for i := range e.Reasons {
+		e.Reasons[i].Path = orEmpty(e.Reasons[i].Path)
 	}
-	return e, err
+	for i := range e.Parts {
+		e.Parts[i] = spelledOut(e.Parts[i])
+	}
+	return e
 }
 
 // TrashList lists what can be restored.
