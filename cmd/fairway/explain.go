@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 
@@ -33,28 +34,35 @@ when it went.`,
 	})
 }
 
+// printExplanation prints e and, further to the right, its parts.
 func (a *app) printExplanation(e gc.Explanation, indent string) {
 	t := a.stdout
 	name := e.Subject
 	if e.Digest != "" && !strings.Contains(name, e.Digest) {
-		name += " (" + e.Digest + ")"
+		name += " = " + e.Digest
 	}
-	t.printf("%s%s: %s %s\n", indent, verdictText(t, e), e.Kind, t.bold(name))
+	line := func(format string, args ...any) {
+		t.printf("%s%s\n", indent, t.shortened(fmt.Sprintf(format, args...)))
+	}
+	line("%s: %s %s", verdictText(t, e), e.Kind, t.bold(name))
+	if e.Summary != "" {
+		line("  %s", e.Summary)
+	}
 	if e.GoesAt != nil {
-		t.printf("%s  goes %s\n", indent, t.when(*e.GoesAt))
+		line("  goes %s, if nothing happens", t.when(*e.GoesAt))
 	}
 	for _, r := range e.Reasons {
-		t.printf("%s  %s: %s", indent, r.Code, r.Text)
+		text := r.Code + ": " + strings.Join(r.Path, " -> ")
+		if len(r.Path) < 2 {
+			text = r.Code + ": " + r.Text
+		}
 		if r.Until != nil {
-			t.printf(" (until %s)", t.when(*r.Until))
+			text += " (until " + t.when(*r.Until) + ")"
 		}
-		t.printf("\n")
-		if len(r.Path) > 0 {
-			t.printf("%s    %s\n", indent, t.dim(strings.Join(append(r.Path, "this "+e.Kind), " -> ")))
-		}
+		line("  %s", text)
 	}
 	for _, d := range e.History {
-		t.printf("%s  %s %s: %s by %s (%s)\n", indent, t.when(d.At), d.Act, d.Kind, d.Actor, d.Reason)
+		line("  %s", t.dim(fmt.Sprintf("%s: %s %s by %s (%s)", t.when(d.At), d.Kind, d.Act, d.Actor, d.Reason)))
 	}
 	for _, part := range e.Parts {
 		a.printExplanation(part, indent+"  ")
@@ -63,12 +71,10 @@ func (a *app) printExplanation(e gc.Explanation, indent string) {
 
 func verdictText(t *terminal, e gc.Explanation) string {
 	switch e.Verdict {
-	case "kept":
-		return t.green("kept")
-	case "due":
-		return t.yellow("due")
-	case "trash":
-		return t.yellow("in the trash")
+	case gc.VerdictKept:
+		return t.green(e.Verdict)
+	case gc.VerdictGone, gc.VerdictUnknown:
+		return t.red(e.Verdict)
 	}
-	return t.red(e.Verdict)
+	return t.yellow(e.Verdict)
 }

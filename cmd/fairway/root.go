@@ -24,14 +24,13 @@ what it did.`,
 		SilenceUsage:  true,
 	})
 	root.SetFlagErrorFunc(flagError)
+	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitCodes + "\n")
 	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(), a.versionCommand())
 	for _, cmd := range everyCommand(root) {
 		if cmd.Long == "" {
 			cmd.Long = cmd.Short + "."
 		}
-		if !cmd.HasSubCommands() || cmd == root {
-			cmd.Long += "\n\n" + exitCodes
-		}
+		cmd.Flags().SortFlags = false
 	}
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -155,7 +156,7 @@ func roughly(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Round(time.Hour).Hours()/24))
 }
 
-// shortDigest keeps what a person can compare; programs get all of it.
+// digest keeps of a digest what a person can compare; programs get all of it.
 func (t *terminal) digest(d string) string {
 	alg, hex, ok := strings.Cut(d, ":")
 	if !t.tty || !ok || len(hex) <= shortHex {
@@ -165,6 +166,16 @@ func (t *terminal) digest(d string) string {
 }
 
 const shortHex = 12
+
+// shortened does so with every digest in a text.
+func (t *terminal) shortened(s string) string {
+	if !t.tty {
+		return s
+	}
+	return longDigest.ReplaceAllString(s, "$1")
+}
+
+var longDigest = regexp.MustCompile(fmt.Sprintf(`(sha(?:256|512):[0-9a-f]{%d})[0-9a-f]+`, shortHex))
 
 // count renders a number with its noun.
 func count(n int64, one, many string) string {

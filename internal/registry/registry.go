@@ -80,6 +80,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 		Policy: r.cfg.Policy(), Interval: time.Duration(r.cfg.GC.Interval), Workers: r.cfg.GC.Workers, Rate: r.cfg.GC.Rate,
 		Busy: uploads.Busy, Upkeep: r.blobs.Replenish, Log: r.log, Metrics: r.metrics,
 	})
+	r.closers = append(r.closers, func() error { r.collector.Close(); return nil })
 	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
 	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
 	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})

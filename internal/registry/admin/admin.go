@@ -12,8 +12,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/robfig/cron/v3"
-
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/check"
@@ -82,7 +80,7 @@ type none struct{}
 // StartRun begins a collection.
 func (a *Admin) StartRun(ctx context.Context, who Caller, p meta.Policy) (meta.Run, error) {
 	return act(a, ctx, who, "gc.run", p.Repository, func() (meta.Run, error) {
-		return a.collector.Start(ctx, p, "manual", who.Actor)
+		return a.collector.Start(ctx, p, gc.TriggerManual, who.Actor)
 	})
 }
 
@@ -98,16 +96,15 @@ func (a *Admin) PurgeTrash(ctx context.Context, who Caller, pattern string) (met
 	return act(a, ctx, who, "trash.purge", pattern, func() (meta.Run, error) {
 		p := a.collector.Policy()
 		p.Trash, p.Repository = 0, pattern
-		return a.collector.Start(ctx, p, "manual", who.Actor)
+		return a.collector.Start(ctx, p, gc.TriggerManual, who.Actor)
 	})
 }
 
 // AddSchedule makes collections run at the times that cron says.
 func (a *Admin) AddSchedule(ctx context.Context, who Caller, spec string, p meta.Policy) (meta.Schedule, error) {
 	return act(a, ctx, who, "schedule.add", spec, func() (meta.Schedule, error) {
-		if _, err := cron.ParseStandard(spec); err != nil {
-			return meta.Schedule{}, fault.New(fault.Invalid,
-				"cron: %q is no schedule (%v); want five fields, minute hour day month weekday, as in \"30 3 * * *\", or @daily, @every 6h", spec, err)
+		if _, err := gc.ParseCron(spec); err != nil {
+			return meta.Schedule{}, err
 		}
 		return a.store.AddSchedule(ctx, spec, p)
 	})
