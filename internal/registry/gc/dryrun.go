@@ -40,9 +40,10 @@ type seenKey struct {
 }
 
 // DryRun predicts what a run with this policy would do now, without any
-// change. items are its acts in their order, max at the most. progress, which
+// change. The deletions are its acts in their order, items
+// at the most. progress, which
 // may be nil, hears of the counts from time to time.
-func (c *Collector) DryRun(ctx context.Context, p meta.Policy, max int, progress func(meta.Counts)) (meta.Run, []meta.Deletion, error) {
+func (c *Collector) DryRun(ctx context.Context, p meta.Policy, items int, progress func(meta.Counts)) (meta.Run, []meta.Deletion, error) {
 	if err := checkPolicy(p); err != nil {
 		return meta.Run{}, nil, err
 	}
@@ -52,7 +53,7 @@ func (c *Collector) DryRun(ctx context.Context, p meta.Policy, max int, progress
 	}
 	now := c.store.Now()
 	d := &dryRun{
-		Collector: c, scope: scope, limits: LimitsOf(p, now), itemsMax: max, progress: progress, items: []meta.Deletion{},
+		Collector: c, scope: scope, limits: LimitsOf(p, now), itemsMax: items, progress: progress, items: []meta.Deletion{},
 		run: meta.Run{Trigger: TriggerManual, State: meta.RunDone, DryRun: true, Policy: p, StartedAt: meta.Time(now),
 			Counts: meta.Counts{Kept: map[string]int64{}}},
 		loseKeeper: map[int64]keepers{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
@@ -66,6 +67,7 @@ func (c *Collector) DryRun(ctx context.Context, p meta.Policy, max int, progress
 			return meta.Run{}, nil, err
 		}
 	}
+	d.run.Total = max(d.run.Total, d.run.Examined)
 	end := meta.Time(c.store.Now())
 	d.run.FinishedAt = &end
 	return d.run, d.items, nil

@@ -145,25 +145,27 @@ func (s *Store) linkBlob(tx *sqldb.Tx, repo oci.Name, repoID, blobID int64, d oc
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'blob' AND target = ?", blobID); err != nil {
 		return err
 	}
-	return reviewLinks(tx, []int64{link}, event, 0)
+	_, err = reviewLinks(tx, []int64{link}, event, 0)
+	return err
 }
 
 // reviewLinks puts those of the links up for review that no manifest, living
 // or trashed, needs. The review's time is that of the link, so that the window
-// counts from its last confirmation or loss and not from now (R3).
-func reviewLinks(tx *sqldb.Tx, links []int64, event string, run int64) error {
+// counts from its last confirmation or loss and not from now (R3). n is how
+// many there are.
+func reviewLinks(tx *sqldb.Tx, links []int64, event string, run int64) (n int64, err error) {
 	if len(links) == 0 {
-		return nil
+		return 0, nil
 	}
-	_, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
+	n, err = tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
 		SELECT 'link', l.id, l.repo_id, l.touched_at, ?, nullif(?, 0) FROM `+sqldb.Each+` i CROSS JOIN links l ON l.id = i.a
 		WHERE NOT `+anyEdge+`
 		ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, event = excluded.event,
 			run_id = excluded.run_id, version = version + 1`, event, run, sqldb.List(links))
 	if err != nil {
-		return fmt.Errorf("put links up for review: %w", err)
+		return 0, fmt.Errorf("put links up for review: %w", err)
 	}
-	return nil
+	return n, nil
 }
 
 // DeleteBlob has repo serve the blob no longer. The error is Conflict where a
@@ -192,7 +194,8 @@ func (s *Store) DeleteBlob(ctx context.Context, repo oci.Name, d oci.Digest, act
 		if err := logDeletions(tx, 0, actor, []Deletion{{Kind: "link", Act: "removed", Repo: string(repo), Digest: string(d), Bytes: size, Reason: "deleted by a client"}}); err != nil {
 			return err
 		}
-		return reviewLinks(tx, []int64{link}, "deleted by a client", 0)
+		_, err = reviewLinks(tx, []int64{link}, "deleted by a client", 0)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("delete blob %s from %s: %w", d, repo, err)

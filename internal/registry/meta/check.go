@@ -351,7 +351,8 @@ func (s *Store) review(tx *sqldb.Tx, u Unreviewed) error {
 	const event = "found by a check"
 	switch u.Kind {
 	case "link":
-		return reviewLinks(tx, u.IDs, event, 0)
+		_, err := reviewLinks(tx, u.IDs, event, 0)
+		return err
 	case "blob":
 		_, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event)
 			SELECT 'blob', b.id, 0, b.touched_at, ? FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.id = i.a

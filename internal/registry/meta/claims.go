@@ -203,9 +203,11 @@ func (c *collection) remove() error {
 	}
 	c.raced(len(c.w.Remove) - len(log))
 	c.done.Collected += int64(len(log))
-	if err := reviewLinks(c.tx, freed, "the last manifest that needed it left the trash", c.w.Run); err != nil {
+	uncovered, err := reviewLinks(c.tx, freed, "the last manifest that needed it left the trash", c.w.Run)
+	if err != nil {
 		return err
 	}
+	c.done.Total += uncovered
 	if err := dropEmptyRepos(c.tx, repos); err != nil {
 		return err
 	}
@@ -285,12 +287,14 @@ func (c *collection) unlink() error {
 			WHERE b.id IN (SELECT a FROM `+sqldb.Each3+`)`, list, list); err != nil {
 			return fmt.Errorf("hand on confirmations: %w", err)
 		}
-		if _, err := c.tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
+		uncovered, err := c.tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
 			SELECT 'blob', b.id, i.c, b.touched_at, 'no repository has it any more', nullif(?, 0) FROM `+sqldb.Each3+` i CROSS JOIN blobs b ON b.id = i.a
 			WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
-			ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, run_id = excluded.run_id, version = version + 1`, c.w.Run, list); err != nil {
+			ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, run_id = excluded.run_id, version = version + 1`, c.w.Run, list)
+		if err != nil {
 			return fmt.Errorf("put blobs up for review: %w", err)
 		}
+		c.done.Total += uncovered
 	}
 	if err := dropEmptyRepos(c.tx, repos); err != nil {
 		return err
