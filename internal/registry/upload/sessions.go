@@ -17,8 +17,8 @@ import (
 )
 
 // ErrOffset is in the chain of an error about a chunk that does not fit on to
-// the session, or to which the session is closed while another request works on
-// it: the client is to ask for the session's status and go on from there.
+// the session, or that came while another request worked on it: the client is
+// to ask for the session's status and go on from there.
 var ErrOffset = errors.New("chunk does not fit on to the session")
 
 // Options tunes Sessions.
@@ -122,7 +122,7 @@ func (s *Sessions) Status(ctx context.Context, repo oci.Name, id string) (meta.U
 }
 
 // Cancel ends a session and hands its bytes to the purge queue. A request that
-// works on it is waited for, but not long.
+// works on it is waited for, but not long: then the error is Conflict.
 func (s *Sessions) Cancel(ctx context.Context, repo oci.Name, id, actor string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -144,7 +144,8 @@ func (s *Sessions) Busy(id string) bool {
 	return ok
 }
 
-// claim makes the caller the one request that works on the session.
+// claim makes the caller the one request that works on the session. The error
+// is Conflict where another one stays too long.
 func (s *Sessions) claim(ctx context.Context, id string) (release func(), err error) {
 	var deadline <-chan time.Time
 	for {
@@ -170,7 +171,7 @@ func (s *Sessions) claim(ctx context.Context, id string) (release func(), err er
 		select {
 		case <-over:
 		case <-deadline:
-			return nil, fault.Wrap(fault.Conflict, ErrOffset, "another request is sending data to this upload; ask for its status and go on from there").WithCode(oci.CodeBlobUploadInvalid)
+			return nil, fault.New(fault.Conflict, "another request is sending data to this upload").WithCode(oci.CodeBlobUploadInvalid)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

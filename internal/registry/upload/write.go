@@ -107,6 +107,9 @@ func (s *Sessions) begin(ctx context.Context, repo oci.Name, id string) (meta.Up
 		return meta.Upload{}, nil, err
 	}
 	release, err := s.claim(ctx, id)
+	if errors.Is(err, fault.Conflict) {
+		err = fault.Wrap(fault.Conflict, errors.Join(ErrOffset, err), fault.Public(err).Public+"; ask for its status and go on from there").WithCode(oci.CodeBlobUploadInvalid)
+	}
 	if err != nil {
 		return meta.Upload{}, nil, err
 	}
