@@ -257,7 +257,7 @@ func (c *Checker) launch(ctx context.Context, rep Report, cursor string, record 
 	}
 	work, cancel := context.WithCancelCause(context.Background())
 	r := &run{c: c, id: rep.ID, cancel: cancel, done: make(chan struct{}), report: rep, cursor: cursor, buf: make([]byte, readSize),
-		objects: limiter(rep.Request.ObjectsPerSecond, objectPage), bytes: limiter(rep.Request.BytesPerSecond, readSize)}
+		objects: limiter(rep.Request.ObjectsPerSecond, 1, objectPage), bytes: limiter(rep.Request.BytesPerSecond, readSize, readSize)}
 	c.mu.Lock()
 	c.current = r
 	closed := c.closed
@@ -269,9 +269,11 @@ func (c *Checker) launch(ctx context.Context, rep Report, cursor string, record 
 	return rep, nil
 }
 
-func limiter(perSecond float64, burst int) *rate.Limiter {
+// limiter allows a burst of what comes in a second, within bounds.
+func limiter(perSecond float64, least, most int) *rate.Limiter {
+	burst := min(max(least, int(min(perSecond, 1e9))), most)
 	if perSecond < 0 {
-		return rate.NewLimiter(rate.Inf, burst)
+		return rate.NewLimiter(rate.Inf, most)
 	}
 	return rate.NewLimiter(rate.Limit(perSecond), burst)
 }
