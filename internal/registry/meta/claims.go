@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -112,12 +114,16 @@ func (c *collection) raced(n int) {
 	}
 }
 
-func claimRows(claims []Claim) string {
-	rows := make([][3]int64, len(claims))
+// claimRows renders the ids and versions of claims, and the strictest of their
+// time limits.
+func claimRows(claims []Claim) (rows string, before int64) {
+	before = NoLimit
+	pairs := make([][2]int64, len(claims))
 	for i, cl := range claims {
-		rows[i] = [3]int64{cl.ID, cl.Version, cl.Before}
+		pairs[i] = [2]int64{cl.ID, cl.Version}
+		before = min(before, cl.Before)
 	}
-	return sqldb.List(rows)
+	return sqldb.List(pairs), before
 }
 
 func reasons(claims []Claim) map[int64]string {
@@ -178,6 +184,7 @@ func (c *collection) remove() error {
 		return err
 	}
 	why := reasons(c.w.Remove)
+	claims, before := claimRows(c.w.Remove)
 	var log []Deletion
 	var freed, repos []int64
 	err = c.tx.All(func(rows *sql.Rows) error {
@@ -191,13 +198,12 @@ func (c *collection) remove() error {
 		freed = append(freed, links[id]...)
 		repos = append(repos, repo)
 		return nil
-	}, `DELETE FROM manifests AS m WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = m.id AND i.b = m.version AND m.trashed_at <= i.c)
-			AND m.id IN (SELECT a FROM `+sqldb.Each+`)
+	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
 			AND NOT EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
 				WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL)
 			AND `+manifestLease+` IS NULL
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
-		claimRows(c.w.Remove), sqldb.List(ids), c.tx.Now())
+		claims, before, c.tx.Now())
 	if err != nil {
 		return fmt.Errorf("remove manifests: %w", err)
 	}
@@ -234,72 +240,72 @@ func (c *collection) unlink() error {
 	if len(c.w.Unlink) == 0 {
 		return nil
 	}
-	ids := make([]int64, len(c.w.Unlink))
-	for i, cl := range c.w.Unlink {
-		ids[i] = cl.ID
-	}
 	why := reasons(c.w.Unlink)
-	type gone struct{ blob, touched, repo int64 }
+	claims, before := claimRows(c.w.Unlink)
 	var log []Deletion
-	var rowsGone []gone
-	var goneLinks []int64
+	var goneLinks, repos []int64
+	bereft := map[int64]*[3]int64{} // blob → blob, latest confirmation, repository
 	err := c.tx.All(func(rows *sql.Rows) error {
-		var id int64
+		var id, blob, repo, touched int64
 		var hidden bool
-		var g gone
 		d := Deletion{Kind: "link", Act: "removed"}
-		if err := rows.Scan(&id, &g.blob, &g.repo, &g.touched, &hidden, &d.Repo, &d.Digest, &d.Bytes); err != nil {
+		if err := rows.Scan(&id, &blob, &repo, &touched, &hidden, &d.Repo, &d.Digest, &d.Bytes); err != nil {
 			return err
 		}
 		d.Reason = why[id]
-		goneLinks = append(goneLinks, id)
+		goneLinks, repos = append(goneLinks, id), append(repos, repo)
 		c.done.Unlinked++
 		if !hidden { // the client's DELETE was logged when it came
 			log = append(log, d)
 		}
-		rowsGone = append(rowsGone, g)
+		if b := bereft[blob]; b == nil {
+			bereft[blob] = &[3]int64{blob, touched, repo}
+		} else {
+			b[1] = max(b[1], touched)
+		}
 		c.s.dropBlobs(c.tx, oci.Name(d.Repo), oci.Digest(d.Digest))
 		return nil
-	}, `DELETE FROM links AS l WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = l.id AND i.b = l.version AND l.touched_at <= i.c)
-			AND l.id IN (SELECT a FROM `+sqldb.Each+`) AND NOT `+anyEdge+`
+	}, `DELETE FROM links AS l WHERE (l.id, l.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND l.touched_at <= ? AND NOT `+anyEdge+`
 			AND NOT EXISTS (SELECT 1 FROM blobs b JOIN lease_digests ld ON ld.digest = b.digest JOIN leases ls ON ls.holder = ld.holder
 				WHERE b.id = l.blob_id AND ls.expires_at > ?)
 		RETURNING id, blob_id, repo_id, touched_at, hidden, (SELECT name FROM repositories r WHERE r.id = repo_id),
 			(SELECT digest FROM blobs b WHERE b.id = blob_id), (SELECT size FROM blobs b WHERE b.id = blob_id)`,
-		claimRows(c.w.Unlink), sqldb.List(ids), c.tx.Now())
+		claims, before, c.tx.Now())
 	if err != nil {
 		return fmt.Errorf("remove links: %w", err)
 	}
-	c.raced(len(c.w.Unlink) - len(rowsGone))
+	c.raced(len(c.w.Unlink) - len(goneLinks))
 	if err := closeReviews(c.tx, "link", c.w.Unlink, goneLinks); err != nil {
 		return err
 	}
-	blobs := make([][3]int64, len(rowsGone))
-	repos := make([]int64, len(rowsGone))
-	for i, g := range rowsGone {
-		blobs[i] = [3]int64{g.blob, g.touched, g.repo}
-		repos[i] = g.repo
-	}
-	if len(blobs) > 0 {
-		list := sqldb.List(blobs)
-		// The confirmations that the link carried now count for the blob (R3).
-		if _, err := c.tx.Exec(`UPDATE blobs AS b SET version = version + 1, touched_at = max(touched_at, (SELECT max(i.b) FROM `+sqldb.Each3+` i WHERE i.a = b.id))
-			WHERE b.id IN (SELECT a FROM `+sqldb.Each3+`)`, list, list); err != nil {
-			return fmt.Errorf("hand on confirmations: %w", err)
-		}
-		uncovered, err := c.tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
-			SELECT 'blob', b.id, i.c, b.touched_at, 'no repository has it any more', nullif(?, 0) FROM `+sqldb.Each3+` i CROSS JOIN blobs b ON b.id = i.a
-			WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
-			ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, run_id = excluded.run_id, version = version + 1`, c.w.Run, list)
-		if err != nil {
-			return fmt.Errorf("put blobs up for review: %w", err)
-		}
-		c.done.Total += uncovered
+	if err := c.reviewBlobs(bereft); err != nil {
+		return err
 	}
 	if err := dropEmptyRepos(c.tx, repos); err != nil {
 		return err
 	}
 	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
+}
+
+// reviewBlobs hands the confirmations that links carried on to their blobs
+// (R3) and puts those up for review that no repository has any more.
+func (c *collection) reviewBlobs(bereft map[int64]*[3]int64) error {
+	if len(bereft) == 0 {
+		return nil
+	}
+	list := sqldb.List(slices.Collect(maps.Values(bereft)))
+	if _, err := c.tx.Exec(`UPDATE blobs SET version = version + 1, touched_at = max(touched_at, i.b) FROM `+sqldb.Each2+` i WHERE blobs.id = i.a`, list); err != nil {
+		return fmt.Errorf("hand on confirmations: %w", err)
+	}
+	n, err := c.tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
+		SELECT 'blob', b.id, i.c, b.touched_at, 'no repository has it any more', nullif(?, 0) FROM `+sqldb.Each3+` i CROSS JOIN blobs b ON b.id = i.a
+		WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
+		ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, run_id = excluded.run_id, version = version + 1`, c.w.Run, list)
+	if err != nil {
+		return fmt.Errorf("put blobs up for review: %w", err)
+	}
+	c.done.Total += n
+	return nil
 }
 
 // collect forgets blobs. The keys of their bytes go to the purge queue in the
@@ -308,11 +314,8 @@ func (c *collection) collect() error {
 	if len(c.w.Collect) == 0 {
 		return nil
 	}
-	ids := make([]int64, len(c.w.Collect))
-	for i, cl := range c.w.Collect {
-		ids[i] = cl.ID
-	}
 	why := reasons(c.w.Collect)
+	claims, before := claimRows(c.w.Collect)
 	var log []Deletion
 	var keys [][4]any
 	var gone []int64
@@ -327,10 +330,10 @@ func (c *collection) collect() error {
 		log, gone = append(log, d), append(gone, id)
 		keys = append(keys, [4]any{key, d.Digest, d.Bytes, d.Reason})
 		return nil
-	}, `DELETE FROM blobs AS b WHERE EXISTS (SELECT 1 FROM `+sqldb.Each3+` i WHERE i.a = b.id AND i.b = b.version AND b.touched_at <= i.c)
-			AND b.id IN (SELECT a FROM `+sqldb.Each+`) AND NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
+	}, `DELETE FROM blobs AS b WHERE (b.id, b.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND b.touched_at <= ?
+			AND NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
 			AND NOT EXISTS (SELECT 1 FROM lease_digests ld JOIN leases ls ON ls.holder = ld.holder WHERE ld.digest = b.digest AND ls.expires_at > ?)
-		RETURNING id, digest, size, key`, claimRows(c.w.Collect), sqldb.List(ids), c.tx.Now())
+		RETURNING id, digest, size, key`, claims, before, c.tx.Now())
 	if err != nil {
 		return fmt.Errorf("remove blobs: %w", err)
 	}
@@ -359,7 +362,8 @@ func closeReviews(tx *sqldb.Tx, kind string, claims []Claim, gone []int64) error
 		}
 	}
 	if len(gone) < len(claims) {
-		if _, err := tx.Exec("UPDATE reviews SET run_id = NULL WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each3+")", kind, claimRows(claims)); err != nil {
+		rows, _ := claimRows(claims)
+		if _, err := tx.Exec("UPDATE reviews SET run_id = NULL WHERE kind = ? AND target IN (SELECT a FROM "+sqldb.Each2+")", kind, rows); err != nil {
 			return fmt.Errorf("leave reviews: %w", err)
 		}
 	}
@@ -405,12 +409,7 @@ func (c *collection) settle() error {
 		byKind[r.Kind] = append(byKind[r.Kind], [2]int64{r.Target, r.Version})
 	}
 	for kind, rows := range byKind {
-		targets := make([]int64, len(rows))
-		for i, r := range rows {
-			targets[i] = r[0]
-		}
-		if _, err := c.tx.Exec(`DELETE FROM reviews AS v WHERE v.kind = ? AND v.target IN (SELECT a FROM `+sqldb.Each+`)
-			AND EXISTS (SELECT 1 FROM `+sqldb.Each2+` i WHERE i.a = v.target AND i.b = v.version)`, kind, sqldb.List(targets), sqldb.List(rows)); err != nil {
+		if _, err := c.tx.Exec(`DELETE FROM reviews WHERE kind = ? AND (target, version) IN (SELECT a, b FROM `+sqldb.Each2+`)`, kind, sqldb.List(rows)); err != nil {
 			return fmt.Errorf("close reviews: %w", err)
 		}
 	}
