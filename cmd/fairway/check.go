@@ -84,7 +84,7 @@ func (a *app) followCheck(ctx context.Context, c *adminclient.Client, q *asking,
 	switch {
 	case interrupted:
 		return errInterrupted
-	case r.State != check.StateDone, r.LostCount > 0, len(r.Database) > 0, r.Orphans.Count > 0 && !r.Request.Repair:
+	case r.State != check.StateDone, r.LostCount > 0, len(r.Database) > 0, r.Orphans.Count+r.Missed > 0 && !r.Request.Repair:
 		return errTold
 	case r.Failed > 0:
 		return errPartly
@@ -113,6 +113,9 @@ func (a *app) printReport(r check.Report) {
 		}
 		t.printf("%s with %s; %s\n", t.yellow(count(r.Orphans.Count, "object that nothing names", "objects that nothing names")), unit.Size(r.Orphans.Bytes), what)
 		a.printSome("orphan", r.Orphans.Keys, r.Orphans.Count)
+	}
+	if r.Missed > 0 {
+		t.printf("%s the collector should have been told of\n", t.yellow(count(r.Missed, "thing", "things")))
 	}
 	if r.Orphans.Young > 0 {
 		t.printf("%s too young to judge\n", count(r.Orphans.Young, "object", "objects"))
