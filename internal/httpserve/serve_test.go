@@ -1,0 +1,185 @@
+package httpserve
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// serving runs Serve; end ends its context and returns what Serve returned.
+func serving(t *testing.T, h http.Handler, grace time.Duration) (addr string, stop func(), result chan error) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	result = make(chan error, 1)
+	go func() { result <- Serve(ctx, ln, Options{Handler: h, Grace: grace, Log: quiet()}) }()
+	return ln.Addr().String(), cancel, result
+}
+
+func TestServe_RunningRequestsFinishAfterTheEnd(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	addr, stop, result := serving(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-release
+		if r.Context().Err() != nil {
+			t.Error("the request's context ended with the server's")
+		}
+		_, _ = io.WriteString(w, "done")
+	}), time.Minute)
+	answer := make(chan string, 1)
+	go func() {
+		res, err := http.Get("http://" + addr)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		b, _ := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		answer <- string(b)
+	}()
+	<-entered
+	stop()
+	eventually(t, func() bool { // it stops accepting at once
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
+	close(release)
+	if got := <-answer; got != "done" {
+		t.Errorf("the running request was answered %q", got)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+func TestServe_RequestsThatOutliveTheGraceAreCutAndWaitedFor(t *testing.T) {
+	entered := make(chan struct{})
+	ended := make(chan error, 1)
+	addr, stop, result := serving(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(entered)
+		_, err := io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+		ended <- err
+	}), 20*time.Millisecond)
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nsome"); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	stop()
+	if err := <-result; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the body of a request that was cut seems whole")
+		}
+	default:
+		t.Error("Serve did not wait for the handler")
+	}
+}
+
+func TestServe_AListenerThatFailsIsAnError(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ln.Close()
+	if err := Serve(t.Context(), ln, Options{Handler: http.NotFoundHandler(), Log: quiet()}); err == nil {
+		t.Error("no error")
+	}
+}
+
+func TestBody_AStalledUploadIsGivenUp(t *testing.T) {
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: 50 * time.Millisecond})
+	read := make(chan error, 1)
+	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		read <- err
+	})), time.Second)
+	defer stop()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nsome"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-read:
+		if err == nil {
+			t.Error("a body that stalled seems whole")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the connection is held")
+	}
+}
+
+// trickle brings a byte each time it is asked, after a while.
+type trickle struct {
+	left int
+	wait time.Duration
+}
+
+func (r *trickle) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	r.left--
+	<-time.After(r.wait) // the pace of a slow client is what is tested
+	p[0] = 'x'
+	return 1, nil
+}
+
+func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
+	const idle = 200 * time.Millisecond
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
+	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil || len(b) != 20 {
+			t.Errorf("%d bytes arrived, error %v; want 20", len(b), err)
+		}
+	})), time.Second)
+	defer stop()
+	res, _ := send(t, "PUT", "http://"+addr, &trickle{20, idle / 10})
+	if res.StatusCode != 200 {
+		t.Errorf("status %d", res.StatusCode)
+	}
+}
+
+func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
+	const idle = 40 * time.Millisecond
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
+	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		select {
+		case <-r.Context().Done():
+			t.Error("the request was given up after its body had ended")
+		case <-time.After(4 * idle): // long after the deadline
+		}
+	})), time.Second)
+	defer stop()
+	if res, _ := send(t, "PUT", "http://"+addr, strings.NewReader("body")); res.StatusCode != 200 {
+		t.Errorf("status %d", res.StatusCode)
+	}
+}
