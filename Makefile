@@ -8,6 +8,7 @@ TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH):/usr/sbin:/sbin
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LISTEN  ?= 127.0.0.1:5000
 DATA    ?= ./data
 
@@ -21,7 +22,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/fairway
-	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/fairway ./cmd/fairway
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o bin/fairway ./cmd/fairway
 
 .PHONY: run
 run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data

@@ -148,9 +148,10 @@ func TestUpload_CutOffBySIGKILLResumesWhereTheServerSays(t *testing.T) {
 	s := serve(t)
 	b, d := noise(8 << 20)
 	session := s.begin("r")
-	_, answer := s.slowly(http.MethodPatch, session, len(b), b[:6<<20])
+	rest, answer := s.slowly(http.MethodPatch, session, len(b), b[:6<<20])
 	eventually(t, "bytes of the upload reach the disk", func() bool { size, _ := s.disk(); return size > 1<<20 })
 	s.proc.Kill()
+	_ = rest.Close() // the transport waits for the body even when the connection is gone
 	if resp, ok := <-answer; ok {
 		t.Fatalf("a cut-off request was answered %s", resp.Status)
 	}

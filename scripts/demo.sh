@@ -28,7 +28,7 @@ fail() { echo "  WRONG: $*"; exit 1; }
 size() { numfmt --to=iec-i --suffix=B "$1"; }
 onDisk() { find "$dir/data/blobs" -type f -printf '%s\n' 2>/dev/null | awk '{ n += $1 } END { print n + 0 }'; }
 copy() { skopeo --insecure-policy copy -q --preserve-digests --dest-tls-verify=false "oci:$dir/$1" "docker://$host/$2"; }
-head() { curl -s -o /dev/null -w '%{http_code}' -I "$url/v2/$1"; }
+statusOf() { curl -s -o /dev/null -w '%{http_code}' -I "$url/v2/$1"; }
 
 # verify REPO TAG pulls an image and checks the digest of every byte of it.
 verify() {
@@ -77,6 +77,7 @@ echo "  pushed $digest; $(size "$(onDisk)") on disk"
 
 step "3. Keep pushing other images in the background, from now to the end."
 mkdir -p "$dir/other"
+: >"$dir/pushed"
 (
   n=0
   while :; do
@@ -89,7 +90,7 @@ mkdir -p "$dir/other"
   done
 ) &
 pusher=$!
-pushes() { wc -l <"$dir/pushed" 2>/dev/null || echo 0; }
+pushes() { wc -l <"$dir/pushed"; }
 more() { local want=$(( $(pushes) + $1 )); for _ in $(seq 400); do [ "$(pushes)" -ge $want ] && return; sleep 0.05; done; fail "the pushes do not go on"; }
 more 1
 echo "  $(pushes) pushed so far"
@@ -97,7 +98,7 @@ echo "  $(pushes) pushed so far"
 step "4. Delete the image and collect. It goes to the trash first, so nothing is lost."
 show "skopeo delete docker://$host/demo/busybox:1"
 skopeo --insecure-policy delete --tls-verify=false "docker://$host/demo/busybox:1"
-[ "$(head "demo/busybox/manifests/$digest")" = 404 ] || fail "it is still served"
+[ "$(statusOf "demo/busybox/manifests/$digest")" = 404 ] || fail "it is still served"
 echo "  (what a client was told is here stays for a window: 2h by default, 3s in this demo)"
 sleep 3
 show "fairway gc run --window 3s"
@@ -119,8 +120,9 @@ show "fairway explain demo/busybox:1"
 
 step "7. Push something big, delete it for good, and see the bytes go."
 cp -r "$dir/image" "$dir/big"
-head -c 20000000 /dev/urandom >"$dir/other/noise"
-umoci insert --rootless --image "$dir/big:1" "$dir/other" /big
+mkdir -p "$dir/heavy"
+head -c 20000000 /dev/urandom >"$dir/heavy/noise"
+umoci insert --rootless --image "$dir/big:1" "$dir/heavy" /big
 copy big:1 demo/big:1
 skopeo --insecure-policy delete --tls-verify=false "docker://$host/demo/big:1"
 sleep 3
