@@ -62,7 +62,10 @@ in. Durations are written as 90s, 2h, 30d or 2w; a bare number counts seconds.`,
 func (a *app) serve(ctx context.Context, cfg registry.Config, log *slog.Logger) error {
 	v := programVersion()
 	r, err := registry.Open(ctx, cfg, log, v)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil // told to end before it had begun
+	case err != nil:
 		return startError(cfg, err)
 	}
 	a.greet(cfg, r.Addr().String())
