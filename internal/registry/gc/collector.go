@@ -111,7 +111,7 @@ func (c *Collector) Run(ctx context.Context) error {
 				c.opts.Log.Error("background collection", "error", err)
 			}
 		case now := <-minute.C:
-			if err := c.schedules(ctx, last, now); err != nil && ctx.Err() == nil {
+			if err := c.Schedules(ctx, last, now); err != nil && ctx.Err() == nil {
 				c.opts.Log.Error("scheduled collection", "error", err)
 			}
 			last = now
@@ -173,9 +173,9 @@ func cutoffs(l Limits) meta.Cutoffs {
 	return co
 }
 
-// schedules starts the runs whose cron time lies between two looks at the
+// Schedules starts the runs whose cron time lies between two looks at the
 // clock on the wall, which is what people mean by a cron time.
-func (c *Collector) schedules(ctx context.Context, last, now time.Time) error {
+func (c *Collector) Schedules(ctx context.Context, last, now time.Time) error {
 	scheds, err := c.store.Schedules(ctx)
 	if err != nil {
 		return err
