@@ -117,8 +117,9 @@ func (c *Checker) tick(ctx context.Context, interval time.Duration) (time.Durati
 	if err != nil {
 		return 0, err
 	}
-	if wait := due - c.store.Now(); wait > 0 {
-		return min(never, time.Duration(wait)*time.Millisecond), nil
+	if wait := time.Duration(due-c.store.Now()) * time.Millisecond; wait > 0 {
+		c.log.Debug("no check in the background is due", "next_in", wait)
+		return min(never, wait), nil
 	}
 	_, err = c.fresh(ctx, Request{ObjectsPerSecond: min(c.opts.ObjectsPerSecond, backgroundObjectsPerSecond)}, TriggerBackground)
 	if err != nil && !errors.Is(err, fault.Busy) {

@@ -492,9 +492,9 @@ func TestObjectsPerSecondIsKept(t *testing.T) {
 		w.upload("app", blobtest.Bytes(i, 10))
 	}
 	start := time.Now()
-	w.check(check.Request{ObjectsPerSecond: 40}) // 20 objects, 20 rows and the reviews
-	if took := time.Since(start); took < 500*time.Millisecond {
-		t.Fatalf("40 things and more at 40/s took %s", took)
+	w.check(check.Request{ObjectsPerSecond: 30}) // 20 objects and 20 rows, less what is allowed at the start
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Fatalf("40 things at 30/s took %s", took)
 	}
 }
 

@@ -473,7 +473,7 @@ func (r *run) reviews(ctx context.Context) error {
 
 func (r *run) reviewsOf(ctx context.Context, kind string, after int64) error {
 	for {
-		if err := r.objects.WaitN(ctx, min(reviewPage, r.objects.Burst())); err != nil {
+		if err := r.objects.Wait(ctx); err != nil { // a page is one query
 			return err
 		}
 		u, err := r.c.store.Unreviewed(ctx, kind, after, reviewPage)
