@@ -194,7 +194,6 @@ func (a *app) newProgress(what string) *progress {
 		progressbar.OptionSetItsString("items"),
 		progressbar.OptionSetPredictTime(true),
 		progressbar.OptionShowElapsedTimeOnFinish(),
-		progressbar.OptionThrottle(barInterval/2),
 		progressbar.OptionClearOnFinish(),
 	)}
 }

@@ -24,18 +24,21 @@ type terminal struct {
 	now    func() time.Time
 }
 
-// newTerminal looks at what f is. Colour follows NO_COLOR (https://no-color.org)
-// and TERM=dumb.
+// newTerminal looks at what f is.
 func newTerminal(f *os.File, environ []string) *terminal {
-	t := &terminal{Writer: f, tty: term.IsTerminal(int(f.Fd())), now: time.Now}
-	t.colour = t.tty
+	tty := term.IsTerminal(int(f.Fd()))
+	return &terminal{Writer: f, tty: tty, colour: wantsColour(tty, environ), now: time.Now}
+}
+
+// wantsColour follows NO_COLOR (https://no-color.org) and TERM=dumb.
+func wantsColour(tty bool, environ []string) bool {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		if name == "NO_COLOR" && value != "" || name == "TERM" && value == "dumb" {
-			t.colour = false
+			return false
 		}
 	}
-	return t
+	return tty
 }
 
 // printf writes to the terminal. A reader that has gone away, as in
@@ -144,14 +147,12 @@ func (t *terminal) whenever(at *time.Time) string {
 // roughly renders a duration with the one or two units that matter.
 func roughly(d time.Duration) string {
 	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Round(time.Second).Seconds()))
 	case d < 10*time.Minute:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+		return unit.Duration(d.Round(time.Second)).String()
 	case d < time.Hour:
 		return fmt.Sprintf("%dm", int(d.Round(time.Minute).Minutes()))
 	case d < 48*time.Hour:
-		return strings.TrimSuffix(strings.TrimSuffix(d.Round(time.Minute).String(), "0s"), "h0m")
+		return unit.Duration(d.Round(time.Minute)).String()
 	}
 	return fmt.Sprintf("%dd", int(d.Round(time.Hour).Hours()/24))
 }

@@ -1,0 +1,244 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/registry/adminapi"
+	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
+)
+
+func testConfig(t *testing.T) Config {
+	cfg := Default()
+	cfg.Data, cfg.Listen = filepath.Join(t.TempDir(), "data"), "127.0.0.1:0"
+	return cfg
+}
+
+func open(t *testing.T, cfg Config) (*Registry, error) {
+	t.Helper()
+	r, err := Open(t.Context(), cfg, slog.New(slog.DiscardHandler), adminapi.Version{Version: "test"})
+	if err == nil {
+		t.Cleanup(func() {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return r, err
+}
+
+func mustOpen(t *testing.T, cfg Config) *Registry {
+	t.Helper()
+	r, err := open(t, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func ask(r *Registry, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	r.observer.Wrap(r.handler()).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	return w
+}
+
+func TestOpen_SecondServerOnOneDataDirectoryIsRefused(t *testing.T) {
+	cfg := testConfig(t)
+	r := mustOpen(t, cfg)
+	if _, err := open(t, cfg); !errors.Is(err, fsblob.ErrInUse) {
+		t.Errorf("error %v, want ErrInUse", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, cfg)
+}
+
+func TestOpen_SecondServerOnOneDatabaseElsewhereIsRefused(t *testing.T) {
+	a, b := testConfig(t), testConfig(t)
+	a.Database = "sqlite:" + filepath.Join(t.TempDir(), "deep", "fairway.db")
+	b.Database = a.Database
+	mustOpen(t, a)
+	if _, err := open(t, b); !errors.Is(err, fsblob.ErrInUse) {
+		t.Errorf("error %v, want ErrInUse", err)
+	}
+	if _, err := os.Stat(filepath.Join(a.Data, "fairway.db")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a database in the data directory although it is elsewhere: %v", err)
+	}
+}
+
+func TestOpen_StorageElsewhere(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Storage = "file://" + filepath.Join(t.TempDir(), "blobs-here")
+	mustOpen(t, cfg)
+	if _, err := os.Stat(filepath.Join(strings.TrimPrefix(cfg.Storage, "file://"), "blobs")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.Data, "fairway.db")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpen_WhatFailsLeavesNothingOpen(t *testing.T) {
+	cfg := testConfig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Listen = ln.Addr().String()
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(cfg.Data, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, cfg); err == nil {
+		t.Fatal("a file was taken for a data directory")
+	}
+	if err := os.Remove(cfg.Data); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, cfg)
+}
+
+func TestOpen_AddressOfTheNetworkNeedsTheFlag(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", ":0", "[::]:0", "registry.example:0"} {
+		cfg := testConfig(t)
+		cfg.Listen = listen
+		var bad *SettingError
+		if _, err := open(t, cfg); !errors.As(err, &bad) || bad.Key != "listen" || !strings.Contains(bad.Reason, "--allow-anyone-on-the-network") {
+			t.Errorf("%s: error %v", listen, err)
+		}
+	}
+	cfg := testConfig(t)
+	cfg.Listen, cfg.AllowAnyone = "0.0.0.0:0", true
+	mustOpen(t, cfg)
+}
+
+func TestReadyz_FollowsTheServer(t *testing.T) {
+	r := mustOpen(t, testConfig(t))
+	if w := ask(r, "/readyz"); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("before Run: status %d", w.Code)
+	}
+	if w := ask(r, "/healthz"); w.Code != http.StatusOK {
+		t.Errorf("healthz before Run: status %d", w.Code)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	res, err := http.Get("http://" + r.Addr().String() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	if _ = res.Body.Close(); res.StatusCode != http.StatusOK || string(body) != "ready\n" {
+		t.Errorf("while it runs: status %d, %q", res.StatusCode, body)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if w := ask(r, "/readyz"); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("after Run: status %d", w.Code)
+	}
+	r.ready.Store(true)
+	if err := r.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if w := ask(r, "/readyz"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "database") {
+		t.Errorf("with its database gone: status %d, %q", w.Code, w.Body)
+	}
+}
+
+func TestRun_AnUploadUnderWayMayFinishAfterTheEnd(t *testing.T) {
+	r := mustOpen(t, testConfig(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	body, send := io.Pipe()
+	const digest = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" // of "hello"
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.Addr().String()+"/v2/a/blobs/uploads/?digest="+digest, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/octet-stream")
+	answered := make(chan int, 1)
+	go func() {
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			answered <- 0
+			return
+		}
+		_ = res.Body.Close()
+		answered <- res.StatusCode
+	}()
+	if _, err := send.Write([]byte("he")); err != nil {
+		t.Fatal(err)
+	}
+	// The server has begun to read it once the metric counts it in flight.
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(ask(r, "/metrics").Body.String(), "fairway_http_requests_in_flight 2"); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the upload was not seen in time")
+		}
+	}
+	cancel()
+	if _, err := send.Write([]byte("llo")); err != nil {
+		t.Fatal(err)
+	}
+	if err := send.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-answered; status != http.StatusCreated {
+		t.Errorf("status %d, want 201", status)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestOperations_AreServed(t *testing.T) {
+	cfg := testConfig(t)
+	r := mustOpen(t, cfg)
+	for path, want := range map[string]int{
+		"/metrics": 200, "/healthz": 200, "/": 200, "/nothing": 404, "/debug/pprof/": 404, "/api/v1/version": 403, // example.com is no name of a loopback server
+	} {
+		if w := ask(r, path); w.Code != want {
+			t.Errorf("GET %s: status %d, want %d", path, w.Code, want)
+		}
+	}
+	for _, metric := range []string{
+		"fairway_http_requests_total", "fairway_http_response_bytes_total", "fairway_gc_review_queue_length", "fairway_gc_oldest_review_age_seconds",
+		"fairway_gc_freed_bytes_total", "fairway_gc_run_duration_seconds", "process_resident_memory_bytes", "go_goroutines",
+	} {
+		if !strings.Contains(ask(r, "/metrics").Body.String(), "\n"+metric) {
+			t.Errorf("there is no metric %s", metric)
+		}
+	}
+	cfg = testConfig(t)
+	cfg.Pprof = true
+	if w := ask(mustOpen(t, cfg), "/debug/pprof/"); w.Code != 200 {
+		t.Errorf("pprof with its flag: status %d", w.Code)
+	}
+}
+
+func TestHandler_PathsReachTheOCIFaceAsTheyWereSent(t *testing.T) {
+	r := mustOpen(t, testConfig(t))
+	for _, path := range []string{"/v2//manifests/x", "/v2/a/../b/manifests/x", "/v2/a//tags/list"} {
+		if w := ask(r, path); w.Code >= 300 && w.Code < 400 {
+			t.Errorf("GET %s is redirected to %s", path, w.Header().Get("Location"))
+		}
+	}
+	if w := ask(r, "/v2/"); w.Code != 200 {
+		t.Errorf("GET /v2/: status %d", w.Code)
+	}
+}
