@@ -1,0 +1,291 @@
+package sqldb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+func migrations(more ...string) fs.FS {
+	m := fstest.MapFS{"00001_init.sql": {Data: []byte("-- +goose Up\nCREATE TABLE clock (seen INTEGER NOT NULL);\nINSERT INTO clock VALUES (0);\nCREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT);\n")}}
+	for i, sql := range more {
+		m[fmt.Sprintf("%05d_more.sql", i+2)] = &fstest.MapFile{Data: []byte("-- +goose Up\n" + sql + "\n")}
+	}
+	return m
+}
+
+func open(t *testing.T, o sqldb.Options) *sqldb.DB {
+	t.Helper()
+	if o.Path == "" {
+		o.Path = filepath.Join(t.TempDir(), "t.db")
+	}
+	if o.Migrations == nil {
+		o.Migrations = migrations()
+	}
+	db, err := sqldb.Open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+func insert(a int, b string) func(*sqldb.Tx) error {
+	return func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("INSERT INTO t (a, b) VALUES (?, ?)", a, b)
+		return err
+	}
+}
+
+func count(t *testing.T, db *sqldb.DB) (n int) {
+	t.Helper()
+	if err := db.Read(context.Background(), func(tx *sqldb.Tx) error { return tx.Row("SELECT count(*) FROM t").Scan(&n) }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestWrite_FailsAloneInAGroup(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	ctx := context.Background()
+	refused := errors.New("refused")
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			err := db.Write(ctx, func(tx *sqldb.Tx) error {
+				if err := insert(i, "x")(tx); err != nil {
+					return err
+				}
+				switch i % 4 {
+				case 1:
+					return refused
+				case 2:
+					panic("in the middle")
+				case 3:
+					return insert(i, "twice")(tx) // breaks the primary key
+				}
+				return nil
+			})
+			if (err == nil) != (i%4 == 0) || i%4 == 1 && !errors.Is(err, refused) {
+				t.Errorf("write %d: %v", i, err)
+			}
+		}()
+	}
+	wg.Wait()
+	if n := count(t, db); n != 50 {
+		t.Errorf("%d rows, want the 50 of the writes that succeeded", n)
+	}
+}
+
+func TestWrite_OnCommitRunsBeforeSuccessIsToldAndNeverForAFailure(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	ran := false
+	err := db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		tx.OnCommit(func() { ran = true })
+		return insert(1, "x")(tx)
+	})
+	if err != nil || !ran {
+		t.Errorf("success told with err %v, hook ran: %v", err, ran)
+	}
+	ran = false
+	err = db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		tx.OnCommit(func() { ran = true })
+		return insert(1, "again")(tx)
+	})
+	if err == nil || ran {
+		t.Errorf("failure with err %v, hook ran: %v", err, ran)
+	}
+}
+
+func TestWrite_ContextEndsTheWaitOnlyBeforeItBegins(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	inside, release := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	ctx1, cancel1 := context.WithCancel(context.Background())
+	go func() {
+		first <- db.Write(ctx1, func(tx *sqldb.Tx) error { close(inside); <-release; return insert(1, "x")(tx) })
+	}()
+	<-inside
+	ctx2, cancel2 := context.WithCancel(context.Background())
+	cancel2()
+	if err := db.Write(ctx2, insert(2, "never")); !errors.Is(err, context.Canceled) {
+		t.Errorf("a write that was given up: %v", err)
+	}
+	cancel1() // too late: it runs, and its outcome is told
+	close(release)
+	if err := <-first; err != nil {
+		t.Errorf("a write that had begun: %v", err)
+	}
+	if n := count(t, db); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+}
+
+func TestRead_CannotWriteAndSnapshotSeesOneState(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	ctx := context.Background()
+	if err := db.Read(ctx, insert(1, "x")); err == nil {
+		t.Error("a reading connection wrote")
+	}
+	err := db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+		var before, after int
+		if err := tx.Row("SELECT count(*) FROM t").Scan(&before); err != nil {
+			return err
+		}
+		if err := db.Write(ctx, insert(1, "x")); err != nil { // no reader is in its way
+			return err
+		}
+		if err := tx.Row("SELECT count(*) FROM t").Scan(&after); err != nil {
+			return err
+		}
+		if before != after {
+			t.Errorf("a snapshot saw %d rows, then %d", before, after)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMaintain_GoesOnUnderConstantLoad(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for k := i; ctx.Err() == nil; k += 8 {
+				_ = db.Write(ctx, insert(k, "load")) // ends with the context
+			}
+		}()
+	}
+	for i := range 50 {
+		if err := db.Maintain(context.Background(), insert(-1-i, "maintenance")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	wg.Wait()
+}
+
+func TestClose_CommitsWhatWaitsAndRefusesWhatComes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	db := open(t, sqldb.Options{Path: path})
+	var wg sync.WaitGroup
+	told := make([]error, 100)
+	for i := range told {
+		wg.Add(1)
+		go func() { defer wg.Done(); told[i] = db.Write(context.Background(), insert(i, "x")) }()
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if err := db.Write(context.Background(), insert(1000, "late")); !errors.Is(err, sqldb.ErrClosed) {
+		t.Errorf("a write after Close: %v", err)
+	}
+	n := 0
+	for _, err := range told {
+		if err == nil {
+			n++
+		}
+	}
+	if got := count(t, open(t, sqldb.Options{Path: path})); got != n {
+		t.Errorf("%d rows, but success was told %d times", got, n)
+	}
+}
+
+func TestOpen_RefusesADatabaseOfANewerProgram(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	db := open(t, sqldb.Options{Path: path, Migrations: migrations("CREATE TABLE u (a INTEGER);")})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := sqldb.Open(context.Background(), sqldb.Options{Path: path, Migrations: migrations()})
+	if err == nil || !strings.Contains(err.Error(), "newer") {
+		t.Errorf("open with an older program: %v", err)
+	}
+}
+
+func TestR11_ClockIsNotLedAstray(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	wall := time.Now().UnixMilli()
+	db := open(t, sqldb.Options{Path: path})
+	if d := db.Now() - wall; d < 0 || d > time.Minute.Milliseconds() {
+		t.Errorf("a new clock is %d ms off", d)
+	}
+	// The database has seen a time hours ahead: the machine's clock was set back
+	// while the server was down.
+	const ahead = 5 * 3600 * 1000
+	if err := db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE clock SET seen = ?", wall+ahead)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = open(t, sqldb.Options{Path: path})
+	if db.Now() < wall+ahead {
+		t.Errorf("the clock went back by %d ms", wall+ahead-db.Now())
+	}
+	before := db.Now()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if db = open(t, sqldb.Options{Path: path}); db.Now() < before {
+		t.Errorf("the clock went back over a restart by %d ms", before-db.Now())
+	}
+}
+
+func TestR11_ClockNeverGoesBack(t *testing.T) {
+	c := sqldb.NewClock()
+	now := c.Now()
+	c.NotBefore(now - 1000)
+	if c.Now() < now {
+		t.Error("NotBefore moved the clock back")
+	}
+	c.NotBefore(now + 3_600_000)
+	if d := c.Now() - now; d < 3_600_000 || d > 3_660_000 {
+		t.Errorf("the clock moved by %d ms, want an hour", d)
+	}
+}
+
+func BenchmarkWrite_Parallel16(b *testing.B) {
+	db, err := sqldb.Open(context.Background(), sqldb.Options{Path: filepath.Join(b.TempDir(), "t.db"), Migrations: migrations()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetParallelism(8)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := db.Write(context.Background(), func(tx *sqldb.Tx) error {
+				_, err := tx.Exec("INSERT INTO t (b) VALUES ('x')")
+				return err
+			}); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	if err := db.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
