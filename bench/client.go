@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -62,7 +63,7 @@ func (c *client) answer(method, path string) (answer, error) {
 		return answer{}, fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return answer{}, fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	a := answer{status: resp.StatusCode, body: b}
