@@ -20,24 +20,17 @@ type body struct {
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	if !b.ended {
-		if now := time.Now(); now.Sub(b.renewed) > b.idle/4 {
-			b.renewed = now
-			// A ResponseWriter without deadlines (a test's recorder) has no
-			// connection that could stall.
-			_ = b.conn.SetReadDeadline(now.Add(b.idle))
-		}
+	if now := time.Now(); now.Sub(b.renewed) > b.idle/4 && !b.ended {
+		b.renewed = now
+		// A ResponseWriter without deadlines (a test's recorder) has no
+		// connection that could stall.
+		_ = b.conn.SetReadDeadline(now.Add(b.idle))
 	}
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
-	if err != nil && !b.ended {
-		b.ended = true
-		if err == io.EOF {
-			// net/http goes on reading to notice a client that leaves; a deadline
-			// left behind would look like one.
-			_ = b.conn.SetReadDeadline(time.Time{})
-		}
-	}
+	// At the end net/http lifts the deadline, and goes on reading to notice a
+	// client that leaves: a new one would look like that.
+	b.ended = b.ended || err != nil
 	return n, err
 }
 

@@ -73,6 +73,7 @@ func TestServe_RequestsThatOutliveTheGraceAreCutAndWaitedFor(t *testing.T) {
 		close(entered)
 		_, err := io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
+		<-time.After(30 * time.Millisecond) // what is left to put in order takes a while
 		ended <- err
 	}), 20*time.Millisecond)
 	c, err := net.Dial("tcp", addr)
@@ -172,6 +173,7 @@ func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
 	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
 	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = r.Body.Read(make([]byte, 1)) // one that asks again
 		select {
 		case <-r.Context().Done():
 			t.Error("the request was given up after its body had ended")
