@@ -145,15 +145,20 @@ func (s *Store) dropBlobEverywhere(tx *sqldb.Tx, id int64, d oci.Digest) error {
 func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor string) error {
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		p := purge{Reason: "upload cancelled", Actor: actor}
+		var repoID int64
 		err := tx.Row(`DELETE FROM uploads WHERE id = ? AND repo_id = (SELECT id FROM repositories WHERE name = ?)
-			RETURNING key, size`, id, string(repo)).Scan(&p.Key, &p.Size)
+			RETURNING key, size, repo_id`, id, string(repo)).Scan(&p.Key, &p.Size, &repoID)
 		if errors.Is(err, sql.ErrNoRows) {
 			return uploadUnknown(repo, id)
 		}
 		if err != nil {
 			return err
 		}
-		return enqueuePurge(tx, p)
+		if err := enqueuePurge(tx, p); err != nil {
+			return err
+		}
+		// No run would look at a repository that the upload alone had made.
+		return dropEmptyRepos(tx, []int64{repoID})
 	})
 	if err != nil {
 		return fmt.Errorf("cancel upload %s in %s: %w", id, repo, err)
