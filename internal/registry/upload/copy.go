@@ -131,7 +131,7 @@ func fill(body io.Reader, buf []byte) (n int, err error) {
 }
 
 func bodyError(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return errBody{err}
