@@ -18,9 +18,14 @@ import (
 // would clean paths and answer with redirects that OCI clients do not expect.
 func (r *Registry) handler() http.Handler {
 	ops := r.operations()
+	origin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		switch path := req.URL.Path; {
 		case path == "/v2" || strings.HasPrefix(path, "/v2/"):
+			if err := origin.Check(req); err != nil {
+				crossOrigin(w, err)
+				return
+			}
 			r.dist.ServeHTTP(w, req)
 		case strings.HasPrefix(path, "/api/"):
 			r.api.ServeHTTP(w, req)
@@ -28,6 +33,19 @@ func (r *Registry) handler() http.Handler {
 			ops.ServeHTTP(w, req)
 		}
 	})
+}
+
+// crossOrigin refuses what a web page of another origin sent: without
+// authentication, a page that somebody on this machine looks at could push.
+// Clients of the OCI API are no browsers and say nothing of an origin.
+func crossOrigin(w http.ResponseWriter, err error) {
+	httpserve.Note(w, err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusForbidden)
+	const body = `{"errors":[{"code":"DENIED","message":"a web page of another origin may not change anything here"}]}` + "\n"
+	if _, err := io.WriteString(w, body); err != nil {
+		httpserve.Note(w, err)
+	}
 }
 
 // operations are the endpoints for those who run a registry.

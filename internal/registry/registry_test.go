@@ -48,7 +48,7 @@ func mustOpen(t *testing.T, cfg Config) *Registry {
 
 func ask(r *Registry, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	r.observer.Wrap(r.handler()).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	r.observer.Wrap(r.handler()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 	return w
 }
 
@@ -167,7 +167,7 @@ func TestRun_AnUploadUnderWayMayFinishAfterTheEnd(t *testing.T) {
 	go func() { done <- r.Run(ctx) }()
 	body, send := io.Pipe()
 	const digest = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" // of "hello"
-	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.Addr().String()+"/v2/a/blobs/uploads/?digest="+digest, body)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+r.Addr().String()+"/v2/a/blobs/uploads/?digest="+digest, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,5 +240,18 @@ func TestHandler_PathsReachTheOCIFaceAsTheyWereSent(t *testing.T) {
 	}
 	if w := ask(r, "/v2/"); w.Code != 200 {
 		t.Errorf("GET /v2/: status %d", w.Code)
+	}
+}
+
+func TestHandler_APageOfAnotherOriginPushesNothing(t *testing.T) {
+	r := mustOpen(t, testConfig(t))
+	for header, want := range map[string]int{"Sec-Fetch-Site: cross-site": 403, "Origin: http://evil.example": 403, "Accept: */*": 202} {
+		req := httptest.NewRequest(http.MethodPost, "/v2/a/blobs/uploads/", nil)
+		name, value, _ := strings.Cut(header, ": ")
+		req.Header.Set(name, value)
+		w := httptest.NewRecorder()
+		if r.observer.Wrap(r.handler()).ServeHTTP(w, req); w.Code != want || want == 403 && !strings.Contains(w.Body.String(), `"DENIED"`) {
+			t.Errorf("%s: status %d, want %d: %s", header, w.Code, want, w.Body)
+		}
 	}
 }

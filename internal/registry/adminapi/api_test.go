@@ -87,9 +87,9 @@ func TestRuns_DryRunPredictsAndChangesNothing(t *testing.T) {
 	if !slices.ContainsFunc(first.Items, func(d meta.Deletion) bool { return d.Digest == string(layer) && d.Kind == "blob" }) || first.ItemsTruncated {
 		t.Errorf("the items do not name the layer: %+v", first.Items)
 	}
-	real := s.run("/gc/runs", `{"window":0,"trash":0}`)
-	if real.Collected != first.Collected || real.FreedBytes != first.FreedBytes {
-		t.Errorf("predicted %+v, happened %+v", first.Counts, real.Counts)
+	happened := s.run("/gc/runs", `{"window":0,"trash":0}`)
+	if happened.Collected != first.Collected || happened.FreedBytes != first.FreedBytes {
+		t.Errorf("predicted %+v, happened %+v", first.Counts, happened.Counts)
 	}
 	var list adminapi.RunList
 	if s.do("GET", "/gc/runs", nil).ok(200, &list); len(list.Runs) != 1 {
