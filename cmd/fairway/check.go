@@ -56,7 +56,7 @@ are lost.`,
 
 func (a *app) followCheck(ctx context.Context, c *adminclient.Client, q *asking, r check.Report) error {
 	path := "/checks/" + strconv.FormatInt(r.ID, 10)
-	bar := a.newProgress("checking")
+	bar := a.newProgress(false)
 	r, err := watch(ctx, r, func(ctx context.Context, wait time.Duration) (check.Report, error) {
 		var now check.Report
 		err := c.Call(ctx, "GET", path+"?wait="+wait.String(), nil, &now)

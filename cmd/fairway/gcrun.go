@@ -98,7 +98,7 @@ func (a *app) dryRun(ctx context.Context, c *adminclient.Client, q *asking, req 
 // follow shows a run until it is over and turns its end into the command's.
 func (a *app) follow(ctx context.Context, c *adminclient.Client, q *asking, r meta.Run) error {
 	path := "/gc/runs/" + strconv.FormatInt(r.ID, 10)
-	bar := a.newProgress("collecting")
+	bar := a.newProgress(true)
 	r, err := watch(ctx, r, func(ctx context.Context, wait time.Duration) (meta.Run, error) {
 		var now meta.Run
 		err := c.Call(ctx, "GET", path+"?wait="+wait.String(), nil, &now)
@@ -176,46 +176,52 @@ func watch[T any](ctx context.Context, last T, get func(context.Context, time.Du
 
 // progress is a bar on a terminal, and nothing elsewhere.
 type progress struct {
-	bar *progressbar.ProgressBar
-	max int64
+	out     *terminal
+	counted bool                     // what is shown are items, and not parts of a whole
+	bar     *progressbar.ProgressBar // nil until there is something to show
+	max     int64
 }
 
-func (a *app) newProgress(what string) *progress {
-	if !a.stderr.tty {
-		return &progress{}
-	}
-	return &progress{bar: progressbar.NewOptions64(-1,
-		progressbar.OptionSetWriter(a.stderr),
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionEnableColorCodes(a.stderr.colour),
-		progressbar.OptionSetWidth(24),
-		progressbar.OptionShowCount(),
-		progressbar.OptionShowIts(),
-		progressbar.OptionSetItsString("items"),
-		progressbar.OptionSetPredictTime(true),
-		progressbar.OptionShowElapsedTimeOnFinish(),
-		progressbar.OptionClearOnFinish(),
-	)}
-}
+func (a *app) newProgress(counted bool) *progress { return &progress{out: a.stderr, counted: counted} }
 
 // interval is how long a look at the server may wait for the end.
 func (p *progress) interval() time.Duration {
-	if p.bar == nil {
+	if !p.out.tty {
 		return answerWait
 	}
 	return barInterval
 }
 
 func (p *progress) show(done, total int64, text string) {
-	if p.bar == nil {
+	total = max(total, done)
+	if !p.out.tty || total == 0 {
 		return
 	}
-	if total = max(total, done); total > 0 && total != p.max {
+	if p.bar == nil {
+		// A bar that begins without a total would draw itself from a goroutine of
+		// its own, which nothing ends.
+		p.bar, p.max = p.newBar(total), total
+	}
+	if total != p.max {
 		p.max = total
 		p.bar.ChangeMax64(total)
 	}
 	p.bar.Describe(text)
 	_ = p.bar.Set64(done) // a terminal that cannot be written to shows no bar
+}
+
+func (p *progress) newBar(total int64) *progressbar.ProgressBar {
+	options := []progressbar.Option{
+		progressbar.OptionSetWriter(p.out),
+		progressbar.OptionEnableColorCodes(p.out.colour),
+		progressbar.OptionSetWidth(24),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionClearOnFinish(),
+	}
+	if p.counted {
+		options = append(options, progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("items"))
+	}
+	return progressbar.NewOptions64(total, options...)
 }
 
 func (p *progress) clear() {
