@@ -20,6 +20,9 @@ import (
 const (
 	bufferSize = 512 << 10
 	buffers    = 3
+	// smallSize is up to where a body gets a buffer of its own length: many
+	// small uploads at once are to cost no more memory than they bring.
+	smallSize = 32 << 10
 )
 
 // newHash returns nil for an algorithm that is not supported.
@@ -50,17 +53,27 @@ func (s *Sessions) transfer(ctx context.Context, id string, w io.Writer, h hash.
 	if limit >= 0 {
 		body = io.LimitReader(body, limit+1)
 	}
+	if limit >= 0 && limit < smallSize {
+		small := make([]byte, limit+1)
+		n, err := fill(body, small)
+		return both(w, h, small[:n], err)
+	}
 	first := s.pool.Get().(*[]byte)
 	n, err := fill(body, *first)
 	if err != nil {
 		defer s.pool.Put(first)
-		h.Write((*first)[:n]) // a hash never fails
-		if _, werr := w.Write((*first)[:n]); werr != nil {
-			return 0, werr
-		}
-		return int64(n), bodyError(err)
+		return both(w, h, (*first)[:n], err)
 	}
 	return s.pipeline(ctx, id, w, h, body, first)
+}
+
+// both hashes and writes all of a body, which ended with err.
+func both(w io.Writer, h hash.Hash, p []byte, err error) (int64, error) {
+	h.Write(p) // a hash never fails
+	if _, werr := w.Write(p); werr != nil {
+		return 0, werr
+	}
+	return int64(len(p)), bodyError(err)
 }
 
 // pipeline is transfer for a large body, the first buffer of which is full.
@@ -131,7 +144,7 @@ func fill(body io.Reader, buf []byte) (n int, err error) {
 }
 
 func bodyError(err error) error {
-	if errors.Is(err, io.EOF) {
+	if err == nil || errors.Is(err, io.EOF) {
 		return nil
 	}
 	return errBody{err}

@@ -40,6 +40,7 @@ type Sessions struct {
 	mu     sync.Mutex
 	busy   map[string]chan struct{} // closed when the request that works on the session is over
 	recent map[string]time.Time     // sessions touched a moment ago: nobody will expire them
+	prune  int                      // length of recent at which to drop what is no longer
 }
 
 // freshFor is how long after its last request a session needs no new touch
@@ -198,16 +199,17 @@ func (s *Sessions) isFresh(id string) bool {
 }
 
 func (s *Sessions) touched(id string) {
-	const many = 1024
+	const few = 1024
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if len(s.recent) >= many {
+	if len(s.recent) >= s.prune {
 		for other, at := range s.recent {
 			if now.Sub(at) >= freshFor {
 				delete(s.recent, other)
 			}
 		}
+		s.prune = max(few, 2*len(s.recent))
 	}
 	s.recent[id] = now
 }

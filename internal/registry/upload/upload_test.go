@@ -144,7 +144,7 @@ func random(n int) []byte {
 }
 
 // sizes around the length of a buffer, and of all buffers of a large body.
-var sizes = []int{0, 1, 511, 512 << 10, 512<<10 - 1, 512<<10 + 1, 1536 << 10, 3<<20 + 7}
+var sizes = []int{0, 1, 32<<10 - 1, 32 << 10, 512 << 10, 512<<10 - 1, 512<<10 + 1, 1536 << 10, 3<<20 + 7}
 
 func TestPut_AnySizeAndAlgorithm(t *testing.T) {
 	b := open(t)
