@@ -139,7 +139,7 @@ func (b *bench) collector(r *report) error {
 			s.failed += o.Failed
 		}
 	}
-	r.textf("\n### Collection\n\n%d images of three items each are pushed and deleted among N stored items, then `gc run --window 0 --trash 0`.\n"+
+	r.textf("\n## Collection\n\n%d images of three items each are pushed and deleted among N stored items, then `gc run --window 0 --trash 0`.\n"+
 		"The time is the run's own, with bytes removed and confirmed; beside it that of the whole command.\nTargets: ≤ 1.2 × the smallest, ≥ 5,000 items a second, memory flat.\n\n", images)
 	r.textf("| stored items | time, ms | × the smallest | items a second | command, ms | memory before, MiB | grown by, MiB | failed |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, s := range stocks {
@@ -147,6 +147,10 @@ func (b *bench) collector(r *report) error {
 		r.textf("| %s | %.0f | %.2f | %s | %.0f | %.1f | %.1f | %d |\n", thousands(float64(s.items)), t, t/median(stocks[0].took), thousands(median(s.perSecond)),
 			median(s.wall), median(s.rss), median(s.growth), s.failed)
 	}
+	largest := stocks[len(stocks)-1]
+	r.atMost("collection, the largest registry × the smallest", median(largest.took)/median(stocks[0].took), 1.2)
+	r.atLeast("collection in the largest registry, items a second", median(largest.perSecond), 5000)
+	r.atMost("memory before a collection in the largest registry, MiB", median(largest.rss), 50)
 	return nil
 }
 
@@ -190,12 +194,14 @@ func (b *bench) latency(r *report) error {
 		items += o.Collected
 		running += o.took()
 	}
-	r.textf("\n### Pushes during a collection\n\n%d small images a second are pushed at fixed times to a registry with %s items, alone and while a collection of %s items runs.\n"+
+	r.textf("\n## Pushes during a collection\n\n%d small images a second are pushed at fixed times to a registry with %s items, alone and while a collection of %s items runs.\n"+
 		"Time from when a push was due to its 201. Target: p99 ≤ 1.1 × idle, none failed.\n\n", perSecond, thousands(float64(s.items)), thousands(float64(batch*itemsPerImage)))
 	r.textf("| | pushes | p50, ms | p99, ms |\n|---|--:|--:|--:|\n")
 	r.textf("| idle | %d | %.2f | %.2f |\n", len(idle), median(idle), quantile(idle, 0.99))
 	r.textf("| collecting | %d | %.2f | %.2f |\n", len(busy), median(busy), quantile(busy, 0.99))
 	r.textf("| ratio | | %.2f | %.2f |\n\n", median(busy)/median(idle), quantile(busy, 0.99)/quantile(idle, 0.99))
+	r.atMost("push p99 during a collection, × idle", quantile(busy, 0.99)/quantile(idle, 0.99), 1.1)
+	r.atMost("pushes failed during collections", float64(failed), 0)
 	r.textf("Failed pushes: %d. The collections removed %s items, %s a second, beside the pushes.\n", failed, thousands(float64(items)), thousands(float64(items)/running.Seconds()))
 	return nil
 }

@@ -85,7 +85,7 @@ func run() error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	r.textf("\nIt took %s.\n", time.Since(began).Round(time.Second))
+	r.foot(time.Since(began))
 	return nil
 }
 

@@ -10,13 +10,48 @@ import (
 	"time"
 )
 
-// report writes Markdown to standard output as it goes.
-type report struct{}
+// report writes Markdown to standard output as it goes, and at the end what
+// became of the targets.
+type report struct{ targets []string }
+
+// target notes a figure that was aimed at.
+func (r *report) target(what string, got float64, wanted string, met bool) {
+	verdict := "met"
+	if !met {
+		verdict = "**missed**"
+	}
+	r.targets = append(r.targets, fmt.Sprintf("| %s | %s | %.3g | %s |\n", what, wanted, got, verdict))
+}
+
+func (r *report) atLeast(what string, got, want float64) {
+	r.target(what, got, fmt.Sprintf("≥ %g", want), got >= want)
+}
+
+func (r *report) atMost(what string, got, want float64) {
+	r.target(what, got, fmt.Sprintf("≤ %g", want), got <= want)
+}
+
+func (r *report) foot(took time.Duration) {
+	r.textf("\n## Against the targets\n\n| | wanted | measured | |\n|---|--:|--:|---|\n")
+	for _, row := range r.targets {
+		r.textf("%s", row)
+	}
+	r.textf("\nThe run took %s.\n", took.Round(time.Second))
+}
 
 func (r *report) textf(format string, args ...any) { fmt.Printf(format, args...) }
 
 func (r *report) head(b *bench) {
-	r.textf("Measured on %s. Each figure is the median of %d interleaved runs.\n\n", time.Now().UTC().Format("2006-01-02"), b.rounds)
+	command := "make bench > docs/benchmarks.md"
+	if b.quick {
+		command = "make bench-quick"
+	}
+	r.textf("# Benchmarks\n\nPrinted by `%s` on %s.\n\n"+
+		"Fairway stands beside Distribution, the registry most others are built on, and nginx serving files with the same bytes, which is what HTTP can do here. "+
+		"Runs are interleaved (A B C, A B C, …) and each figure is the median of %d, so ratios of one report mean something; absolute figures of two reports do not compare. "+
+		"Clients, servers and disk share the machine. Everything is on loopback. What falls short is in the table as it is. "+
+		"One part alone: `go run ./bench -only PART`, with PART one of %s.\n\n",
+		command, time.Now().UTC().Format("2006-01-02"), b.rounds, strings.Join(partNames(), ", "))
 	r.textf("| machine | |\n|---|---|\n")
 	for _, row := range [][2]string{
 		{"processor", fmt.Sprintf("%s, %d cores", field("/proc/cpuinfo", "model name"), runtime.NumCPU())},

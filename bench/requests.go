@@ -83,7 +83,7 @@ func (b *bench) requests(r *report) error {
 		}
 	}
 
-	r.textf("\n### Requests\n\nRequests a second with %d connections from one thread, and CPU time of the server for one request.\n"+
+	r.textf("\n## Requests\n\nRequests a second with %d connections from one thread, and CPU time of the server for one request.\n"+
 		"Beside nginx serving a file with the same bytes. Targets: ≥ 0.5 of nginx, ≤ 45 µs.\n\n", conns)
 	r.textf("| request | Fairway | Distribution | nginx | of nginx | × Distribution | CPU µs: Fairway | Distribution | nginx |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	accept := "Accept: " + v1.MediaTypeImageManifest + "\r\n"
@@ -101,6 +101,8 @@ func (b *bench) requests(r *report) error {
 		f, d, n := median(rates[0].perSecond), median(rates[1].perSecond), median(rates[2].perSecond)
 		r.textf("| %s | %s | %s | %s | %.2f | %.1f | %.0f | %.0f | %.0f |\n", k.name, thousands(f), thousands(d), thousands(n), f/n, f/d,
 			median(rates[0].cpuMicros), median(rates[1].cpuMicros), median(rates[2].cpuMicros))
+		r.atLeast(k.name+", of nginx", f/n, 0.5)
+		r.atMost(k.name+", CPU µs", median(rates[0].cpuMicros), 45)
 	}
 	return nil
 }
@@ -119,7 +121,7 @@ func (b *bench) lists(r *report) error {
 			return err
 		}
 	}
-	r.textf("\n### Lists\n\nA repository with %d tags, a registry with %d repositories; 4 connections. Target: ≥ 10 × Distribution.\n\n", n, n+1)
+	r.textf("\n## Lists\n\nA repository with %d tags, a registry with %d repositories; 4 connections. Target: ≥ 10 × Distribution.\n\n", n, n+1)
 	r.textf("| request | Fairway | Distribution | × Distribution | CPU µs: Fairway | Distribution |\n|---|--:|--:|--:|--:|--:|\n")
 	for _, q := range []question{
 		{"all tags", http.MethodGet, "/v2/bench/tags/tags/list", ""},
@@ -133,6 +135,7 @@ func (b *bench) lists(r *report) error {
 		}
 		f, d := median(rates[0].perSecond), median(rates[1].perSecond)
 		r.textf("| %s | %s | %s | %.1f | %s | %s |\n", q.name, thousands(f), thousands(d), f/d, thousands(median(rates[0].cpuMicros)), thousands(median(rates[1].cpuMicros)))
+		r.atLeast(q.name+", × Distribution", f/d, 10)
 	}
 	return nil
 }

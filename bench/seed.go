@@ -19,13 +19,27 @@ const itemsPerImage = 3
 
 // seed fills a data directory with images of three items each, spread over
 // repositories of a hundred tagged images. Rows are made by the metadata store
-// itself, as pushes make them; of the blobs there is a row and no file, since
-// the collector does not look at what it keeps.
+// itself, as pushes make them, but in memory, where a commit costs little; of
+// the blobs there is a row and no file, since the collector does not look at
+// what it keeps.
 func seed(ctx context.Context, data string, items int) (err error) {
-	if err := os.MkdirAll(data, 0o755); err != nil {
+	memory := "/dev/shm"
+	if _, err := os.Stat(memory); err != nil {
+		memory = ""
+	}
+	dir, err := os.MkdirTemp(memory, "fairway-seed-")
+	if err != nil {
 		return err
 	}
-	store, err := meta.Open(ctx, meta.Options{Path: filepath.Join(data, "fairway.db")})
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := seedRows(ctx, filepath.Join(dir, "fairway.db"), items); err != nil {
+		return err
+	}
+	return os.CopyFS(data, os.DirFS(dir))
+}
+
+func seedRows(ctx context.Context, path string, items int) (err error) {
+	store, err := meta.Open(ctx, meta.Options{Path: path})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ type server struct {
 	data string
 	proc *daemon.Process
 	log  *os.File
+
+	again func(*bench) (*server, error) // starts it once more, on the same data
 }
 
 func (s *server) url() string { return "http://" + s.addr }
@@ -61,7 +63,9 @@ func (b *bench) startAt(name, path, ready, addr, data string, args func(addr, da
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, read(logFile.Name()))
 	}
-	return &server{name: name, addr: addr, data: data, proc: p, log: logFile}, nil
+	return &server{name: name, addr: addr, data: data, proc: p, log: logFile, again: func(b *bench) (*server, error) {
+		return b.startAt(name, path, ready, addr, data, args, env...)
+	}}, nil
 }
 
 // startFairway starts Fairway as a user would, but for the background
