@@ -147,9 +147,9 @@ func (db *DB) Close() error {
 	db.closeOnce.Do(func() {
 		close(db.stop)
 		db.done.Wait()
-		_ = db.writer.c.Close() // returns it to the pool, whose Close tells
+		db.writer.close()
 		for range readConns {
-			_ = (<-db.readers).c.Close()
+			(<-db.readers).close()
 		}
 		err = db.pool.Close()
 	})
@@ -280,6 +280,16 @@ func newConn(ctx context.Context, pool *sql.DB) (*conn, error) {
 		return nil, err
 	}
 	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+}
+
+// close returns the connection to the pool. SQLite keeps a connection open as
+// long as a statement of it is, and with it the WAL, which the last one to close
+// moves into the database.
+func (c *conn) close() {
+	for _, s := range c.stmts {
+		_ = s.Close() // nothing is under way
+	}
+	_ = c.c.Close() // the pool's Close tells
 }
 
 func (c *conn) prepare(query string) (*sql.Stmt, error) {

@@ -226,7 +226,7 @@ func (db *DB) checkpointLoop() {
 	if err != nil {
 		return // SQLite still checkpoints at wal_autocheckpoint and at close
 	}
-	defer func() { _ = c.c.Close() }() // the pool's Close tells
+	defer c.close()
 	tick := time.NewTicker(checkpointIv)
 	defer tick.Stop()
 	for {
