@@ -14,11 +14,11 @@ DATA    ?= ./data
 
 # The end-to-end tests start real servers and measure them, so they run when
 # nothing else does.
-UNIT = $(shell go list ./... | grep -v /fairway/e2e)
+UNIT = unit=$$(go list ./... | grep -v /e2e)
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/fairway
@@ -30,11 +30,11 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@go run ./scripts/testcount -race -timeout 20m $(UNIT) , -timeout 15m ./e2e/...
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 15m ./e2e/...
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only
-	@go run ./scripts/testcount -race -timeout 20m $(UNIT)
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit
 
 .PHONY: test-e2e
 test-e2e: e2e-tools ## Run only the tests with real clients
