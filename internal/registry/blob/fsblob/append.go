@@ -20,39 +20,40 @@ func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Append
 	if offset < 0 {
 		return nil, fmt.Errorf("append to %s: offset %d", key, offset)
 	}
-	f, err := s.openAt(path, offset)
+	f, room, err := s.openAt(path, offset)
 	if err != nil {
 		return nil, fmt.Errorf("append to %s: %w", key, full(missing(err)))
 	}
 	// Counted after the file is there, so that an fsync of the directory that
 	// covers this number covers the name.
 	name := sh.count(offset == 0)
-	return &appender{s: s, f: f, key: key, sh: sh, name: name, end: offset, started: offset, looked: offset}, nil
+	return &appender{s: s, f: f, key: key, sh: sh, name: name, end: offset, started: offset, room: offset + min(room, lookEvery)}, nil
 }
 
-// openAt creates the file of a new object, or cuts an old one at offset. It
-// cuts even if there is no room to go on: that gives some back.
-func (s *Store) openAt(path string, offset int64) (*os.File, error) {
-	noRoom := s.room()
+// openAt creates the file of a new object, or cuts an old one at offset, and
+// returns how many bytes there is room for. It cuts even if there is none: that
+// gives some back.
+func (s *Store) openAt(path string, offset int64) (f *os.File, room int64, err error) {
+	room, noRoom := s.room()
 	if offset == 0 && noRoom == nil {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if !errors.Is(err, os.ErrExist) {
-			return f, err
+			return f, room, err
 		}
 		// An earlier request of the same upload session made it and came to nothing.
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil && noRoom != nil {
-		return nil, noRoom
+	f, err = os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil && offset == 0 && noRoom != nil {
+		return nil, 0, noRoom
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := errors.Join(cutAt(f, offset), noRoom); err != nil {
 		_ = f.Close() // nothing was written
-		return nil, err
+		return nil, 0, err
 	}
-	return f, nil
+	return f, room, nil
 }
 
 func cutAt(f *os.File, offset int64) error {
@@ -81,7 +82,7 @@ type appender struct {
 
 	end     int64 // of the file, bytes
 	started int64 // writeback was asked for up to here
-	looked  int64 // where the disk was last looked at
+	room    int64 // there was room up to here when the disk was last looked at
 	err     error // of the first Write that failed, for good
 }
 
@@ -95,7 +96,7 @@ func (a *appender) Write(p []byte) (int, error) {
 	}
 	written := 0
 	for written < len(p) {
-		n, err := a.write(p[written:min(len(p), written+step)])
+		n, err := a.write(p[written:min(len(p), written+lookEvery)])
 		written += n
 		if err != nil {
 			a.err = fmt.Errorf("write %s: %w", a.key, full(err))
@@ -105,17 +106,21 @@ func (a *appender) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// write writes no more than a step.
+// write writes no more than lookEvery.
 func (a *appender) write(p []byte) (int, error) {
-	if a.end+int64(len(p))-a.looked >= step {
-		if err := a.s.room(); err != nil {
+	if need := int64(len(p)); a.end+need > a.room {
+		room, err := a.s.room()
+		if err != nil {
 			return 0, err
 		}
-		a.looked = a.end
+		if room < need {
+			return 0, fmt.Errorf("%w: %d bytes are free to be written, %d were sent", blob.ErrFull, room, need)
+		}
+		a.room = a.end + min(room, lookEvery)
 	}
 	n, err := a.f.Write(p)
 	a.end += int64(n)
-	if err == nil && a.end-a.started >= step {
+	if err == nil && a.end-a.started >= writebackEvery {
 		// The disk works while the client sends and the hash runs, so that the
 		// fsync in Commit has little left to wait for.
 		startWriteback(a.f, a.started, a.end-a.started)

@@ -48,7 +48,8 @@ const (
 	defaultReserve = 16 << 20
 	defaultMinFree = 64 << 20
 	shards         = 256
-	step           = 8 << 20 // bytes written between two looks at the disk
+	lookEvery      = 1 << 20 // bytes written between two looks at the free space
+	writebackEvery = 8 << 20 // bytes written between two calls to begin writeback
 )
 
 // Store is a data directory. It implements blob.Store.
@@ -175,19 +176,20 @@ func (s *Store) Space() (Space, error) {
 	return sp, err
 }
 
-// room refuses uploads where the database might soon be short of disk.
-func (s *Store) room() error {
+// room is how many bytes uploads may write before the database might soon be
+// short of disk. The error is blob.ErrFull where that is so now.
+func (s *Store) room() (int64, error) {
 	if !s.ready.Load() {
-		return fmt.Errorf("%w: the space reserved for the database is in use", blob.ErrFull)
+		return 0, fmt.Errorf("%w: the space reserved for the database is in use", blob.ErrFull)
 	}
 	free, _, err := diskSpace(s.dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if free < s.minFree {
-		return fmt.Errorf("%w: %d bytes free, %d to be kept", blob.ErrFull, free, s.minFree)
+		return 0, fmt.Errorf("%w: %d bytes free, %d to be kept", blob.ErrFull, free, s.minFree)
 	}
-	return nil
+	return free - s.minFree, nil
 }
 
 // full turns the system's words for a full disk into blob.ErrFull.
