@@ -23,24 +23,25 @@ var errDead = errors.New("the process has ended (injected crash in the database)
 type fuse struct {
 	others func() bool // reports that the process has ended elsewhere
 
-	mu    sync.Mutex
-	count int
-	at    int  // ends the process at the at-th statement; 0 = never
-	after bool // at a COMMIT: after its effect; at other statements that is before the next
-	blown bool
+	mu      sync.Mutex
+	count   int
+	commits []int // which of those were a COMMIT
+	at      int   // ends the process at the at-th statement; 0 = never
+	after   bool  // at a COMMIT: after its effect; at other statements that is before the next
+	blown   bool
 }
 
 // arm counts statements from now on and ends the process at the n-th.
 func (f *fuse) arm(n int, after bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.count, f.at, f.after = 0, n, after
+	f.count, f.commits, f.at, f.after = 0, nil, n, after
 }
 
-func (f *fuse) counted() int {
+func (f *fuse) counted() (statements int, commits []int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.count
+	return f.count, f.commits
 }
 
 // blow ends the process now.
@@ -57,7 +58,7 @@ func (f *fuse) dead() bool {
 }
 
 // enter is called before a statement takes effect, and leave after that.
-func (f *fuse) enter(counts bool) (leave func() error, err error) {
+func (f *fuse) enter(counts, commit bool) (leave func() error, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.blown || f.others() {
@@ -67,6 +68,9 @@ func (f *fuse) enter(counts bool) (leave func() error, err error) {
 		return func() error { return nil }, nil
 	}
 	f.count++
+	if commit {
+		f.commits = append(f.commits, f.count)
+	}
 	if f.at == 0 || f.count != f.at {
 		return func() error { return nil }, nil
 	}
@@ -132,7 +136,7 @@ type crashConn struct {
 func run[T any](c *crashConn, query string, effect func() (T, error)) (T, error) {
 	var none T
 	begin := strings.HasPrefix(query, "BEGIN IMMEDIATE")
-	leave, err := c.fuse.enter(begin || c.writing)
+	leave, err := c.fuse.enter(begin || c.writing, query == "COMMIT")
 	if err != nil {
 		return none, err
 	}

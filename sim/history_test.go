@@ -19,7 +19,7 @@ type bench struct {
 	root     string // on a memory disk if there is one: fsync is not what is tested here
 	driver   *crashDriver
 	template []byte
-	next     int
+	next     int // directory: a history that ends well leaves an empty one to the next
 }
 
 var registered *crashDriver // database/sql knows drivers by name, once for a process
@@ -60,12 +60,10 @@ func seeded(seed uint64) {
 
 // history runs fn on a new world and returns what was violated, and the log.
 func (b *bench) history(seed uint64, fn func(*sim)) (log []string, err error) {
-	b.next++
 	dir := filepath.Join(b.root, strconv.Itoa(b.next))
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
 	seeded(seed)
 	defer uuid.SetRand(nil)
 	w, err := newWorld(dir, b.driver, b.template)
@@ -82,6 +80,7 @@ func (b *bench) history(seed uint64, fn func(*sim)) (log []string, err error) {
 			}
 			err = v.error
 			_ = w.kill(false) // whatever state it is in
+			b.next++          // and nobody uses it again
 			return
 		}
 		err = w.close()

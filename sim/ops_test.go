@@ -227,7 +227,7 @@ func (s *sim) chunk(repo oci.Name, id string, b []byte, broken bool) bool {
 	want := fault.Kind("")
 	return s.do(fmt.Sprintf("PATCH %s at %d with %d bytes, broken %v", id, from, len(b), broken), func(ctx context.Context) error {
 		_, err := s.w.sessions.Append(ctx, repo, id, c)
-		if broken && errors.Is(err, fault.Invalid) {
+		if broken && errors.Is(err, fault.Invalid) && !s.w.crashed() {
 			return nil // what came is kept
 		}
 		return err
@@ -250,7 +250,7 @@ func (s *sim) complete(repo oci.Name, id string, d oci.Digest, b []byte) bool {
 	whole := append(slices.Clone(u.data), b...)
 	return s.do(fmt.Sprintf("PUT %s with %d bytes more as %s", id, len(b), short(d)), func(ctx context.Context) error {
 		_, err := s.w.sessions.Finish(ctx, repo, id, d, upload.Chunk{Body: bytes.NewReader(b), Length: int64(len(b)), Actor: "sim"})
-		if d.Algorithm().FromBytes(whole) != d && errors.Is(err, fault.Invalid) {
+		if d.Algorithm().FromBytes(whole) != d && errors.Is(err, fault.Invalid) && !s.w.crashed() {
 			return nil // refused, and the session is over
 		}
 		return err
@@ -455,10 +455,12 @@ func (s *sim) get(repo oci.Name) {
 }
 
 func (s *sim) restore(repo oci.Name) {
-	d, ok := s.present(repo, false)
-	if !ok {
-		return
+	if d, ok := s.present(repo, false); ok {
+		s.restoreOne(repo, d)
 	}
+}
+
+func (s *sim) restoreOne(repo oci.Name, d oci.Digest) {
 	var got, want meta.Restored
 	if s.do(fmt.Sprintf("restore %s of %s", short(d), repo), func(ctx context.Context) (err error) {
 		got, err = s.w.store.Restore(ctx, repo, d, "sim")

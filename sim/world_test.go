@@ -50,6 +50,11 @@ func newWorld(dir string, d *crashDriver, template []byte) (*world, error) {
 	w := &world{dir: dir, driver: d}
 	w.clock.Store(1_700_000_000_000)
 	w.objects = &recorder{w: w, sizes: map[string]int64{}, deleted: map[string]bool{}}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(w.path() + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(w.path(), template, 0o600); err != nil {
 		return nil, err
 	}

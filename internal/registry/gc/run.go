@@ -67,8 +67,9 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 	case v.Again == 0:
 		b.Settled = append(b.Settled, s)
 	case v.Kept == KeptLease:
-		// The end of a lease is an event like the loss of a reference.
-		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again})
+		// The end of a lease is an event like the loss of a reference. It is put
+		// beyond what this run reads, which so meets it once.
+		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again + meta.ConfirmAhead})
 	default:
 		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: max(v.Again-window, row.EventAt+1)})
 	}
@@ -259,16 +260,24 @@ func (r *runner) loose(ctx context.Context, first bool) (int, error) {
 	})
 }
 
-func (r *runner) orphans(ctx context.Context, first bool) (int, error) {
-	d := r.due(first, r.limits.Window)
-	return r.each(ctx, func(b *batch) (int, error) {
-		fs, err := r.store.Orphans(ctx, d)
-		for _, f := range fs {
-			d.After = meta.Cursor{At: f.Review.EventAt, ID: f.ID}
-			r.judgeManifest(b, f)
+// orphans follows deletions down to the last child and referrer before the
+// trash is looked at: what they let go there goes in the same run.
+func (r *runner) orphans(ctx context.Context, first bool) (items int, err error) {
+	for ; ; first = false {
+		d := r.due(first, r.limits.Window)
+		n, err := r.each(ctx, func(b *batch) (int, error) {
+			fs, err := r.store.Orphans(ctx, d)
+			for _, f := range fs {
+				d.After = meta.Cursor{At: f.Review.EventAt, ID: f.ID}
+				r.judgeManifest(b, f)
+			}
+			return len(fs), err
+		})
+		items += n
+		if err != nil || n == 0 {
+			return items, err
 		}
-		return len(fs), err
-	})
+	}
 }
 
 func (r *runner) judgeManifest(b *batch, f meta.ManifestFacts) {

@@ -328,9 +328,9 @@ type Edge struct {
 	Edges int64
 }
 
-// Below reads what depends on a manifest: the links it needs, and the living
-// children and referrers that it keeps. A dry run follows it where a run would
-// write.
+// Below reads what depends on a manifest: the links it needs, the children that
+// it keeps, living or in the trash, and the living referrers. A dry run follows
+// it where a run would write.
 func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edges []Edge, children, referrers []int64, err error) {
 	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
 		err := tx.All(func(rows *sql.Rows) error {
@@ -342,7 +342,8 @@ func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edge
 		if err != nil {
 			return err
 		}
-		if children, err = childrenOf(tx, id); err != nil {
+		if err := tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+			WHERE c.manifest_id = ?`, id); err != nil {
 			return err
 		}
 		referrers, err = referrersOf(tx, repoID, d)
