@@ -45,10 +45,15 @@ type options struct {
 	blobs    func(blob.Store) blob.Store
 }
 
-func serve(t testing.TB) *server { return serveWith(t, options{}) }
+// serve starts a server for a test, which runs beside others from here on:
+// most of its time is waiting for the disk.
+func serve(t testing.TB) *server { t.Helper(); return serveWith(t, options{}) }
 
 func serveWith(t testing.TB, o options) *server {
 	t.Helper()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
 	s := &server{t: t, dir: t.TempDir(), opts: o}
 	s.start()
 	t.Cleanup(func() { s.stop() })

@@ -179,7 +179,11 @@ func TestSpec_ListingReferrers_DescriptorsHaveTypeAndAnnotations(t *testing.T) {
 	index := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[]%s}`, oci.MediaTypeIndex, subjectOf(subject, "")))
 	s.putManifest("a", "idx", oci.MediaTypeIndex, index).want(201).wantHeader("OCI-Subject", string(subject.digest))
 
-	got, _ := s.referrers("/v2/a/referrers/" + string(subject.digest))
+	path := "/v2/a/referrers/" + string(subject.digest)
+	if a := s.do("GET", path, nil); strings.Contains(string(a.body), `"artifactType":""`) {
+		t.Errorf("an artifact type that is not there must be omitted: %s", a.body)
+	}
+	got, _ := s.referrers(path)
 	byDigest := map[oci.Digest]v1.Descriptor{}
 	for _, d := range got {
 		byDigest[d.Digest] = d

@@ -273,6 +273,16 @@ func TestSpec_PushingManifests_MissingBlobsAreNamed(t *testing.T) {
 	s.putManifest("a", "v1", oci.MediaTypeImage, manifestOf(config, layer, "")).wantError(400, oci.CodeManifestBlobUnknown)
 }
 
+func TestSpec_PushingManifests_TheListOfLayersMayBeEmpty(t *testing.T) {
+	s := serve(t)
+	config := s.push("a", []byte("{}"))
+	for _, layers := range []string{`,"layers":[]`, ``} {
+		body := []byte(fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":"x/y","digest":%q,"size":2}%s}`, config, layers))
+		s.putManifest("a", "v1", oci.MediaTypeImage, body).want(201)
+		s.do("GET", "/v2/a/manifests/v1", nil).want(200).wantBody(body)
+	}
+}
+
 func TestSpec_PushingManifests_SparseIndexIsAllowed(t *testing.T) {
 	s := serve(t)
 	i := s.pushImage("a", "v1", "one", "")
