@@ -212,6 +212,9 @@ func TestChecks_AreStartedWatchedAndRemembered(t *testing.T) {
 	s.push("team/app", "v1", "layer one")
 	var r check.Report
 	a := s.do("POST", "/checks", `{"deep":true,"grace":0,"objects_per_second":0}`).ok(202, &r)
+	if r.Request.Grace > 0 || r.Request.ObjectsPerSecond > 0 || r.Request.BytesPerSecond <= 0 {
+		t.Errorf("asked for no grace and no limit of objects, it goes by %+v", r.Request)
+	}
 	at := fmt.Sprintf("/checks/%d", r.ID)
 	if got := a.header.Get("Location"); got != "/api/v1"+at {
 		t.Errorf("Location %q", got)
