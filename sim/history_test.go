@@ -66,7 +66,7 @@ func (b *bench) history(seed uint64, fn func(*sim)) (log []string, err error) {
 	}
 	seeded(seed)
 	defer uuid.SetRand(nil)
-	w, err := newWorld(dir, b.driver, b.template)
+	w, err := newWorld(dir, b.driver, b.template, false)
 	if err != nil {
 		return nil, err
 	}

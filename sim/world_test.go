@@ -27,6 +27,7 @@ type world struct {
 	dir    string
 	driver *crashDriver
 	clock  atomic.Int64 // ms
+	real   bool         // the database's own clock instead, and everything at once
 	lives  int
 
 	disk     *fsblob.Store
@@ -46,8 +47,8 @@ func serverPolicy() meta.Policy {
 	return meta.Policy{Window: meta.Duration(2 * time.Hour), Trash: meta.Duration(24 * time.Hour)}
 }
 
-func newWorld(dir string, d *crashDriver, template []byte) (*world, error) {
-	w := &world{dir: dir, driver: d}
+func newWorld(dir string, d *crashDriver, template []byte, real bool) (*world, error) {
+	w := &world{dir: dir, driver: d, real: real}
 	w.clock.Store(1_700_000_000_000)
 	w.objects = &recorder{w: w, sizes: map[string]int64{}, deleted: map[string]bool{}}
 	for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -83,12 +84,16 @@ func (w *world) open() (err error) {
 	w.faulty = blobtest.NewFaulty(w.objects)
 	w.fuse = &fuse{others: w.faulty.Crashed}
 	w.driver.guard(w.path(), w.fuse)
-	if w.store, err = meta.Open(ctx, meta.Options{Path: w.path(), Driver: driverName, Now: w.clock.Load}); err != nil {
+	// One worker, so that the order of storage operations replays.
+	now, workers := w.clock.Load, 1
+	if w.real {
+		now, workers = nil, 4
+	}
+	if w.store, err = meta.Open(ctx, meta.Options{Path: w.path(), Driver: driverName, Now: now}); err != nil {
 		return errors.Join(err, w.disk.Close())
 	}
 	w.sessions = upload.New(w.store, mortal{w.faulty, w.fuse}, upload.Options{})
-	// One worker, so that the order of storage operations replays.
-	w.gc = gc.New(w.store, mortal{w.faulty, w.fuse}, gc.Options{Policy: serverPolicy(), Workers: 1, Busy: w.sessions.Busy})
+	w.gc = gc.New(w.store, mortal{w.faulty, w.fuse}, gc.Options{Policy: serverPolicy(), Workers: workers, Busy: w.sessions.Busy})
 	w.audit, err = openAudit(w.path())
 	return err
 }
@@ -246,7 +251,9 @@ func (r *recorder) Delete(ctx context.Context, key string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if (o != owners{purges: 1}) {
+	// Of two runs at once, the second may come when the first has recorded it.
+	late := r.w.real && o == owners{} && r.deleted[key]
+	if (o != owners{purges: 1}) && !late {
 		r.violated("R6: key %s is deleted while the rows that name it are %+v", key, o)
 	}
 	freed, err := r.Store.Delete(ctx, key)
