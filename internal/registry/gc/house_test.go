@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"path/filepath"
 	"sync/atomic"
@@ -233,7 +232,7 @@ func (h *house) hasBlob(repo oci.Name, content string) bool {
 func (h *house) wants(ok bool, format string, args ...any) {
 	h.Helper()
 	if !ok {
-		h.Error(fmt.Sprintf(format, args...))
+		h.Errorf(format, args...)
 	}
 }
 
