@@ -85,13 +85,13 @@ func (a *app) dryRun(ctx context.Context, c *adminclient.Client, q *asking, req 
 	if q.json {
 		return a.stdout.json(r)
 	}
-	a.printSummary(r.Run)
 	if len(r.Items) > 0 {
 		a.printDeletions(r.Items)
 	}
 	if r.ItemsTruncated {
 		a.stdout.printf("%s\n", a.stdout.dim("Only the first "+strconv.Itoa(len(r.Items))+" are shown."))
 	}
+	a.printSummary(r.Run) // last, where it is seen under a long list
 	return nil
 }
 
