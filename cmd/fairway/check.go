@@ -42,7 +42,7 @@ are lost.`,
 			req.Grace = &grace
 		}
 		var r check.Report
-		if err := c.Call(cmd.Context(), "POST", "/checks", req, &r); err != nil {
+		if err := begin(cmd.Context(), c, "/checks", req, &r); err != nil {
 			return err
 		}
 		return a.followCheck(cmd.Context(), c, q, r)

@@ -261,7 +261,7 @@ func (a *app) printSummary(r meta.Run) {
 	t := a.stdout
 	switch {
 	case r.DryRun:
-		t.printf("%s A run now would tell: %s.\n", t.bold("Dry run."), runSentence(r))
+		t.printf("%s A run now would report: %s.\n", t.bold("Dry run."), runSentence(r))
 	case r.State == meta.RunRunning:
 		t.printf("%s so far: %s.\n", t.bold(fmt.Sprintf("Run %d is under way,", r.ID)), runSentence(r))
 	default:

@@ -67,7 +67,7 @@ stopped run has done stays done, and the next one takes the rest.`,
 			return a.dryRun(cmd.Context(), c, q, req)
 		}
 		var r meta.Run
-		if err := c.Call(cmd.Context(), "POST", "/gc/runs", req, &r); err != nil {
+		if err := begin(cmd.Context(), c, "/gc/runs", req, &r); err != nil {
 			return err
 		}
 		return a.follow(cmd.Context(), c, q, r)
@@ -75,6 +75,12 @@ stopped run has done stays done, and the next one takes the rest.`,
 	policy.register(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; tell what a run would do now")
 	return cmd
+}
+
+// begin starts work on the server. Ctrl-C does not cut this short, for then
+// the work would go on with nobody who knows its id and could stop it.
+func begin(ctx context.Context, c *adminclient.Client, path string, in, out any) error {
+	return c.Call(context.WithoutCancel(ctx), "POST", path, in, out)
 }
 
 func (a *app) dryRun(ctx context.Context, c *adminclient.Client, q *asking, req adminapi.RunRequest) error {

@@ -152,7 +152,7 @@ only the trash held stay for the time window, as all others do.`,
 		Args:    exactly(),
 	}, func(cmd *cobra.Command, _ []string, q *asking, c *adminclient.Client) error {
 		var r meta.Run
-		if err := c.Call(cmd.Context(), "POST", "/trash/purge", adminapi.PurgeRequest{Repository: repository}, &r); err != nil {
+		if err := begin(cmd.Context(), c, "/trash/purge", adminapi.PurgeRequest{Repository: repository}, &r); err != nil {
 			return err
 		}
 		return a.follow(cmd.Context(), c, q, r)
