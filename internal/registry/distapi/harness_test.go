@@ -43,6 +43,7 @@ type options struct {
 	pageMax  int
 	listener func(net.Listener) net.Listener
 	blobs    func(blob.Store) blob.Store
+	now      func() int64 // the database's clock
 }
 
 // serve starts a server for a test, which runs beside others from here on:
@@ -66,7 +67,7 @@ func (s *server) start() {
 	if s.files, err = fsblob.Open(s.dir, fsblob.Options{Reserve: -1, MinFree: -1}); err != nil {
 		s.t.Fatal(err)
 	}
-	if s.store, err = meta.Open(s.t.Context(), meta.Options{Path: filepath.Join(s.dir, "fairway.db")}); err != nil {
+	if s.store, err = meta.Open(s.t.Context(), meta.Options{Path: filepath.Join(s.dir, "fairway.db"), Now: s.opts.now}); err != nil {
 		s.t.Fatal(err)
 	}
 	var blobs blob.Store = s.files

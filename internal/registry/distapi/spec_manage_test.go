@@ -1,9 +1,15 @@
 package distapi_test
 
 import (
+	"io"
+	"log/slog"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
 func TestSpec_DeletingTags(t *testing.T) {
@@ -67,5 +73,30 @@ func TestActor_IsTheRemoteHostByDefault(t *testing.T) {
 	}
 	if len(log) != 1 || log[0].Actor != "anonymous@127.0.0.1" {
 		t.Errorf("deletion log: %+v, want one entry by anonymous@127.0.0.1", log)
+	}
+}
+
+func TestR3_HeadOfABlobIsAConfirmationAndGetIsNone(t *testing.T) {
+	var now atomic.Int64
+	now.Store(1_000_000)
+	s := serveWith(t, options{now: now.Load})
+	collector := gc.New(s.store, s.files, gc.Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	due := func() int64 {
+		t.Helper()
+		run, _, err := collector.DryRun(t.Context(), meta.Policy{Window: meta.Duration(30 * time.Minute)}, 10, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run.Unlinked
+	}
+	path := "/v2/a/blobs/" + string(s.push("a", []byte("blob")))
+	now.Add(time.Hour.Milliseconds())
+	s.do("GET", path, nil).want(200)
+	if n := due(); n != 1 {
+		t.Errorf("after a GET %d links are due, want the one", n)
+	}
+	s.do("HEAD", path, nil).want(200)
+	if n := due(); n != 0 {
+		t.Errorf("after a HEAD %d links are due, want none", n)
 	}
 }
