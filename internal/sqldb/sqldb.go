@@ -60,11 +60,21 @@ const (
 	clockIv      = 30 * time.Second // how often the clock's reading is persisted
 )
 
-// Open opens and migrates the database.
+// Open opens and migrates the database. On a full disk, where not even the
+// files of the write-ahead log can be made, it uses the space held in reserve:
+// a server must start to free any.
 func Open(ctx context.Context, o Options) (*DB, error) {
 	if o.Driver == "" {
 		o.Driver = "sqlite"
 	}
+	db, err := openOnce(ctx, o)
+	if noRoom(err) && o.Release != nil && o.Release() {
+		db, err = openOnce(ctx, o)
+	}
+	return db, err
+}
+
+func openOnce(ctx context.Context, o Options) (*DB, error) {
 	dsn := "file:" + (&url.URL{Path: o.Path}).EscapedPath() +
 		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=wal_autocheckpoint(16384)&_pragma=cache_size(-4096)"
@@ -220,6 +230,12 @@ func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
 func IsFull(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+}
+
+// noRoom is IsFull for opening: making the log's index fails in a way of its own.
+func noRoom(err error) bool {
+	var e *sqlite.Error
+	return IsFull(err) || errors.As(err, &e) && e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE
 }
 
 // Tx is what a function under Read, Snapshot or Write works with.
