@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -258,8 +257,7 @@ func TestCacheIsNeverStale(t *testing.T) {
 			}
 		}()
 	}
-	deadline := time.Now().Add(2 * time.Second)
-	for n := int64(1); time.Now().Before(deadline) && !t.Failed(); n++ {
+	for n := int64(1); n <= 200 && !t.Failed(); n++ {
 		if _, err := d.put("a", raws[n%int64(len(raws))], "latest"); err != nil {
 			t.Fatal(err)
 		}
@@ -267,9 +265,6 @@ func TestCacheIsNeverStale(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
-	if told.Load() < 50 {
-		t.Errorf("only %d PUTs", told.Load())
-	}
 }
 
 func TestManifestConfirmationOfAnUntaggedManifestIsWrittenDown(t *testing.T) {
