@@ -2,8 +2,11 @@ package adminapi_test
 
 import (
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -345,3 +348,35 @@ func TestOpenAPI_EveryOperationSucceedsAsDescribed(t *testing.T) {
 		}
 	}
 }
+
+// TestChecks_WhatIsWrongIsDescribedToo shows the document what a check reports
+// and logs when there is something to report.
+func TestChecks_WhatIsWrongIsDescribedToo(t *testing.T) {
+	s := serve(t)
+	s.push("team/app", "v1", "layer one")
+	err := filepath.WalkDir(filepath.Join(s.blobs.Dir(), "blobs"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return os.Rename(path, filepath.Join(s.blobs.Dir(), "blobs", "aa", uuid(filepath.Base(path))))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r check.Report
+	s.do("POST", "/checks", `{"repair":true,"grace":0}`).ok(202, &r)
+	s.do("GET", fmt.Sprintf("/checks/%d?wait=20s", r.ID), nil).ok(200, &r)
+	if r.LostCount != 2 || r.Orphans.Count != 2 || len(r.Lost) != 2 || len(r.Lost[0].Affected) == 0 {
+		t.Errorf("check %+v", r)
+	}
+	var log adminapi.DeletionList
+	s.do("GET", "/deletions", nil).ok(200, &log)
+	if len(log.Deletions) < 4 {
+		t.Errorf("the log of deletions has %+v", log.Deletions)
+	}
+	s.do("GET", "/explain?subject=team/app:v1", nil).ok(200, nil)
+	s.do("GET", "/explain?"+url.Values{"subject": {string(r.Lost[0].Digest)}}.Encode(), nil).ok(200, nil)
+}
+
+// uuid makes of an object's name another one that begins with aa.
+func uuid(name string) string { return "aa" + name[2:] }
