@@ -153,7 +153,7 @@ func (r *trickle) Read(p []byte) (int, error) {
 }
 
 func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
-	const idle = 200 * time.Millisecond
+	const idle = time.Second
 	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
 	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
@@ -162,14 +162,14 @@ func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
 		}
 	})), time.Second)
 	defer stop()
-	res, _ := send(t, "PUT", "http://"+addr, &trickle{20, idle / 10})
+	res, _ := send(t, "PUT", "http://"+addr, &trickle{20, idle * 6 / 100})
 	if res.StatusCode != 200 {
 		t.Errorf("status %d", res.StatusCode)
 	}
 }
 
 func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
-	const idle = 40 * time.Millisecond
+	const idle = 300 * time.Millisecond
 	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
 	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -177,7 +177,7 @@ func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
 		select {
 		case <-r.Context().Done():
 			t.Error("the request was given up after its body had ended")
-		case <-time.After(4 * idle): // long after the deadline
+		case <-time.After(2 * idle): // long after the deadline
 		}
 	})), time.Second)
 	defer stop()
