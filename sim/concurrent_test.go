@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
@@ -298,6 +300,18 @@ func (c *crowd) collect(seed uint64) {
 	}
 }
 
+// crowdPool has more blobs than newPool: many that come back about when their
+// window ends.
+func crowdPool() *pool {
+	p := newPool()
+	for i := range 60 {
+		b := fmt.Appendf(nil, "cold %d", i)
+		d := digest.FromBytes(b)
+		p.blobs, p.content[d] = append(p.blobs, d), b
+	}
+	return p
+}
+
 // TestR1toR5_EverythingAtOnce runs for SIM_SECONDS. Run it under -race.
 func TestR1toR5_EverythingAtOnce(t *testing.T) {
 	b := newBench(t)
@@ -309,10 +323,10 @@ func TestR1toR5_EverythingAtOnce(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(environ(t, "SIM_SECONDS", 5))*time.Second)
 	defer cancel()
-	c := &crowd{w: w, ctx: ctx, content: newPool().content, window: 250 * time.Millisecond, acked: map[place]*content{}}
+	c := &crowd{w: w, ctx: ctx, content: crowdPool().content, window: 250 * time.Millisecond, acked: map[place]*content{}}
 	var wg sync.WaitGroup
 	for i := range 4 {
-		s := &sim{w: w, pool: newPool(), rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+		s := &sim{w: w, pool: crowdPool(), rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 		p := &pusher{crowd: c, s: s, name: fmt.Sprintf("pusher%d", i), n: i * 1_000_000}
 		wg.Go(p.work)
 	}
@@ -345,7 +359,7 @@ func TestR1toR5_EverythingAtOnce(t *testing.T) {
 // settle collects what is garbage, holds the disk to what is needed, deletes
 // all and looks again.
 func (c *crowd) settle() {
-	s := &sim{w: c.w, pool: newPool()}
+	s := &sim{w: c.w, pool: crowdPool()}
 	for round := range 2 {
 		for range 3 {
 			run, err := c.w.gc.Start(context.Background(), meta.Policy{}, gc.TriggerManual, "sim")

@@ -75,7 +75,7 @@ func script(s *sim) {
 // TestR7_KilledAtEveryFailpoint ends the process at every statement of a
 // writing transaction and around every commit, and at every storage operation,
 // one history each; then it opens the data again, goes on, settles and looks
-// for leaks.
+// for leaks. SIM_STRIDE leaves out all but each n-th.
 func TestR7_KilledAtEveryFailpoint(t *testing.T) {
 	b := newBench(t)
 	statements, operations := 0, 0
@@ -100,7 +100,7 @@ func TestR7_KilledAtEveryFailpoint(t *testing.T) {
 			operations = s.w.faulty.Count()
 		}
 	})
-	stride := environ(t, "SIM_STRIDE", 1)
+	stride := environ(t, "SIM_STRIDE", sparse)
 	for n := 1; n <= statements; n += stride {
 		for _, after := range []bool{false, true} {
 			if after && !slices.Contains(commits, n) {

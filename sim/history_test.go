@@ -150,7 +150,7 @@ func environ(t *testing.T, name string, standard int) int {
 // seeds from SIM_FROM on, or the one of SIM_SEED.
 func TestR1toR7_RandomHistories(t *testing.T) {
 	b := newBench(t)
-	from, histories := environ(t, "SIM_FROM", 1), environ(t, "SIM_HISTORIES", 600)
+	from, histories := environ(t, "SIM_FROM", 1), environ(t, "SIM_HISTORIES", 400/sparse)
 	if seed := environ(t, "SIM_SEED", 0); seed != 0 {
 		from, histories = seed, 1
 	}
