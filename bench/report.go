@@ -36,7 +36,7 @@ func (r *report) foot(took time.Duration) {
 	for _, row := range r.targets {
 		r.textf("%s", row)
 	}
-	r.textf("\nThe run took %s.\n", took.Round(time.Second))
+	r.textf("\nThe run took %s; the load at its end, its own included, was %s.\n", took.Round(time.Second), load1())
 }
 
 func (r *report) textf(format string, args ...any) { fmt.Printf(format, args...) }
@@ -57,6 +57,7 @@ func (r *report) head(b *bench) {
 		{"processor", fmt.Sprintf("%s, %d cores", field("/proc/cpuinfo", "model name"), runtime.NumCPU())},
 		{"memory", field("/proc/meminfo", "MemTotal")},
 		{"kernel", strings.TrimSpace(read("/proc/sys/kernel/osrelease"))},
+		{"load when it began", load1() + " (1 minute; other work on the machine moves the figures)"},
 		{"file system", output("findmnt", "-no", "FSTYPE,OPTIONS", "-T", b.dir)},
 		{"Go", runtime.Version()},
 		{"Fairway", output(b.fairway, "version")},
@@ -73,6 +74,12 @@ func read(path string) string {
 		return "unknown"
 	}
 	return string(b)
+}
+
+// load1 is the load average of the last minute.
+func load1() string {
+	one, _, _ := strings.Cut(read("/proc/loadavg"), " ")
+	return one
 }
 
 func field(path, name string) string {
