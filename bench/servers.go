@@ -63,6 +63,9 @@ func (b *bench) startAt(name, path, ready, addr, data string, args func(addr, da
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, read(logFile.Name()))
 	}
+	// Whoever interrupts the benchmark does not wait: without its server each
+	// part fails at once and cleans up.
+	context.AfterFunc(b.ctx, p.Kill)
 	return &server{name: name, addr: addr, data: data, proc: p, log: logFile, again: func(b *bench) (*server, error) {
 		return b.startAt(name, path, ready, addr, data, args, env...)
 	}}, nil
