@@ -4,11 +4,11 @@
 // Writes are committed in groups. One goroutine owns the only writing
 // connection, runs the waiting functions one after another in one transaction,
 // each under a savepoint of its own, and commits once: one fsync for all of
-// them. A function that fails undoes itself alone. Nobody is told of success
-// before the commit is on disk (synchronous=FULL).
+// them. A function that fails undoes itself alone. Nobody who called Write or
+// Maintain is told of success before the commit is on disk (synchronous=FULL).
 //
-// It refuses: writes through a reading connection, and a success that is not
-// durable.
+// It refuses: writes through a reading connection, and a success of Write or
+// Maintain that is not durable.
 package sqldb
 
 import (
@@ -44,6 +44,7 @@ type DB struct {
 	pool    *sql.DB
 	readers chan *conn
 	writer  *conn
+	lax     bool // the writer's commits do not wait for the disk; known to writeLoop only
 	now     func() int64
 
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
@@ -213,15 +214,22 @@ var ErrClosed = errors.New("database is closed")
 // results afresh each time. A context that ends before fn has begun ends the
 // wait; after that the outcome is always waited for.
 func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
-	return db.enqueue(ctx, db.urgent, fn)
+	return db.enqueue(ctx, db.urgent, &op{fn: fn})
+}
+
+// Note is Write for what may be forgotten when the machine loses power, but
+// not when the process is killed: it waits for no disk. What was written before
+// a later Write is durable with it, in order.
+func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
+	return db.enqueue(ctx, db.urgent, &op{fn: fn, lazy: true})
 }
 
 // Maintain is Write for the collector: clients' writes go first, and a full
 // disk makes it use the space held in reserve.
 func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
-	err := db.enqueue(ctx, db.idle, fn)
+	err := db.enqueue(ctx, db.idle, &op{fn: fn})
 	if IsFull(err) && db.opts.Release != nil && db.opts.Release() {
-		err = db.enqueue(ctx, db.idle, fn)
+		err = db.enqueue(ctx, db.idle, &op{fn: fn})
 	}
 	return err
 }

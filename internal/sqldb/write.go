@@ -11,6 +11,7 @@ import (
 // op is one waiting write.
 type op struct {
 	fn    func(*Tx) error
+	lazy  bool         // its commit need not wait for the disk
 	state atomic.Int32 // opWaiting → opRunning or opGivenUp
 	tx    *Tx
 	err   error
@@ -23,8 +24,8 @@ const (
 	opGivenUp
 )
 
-func (db *DB) enqueue(ctx context.Context, queue chan *op, fn func(*Tx) error) error {
-	o := &op{fn: fn, done: make(chan struct{})}
+func (db *DB) enqueue(ctx context.Context, queue chan *op, o *op) error {
+	o.done = make(chan struct{})
 	select {
 	case <-db.stop:
 		return ErrClosed
@@ -178,6 +179,9 @@ func (db *DB) finish(o *op) {
 // it was committed; an op's own error is in the op.
 func (db *DB) transact(group []*op) error {
 	c := db.writer
+	if err := db.setPace(group); err != nil {
+		return err
+	}
 	if _, err := c.exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -200,6 +204,27 @@ func (db *DB) transact(group []*op) error {
 	if _, err := c.exec("COMMIT"); err != nil {
 		return db.abort(fmt.Errorf("commit: %w", err))
 	}
+	return nil
+}
+
+// setPace has the next commit wait for the disk unless all of the group can do
+// without.
+func (db *DB) setPace(group []*op) error {
+	lax := true
+	for _, o := range group {
+		lax = lax && o.lazy
+	}
+	if lax == db.lax {
+		return nil
+	}
+	mode := "PRAGMA synchronous=FULL"
+	if lax {
+		mode = "PRAGMA synchronous=NORMAL" // in WAL mode: no sync at commit
+	}
+	if _, err := db.writer.exec(mode); err != nil {
+		return fmt.Errorf("set the pace of commits: %w", err)
+	}
+	db.lax = lax
 	return nil
 }
 

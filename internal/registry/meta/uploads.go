@@ -17,12 +17,13 @@ func uploadUnknown(repo oci.Name, id string) error {
 	return fault.New(fault.NotFound, "repository %s has no upload %q; it may have been finished, cancelled or abandoned", repo, id).WithCode(oci.CodeBlobUploadUnknown)
 }
 
-// CreateUpload begins an upload session. The row is durable when it returns,
-// so that whatever bytes come under its key have an owner.
+// CreateUpload begins an upload session. The row is there when it returns, so
+// that whatever bytes come under its key have an owner. Only a loss of power
+// can take it back, and then a check finds what bytes may be left.
 func (s *Store) CreateUpload(ctx context.Context, repo oci.Name, algorithm string) (Upload, error) {
 	id := uuid.NewString()
 	u := Upload{ID: id, Repo: repo, Key: "blobs/" + id[:2] + "/" + id, Algorithm: algorithm, Version: 1}
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
 		repoID, err := ensureRepo(tx, repo)
 		if err != nil {
 			return err
@@ -56,9 +57,10 @@ func (s *Store) Upload(ctx context.Context, repo oci.Name, id string) (Upload, e
 
 // AdvanceUpload records that the first size bytes are durable and returns the
 // session's new version. The error is Conflict when u is not the session's
-// present state.
+// present state. A loss of power may take the record back to an earlier one;
+// the client goes on from there.
 func (s *Store) AdvanceUpload(ctx context.Context, u Upload, size int64, hashState []byte) (int64, error) {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("UPDATE uploads SET size = ?, hash_state = ?, touched_at = ?, version = version + 1 WHERE id = ? AND version = ?",
 			size, hashState, tx.Now(), u.ID, u.Version)
 		if err == nil && n == 0 {
@@ -74,7 +76,7 @@ func (s *Store) AdvanceUpload(ctx context.Context, u Upload, size int64, hashSta
 
 // TouchUpload keeps a session alive whose transfer takes long.
 func (s *Store) TouchUpload(ctx context.Context, id string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("UPDATE uploads SET touched_at = ? WHERE id = ?", tx.Now(), id)
 		return err
 	})
@@ -162,6 +164,23 @@ func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor strin
 	})
 	if err != nil {
 		return fmt.Errorf("cancel upload %s in %s: %w", id, repo, err)
+	}
+	return nil
+}
+
+// DisownUpload hands a key to the purge queue whose session ended while bytes
+// were written to it. A key that a session, a blob or the queue names stays
+// where it is.
+func (s *Store) DisownUpload(ctx context.Context, key string) error {
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(`INSERT INTO purges (key, digest, size, reason, actor, queued_at, due_at)
+			SELECT ?1, '', 0, 'its upload ended while bytes came', 'upload', ?2, ?2
+			WHERE NOT EXISTS (SELECT 1 FROM uploads WHERE key = ?1) AND NOT EXISTS (SELECT 1 FROM blobs WHERE key = ?1)
+			ON CONFLICT (key) DO NOTHING`, key, tx.Now())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("disown upload key %s: %w", key, err)
 	}
 	return nil
 }
