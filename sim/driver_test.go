@@ -29,6 +29,29 @@ type fuse struct {
 	at      int   // ends the process at the at-th statement; 0 = never
 	after   bool  // at a COMMIT: after its effect; at other statements that is before the next
 	blown   bool
+	judging func() // called when a collector has read facts, before it acts on them
+}
+
+// judged has fn called from now on each time that facts were read; nil ends it.
+func (f *fuse) judged(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.judging = fn
+}
+
+// readFacts tells of a query if it is one for what a judge goes by.
+func (f *fuse) readFacts(query string) {
+	f.mu.Lock()
+	fn := f.judging
+	f.mu.Unlock()
+	if fn == nil {
+		return
+	}
+	for _, facts := range []string{"SELECT l.id, l.version", "SELECT b.id, b.version", "SELECT m.id, m.version", "SELECT u.id, u.version"} {
+		if strings.HasPrefix(query, facts) {
+			fn()
+		}
+	}
 }
 
 // arm counts statements from now on and ends the process at the n-th.
@@ -212,7 +235,11 @@ func (s *crashStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (
 }
 
 func (s *crashStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	return run(s.c, s.query, func() (driver.Rows, error) {
+	rows, err := run(s.c, s.query, func() (driver.Rows, error) {
 		return s.Stmt.(driver.StmtQueryContext).QueryContext(ctx, args)
 	})
+	if err == nil {
+		s.c.fuse.readFacts(s.query)
+	}
+	return rows, err
 }

@@ -97,12 +97,15 @@ func steps(seed uint64, n int, skip map[int]bool) func(*sim) {
 		if seed%3 != 0 { // each third history is undisturbed
 			s.crashes = 0.08
 		}
+		if seed%2 == 0 {
+			s.disturb = 0.5
+		}
 		for i := range n {
 			if skip[i] {
 				continue
 			}
 			s.rng = rand.New(rand.NewPCG(seed, uint64(i)+1))
-			s.step()
+			s.step(false)
 		}
 		s.rng = rand.New(rand.NewPCG(seed, uint64(n)+1))
 		s.finish()
@@ -150,7 +153,7 @@ func environ(t *testing.T, name string, standard int) int {
 // seeds from SIM_FROM on, or the one of SIM_SEED.
 func TestR1toR7_RandomHistories(t *testing.T) {
 	b := newBench(t)
-	from, histories := environ(t, "SIM_FROM", 1), environ(t, "SIM_HISTORIES", 400/sparse)
+	from, histories := environ(t, "SIM_FROM", 1), environ(t, "SIM_HISTORIES", 300/sparse)
 	if seed := environ(t, "SIM_SEED", 0); seed != 0 {
 		from, histories = seed, 1
 	}

@@ -19,6 +19,7 @@ type observed struct {
 	leases  map[string]leaseModel
 	purges  map[string]int64 // key → size
 	reviews int
+	failing int // purges that failed at least once
 }
 
 type observedRepo struct {
@@ -135,6 +136,7 @@ func (w *world) observe() (*observed, error) {
 			return err
 		}),
 		w.audit.each("SELECT count(*) FROM reviews", nil, func(r *sql.Rows) error { return r.Scan(&o.reviews) }),
+		w.audit.each("SELECT count(*) FROM purges WHERE attempts > 0", nil, func(r *sql.Rows) error { return r.Scan(&o.failing) }),
 	)
 }
 

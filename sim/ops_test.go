@@ -294,6 +294,7 @@ func (s *sim) push(repo oci.Name, d oci.Digest) bool {
 // between is what others do while a client is at work.
 func (s *sim) between() {
 	switch {
+	case s.busy:
 	case s.chance(0.1):
 		s.collectAny()
 	case s.chance(0.1):
@@ -353,13 +354,25 @@ func (s *sim) collectAny() {
 	s.collect(p, s.chance(0.5))
 }
 
-// step does one random thing.
-func (s *sim) step() {
+// someBlob prefers one that only the trash needs.
+func (s *sim) someBlob(repo oci.Name) oci.Digest {
+	r := s.model.look(repo)
+	for _, d := range s.pool.blobs {
+		if r.serves(d) && r.needed(d) && !r.neededByLiving(d) && s.chance(0.6) {
+			return d
+		}
+	}
+	return pick(s, s.pool.blobs...)
+}
+
+// step does one random thing; or only one that a client does.
+func (s *sim) step(client bool) {
 	repo := s.someRepo()
-	steps := []struct {
+	type step struct {
 		weight int
 		do     func()
-	}{
+	}
+	steps := []step{
 		{18, s.pushImage},
 		{8, func() { s.put(repo, s.someManifest(), pick(s, nil, nil, []oci.Tag{pick(s, s.pool.tags...)})...) }},
 		{4, func() { s.push(repo, pick(s, s.pool.blobs...)) }},
@@ -381,16 +394,20 @@ func (s *sim) step() {
 			}
 		}},
 		{4, func() {
-			d := pick(s, s.pool.blobs...)
+			d := s.someBlob(repo)
 			s.do(fmt.Sprintf("delete blob %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteBlob(ctx, repo, d, "sim") },
 				func(m *model) fault.Kind { return m.deleteBlob(repo, d, s.now()) })
 		}},
 		{5, func() { s.restore(repo) }},
 		{4, s.lease},
-		{14, s.collectAny},
-		{12, s.advance},
-		{1, s.checker},
-		{2, func() { s.reopen(s.chance(0.5)) }},
+	}
+	if !client {
+		steps = append(steps, []step{
+			{14, s.collectAny},
+			{12, s.advance},
+			{1, s.checker},
+			{2, func() { s.reopen(s.chance(0.5)) }},
+		}...)
 	}
 	total := 0
 	for _, st := range steps {
