@@ -19,6 +19,9 @@ func List(rows any) string {
 	if err != nil {
 		panic(err) // integers and strings only; a programming error
 	}
+	if string(b) == "null" {
+		return "[]" // json_each makes a row of null
+	}
 	return string(b)
 }
 

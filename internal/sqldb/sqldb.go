@@ -176,15 +176,18 @@ func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
 // Snapshot runs fn with a reading connection; all statements in fn see the
 // database as of the first one. It blocks no writer.
 func (db *DB) Snapshot(ctx context.Context, fn func(*Tx) error) error {
-	return db.withReader(ctx, func(c *conn) error {
+	return db.withReader(ctx, func(c *conn) (err error) {
 		if _, err := c.exec("BEGIN"); err != nil {
 			return err
 		}
-		err := fn(&Tx{c: c, now: db.now()})
-		if _, endErr := c.exec("COMMIT"); err == nil {
-			err = endErr
-		}
-		return err
+		// Also when fn panics: a connection left in its snapshot would answer from
+		// the past for ever.
+		defer func() {
+			if _, endErr := c.exec("ROLLBACK"); err == nil {
+				err = endErr
+			}
+		}()
+		return fn(&Tx{c: c, now: db.now()})
 	})
 }
 

@@ -45,11 +45,12 @@ type Collector struct {
 	life context.Context // ends with Close; runs belong to it and not to who started them
 	end  context.CancelFunc
 
-	mu     sync.Mutex
-	closed bool
-	active map[int64]*activeRun
-	nextAt time.Time
-	runs   sync.WaitGroup
+	mu      sync.Mutex
+	closed  bool
+	active  map[int64]*activeRun
+	purging map[string]bool // keys whose objects a run is deleting
+	nextAt  time.Time
+	runs    sync.WaitGroup
 }
 
 type activeRun struct {
@@ -68,7 +69,7 @@ func New(s *meta.Store, b blob.Store, o Options) *Collector {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}}
+	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}, purging: map[string]bool{}}
 	c.metrics = newMetrics(o.Metrics, s)
 	c.life, c.end = context.WithCancel(context.Background())
 	return c
@@ -180,22 +181,27 @@ func (c *Collector) Schedules(ctx context.Context, last, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, s := range scheds {
-		spec, err := ParseCron(s.Cron)
-		if err != nil {
-			return fmt.Errorf("schedule %d: %w", s.ID, err)
-		}
-		if spec.Next(last).After(now) {
-			continue
-		}
-		if _, err := c.Start(ctx, s.Policy, TriggerSchedule, fmt.Sprintf("schedule %d", s.ID)); err != nil {
-			return fmt.Errorf("schedule %d: %w", s.ID, err)
-		}
-		if err := c.store.MarkScheduled(ctx, s.ID); err != nil {
-			return err
+		if err := c.scheduled(ctx, s, last, now); err != nil { // no reason for the others not to run
+			errs = append(errs, fmt.Errorf("schedule %d: %w", s.ID, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+func (c *Collector) scheduled(ctx context.Context, s meta.Schedule, last, now time.Time) error {
+	spec, err := ParseCron(s.Cron)
+	if err != nil {
+		return err
+	}
+	if spec.Next(last).After(now) {
+		return nil
+	}
+	if _, err := c.Start(ctx, s.Policy, TriggerSchedule, fmt.Sprintf("schedule %d", s.ID)); err != nil {
+		return err
+	}
+	return c.store.MarkScheduled(ctx, s.ID)
 }
 
 // ParseCron reads five cron fields (minute, hour, day of month, month, day of

@@ -3,7 +3,10 @@ package gc
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
@@ -22,17 +25,21 @@ type dryRun struct {
 	progress func(meta.Counts)
 
 	loseKeeper map[int64]keepers // living manifests that lost an index or a subject
+	inTrash    map[int64]bool    // living manifests that would be in the trash
 	edgesGone  map[int64]int64   // link → manifests gone that needed it
 	linksGone  map[int64]int64   // blob → repositories gone that had it
 	touched    map[int64]int64   // blob → latest confirmation of the links gone
 	seen       map[seenKey]bool  // judged already
 
-	kin, links, unlinked []int64 // uncovered, to be judged
-	uncovered            []meta.TrashFacts
-	linkTouched          map[int64]int64 // links that lost their last living manifest just now
+	kin, unlinked []int64 // uncovered, to be judged
+	uncovered     []meta.TrashFacts
+	linkTouched   map[int64]int64 // links that lost their last living manifest just now
 }
 
-type keepers struct{ parents, subjects int64 }
+type keepers struct {
+	parents, subjects int64
+	of                oci.Digest // the last of them to go
+}
 
 type seenKey struct {
 	kind byte
@@ -56,7 +63,7 @@ func (c *Collector) DryRun(ctx context.Context, p meta.Policy, items int, progre
 		Collector: c, scope: scope, limits: LimitsOf(p, now), itemsMax: items, progress: progress, items: []meta.Deletion{},
 		run: meta.Run{Trigger: TriggerManual, State: meta.RunDone, DryRun: true, Policy: p, StartedAt: meta.Time(now),
 			Counts: meta.Counts{Kept: map[string]int64{}}},
-		loseKeeper: map[int64]keepers{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
+		loseKeeper: map[int64]keepers{}, inTrash: map[int64]bool{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
 		seen: map[seenKey]bool{}, linkTouched: map[int64]int64{},
 	}
 	if d.run.Total, err = c.store.CountDue(ctx, cutoffs(d.limits), scope, totalMax); err != nil {
@@ -123,13 +130,14 @@ func (d *dryRun) objectSize(ctx context.Context, key string, known int64) (int64
 }
 
 func (d *dryRun) uploads(ctx context.Context) error {
-	for after := ""; ; {
+	var after meta.UploadFacts
+	for {
 		fs, err := d.store.IdleUploads(ctx, min(d.limits.cutoff(d.limits.Uploads), d.limits.Now), d.scope, after, batchMax)
 		if err != nil || len(fs) == 0 {
 			return err
 		}
 		for _, f := range fs {
-			after = f.ID
+			after = f
 			v := JudgeUpload(f, d.opts.Busy(f.ID), d.limits)
 			if !d.examined(v) {
 				continue
@@ -209,8 +217,9 @@ func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) er
 		f.Parents -= k.parents
 		f.Subjects -= k.subjects
 		if bereft && f.Tags == 0 && f.Parents == 0 && f.Subjects == 0 {
-			f.OrphanedAt = d.limits.Now // the run would have made it one
-			f.LooseAt = max(f.LooseAt, 1)
+			// The run would have made it one.
+			f.OrphanedAt, f.OrphanOf = d.limits.Now, k.of
+			f.LooseAt = d.limits.Now
 		}
 		if !d.first('m', f.ID) {
 			continue
@@ -220,19 +229,20 @@ func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) er
 			continue
 		}
 		d.run.Trashed++
+		d.inTrash[f.ID] = true
 		d.act(meta.Deletion{Kind: "manifest", Act: "trashed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
-		edges, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
+		links, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
 		if err != nil {
 			return err
 		}
-		if err := d.bereave(ctx, children, referrers); err != nil {
+		if err := d.bereave(ctx, f.Digest, children, referrers); err != nil {
 			return err
 		}
 		if d.dueNow(d.limits.Trash) {
 			d.uncovered = append(d.uncovered, meta.TrashFacts{ID: f.ID, RepoID: f.RepoID, Repo: f.Repo, Digest: f.Digest, Size: f.Size,
-				TrashedAt: d.limits.Now, Parents: f.Parents, Lease: f.Lease})
-			for _, e := range edges {
-				d.linkTouched[e.Link] = d.limits.Now
+				TrashedAt: d.limits.Now, Indexed: true, Lease: f.Lease})
+			for _, l := range links {
+				d.linkTouched[l] = d.limits.Now
 			}
 		}
 	}
@@ -241,15 +251,15 @@ func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) er
 
 // bereave notes that manifests lose an index or their subject, and has those
 // judged that nothing else keeps, if the same run would get to them.
-func (d *dryRun) bereave(ctx context.Context, children, referrers []int64) error {
+func (d *dryRun) bereave(ctx context.Context, of oci.Digest, children, referrers []int64) error {
 	for _, id := range children {
 		k := d.loseKeeper[id]
-		k.parents++
+		k.parents, k.of = k.parents+1, of
 		d.loseKeeper[id] = k
 	}
 	for _, id := range referrers {
 		k := d.loseKeeper[id]
-		k.subjects = 1
+		k.subjects, k.of = 1, of
 		d.loseKeeper[id] = k
 	}
 	if !d.dueNow(d.limits.Window) {
@@ -293,8 +303,11 @@ func (d *dryRun) trash(ctx context.Context) error {
 
 func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 	for _, f := range fs {
-		if f.Version != 0 { // of the trash as it is: its indexes may be among what would go
-			f.Parents -= d.loseKeeper[f.ID].parents
+		if f.Indexed {
+			var err error
+			if f.Indexed, err = d.indexed(ctx, f.ID); err != nil {
+				return err
+			}
 		}
 		v := JudgeTrash(f, d.limits)
 		if !d.examined(v) {
@@ -302,18 +315,41 @@ func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 		}
 		d.run.Collected++
 		d.act(meta.Deletion{Kind: "manifest", Act: "removed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
-		edges, _, _, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
+		links, _, _, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
 		if err != nil {
 			return err
 		}
-		for _, e := range edges {
-			d.edgesGone[e.Link]++
-			if d.edgesGone[e.Link] == e.Edges {
-				d.links = append(d.links, e.Link)
-			}
+		for _, l := range links {
+			d.edgesGone[l]++
 		}
 	}
 	return nil
+}
+
+// indexed reports whether a living index would still name the manifest, or
+// name an index in the trash that does, once the run had trashed what it would.
+func (d *dryRun) indexed(ctx context.Context, id int64) (bool, error) {
+	seen, queue := map[int64]bool{id: true}, []int64{id}
+	for len(queue) > 0 {
+		living, trashed, err := d.store.Indexes(ctx, queue[0])
+		if err != nil {
+			return false, err
+		}
+		queue = queue[1:]
+		for _, p := range living {
+			if !d.inTrash[p] {
+				return true, nil
+			}
+			trashed = append(trashed, p)
+		}
+		for _, p := range trashed {
+			if !seen[p] {
+				seen[p] = true
+				queue = append(queue, p)
+			}
+		}
+	}
+	return false, nil
 }
 
 func (d *dryRun) linkQueue(ctx context.Context) error {
@@ -332,10 +368,14 @@ func (d *dryRun) linkQueue(ctx context.Context) error {
 			return err
 		}
 	}
-	for len(d.links) > 0 {
-		n := min(batchMax, len(d.links))
-		ids := d.links[:n]
-		d.links = d.links[n:]
+	links, err := d.bereftLinks(ctx)
+	if err != nil {
+		return err
+	}
+	for len(links) > 0 {
+		n := min(batchMax, len(links))
+		ids := links[:n]
+		links = links[n:]
 		fs, err := d.store.Links(ctx, meta.Due{IDs: ids})
 		if err != nil {
 			return err
@@ -349,6 +389,20 @@ func (d *dryRun) linkQueue(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// bereftLinks are those that no manifest would need any more.
+func (d *dryRun) bereftLinks(ctx context.Context) (links []int64, err error) {
+	for _, l := range slices.Sorted(maps.Keys(d.edgesGone)) {
+		more, err := d.store.NeededByMore(ctx, l, d.edgesGone[l])
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			links = append(links, l)
+		}
+	}
+	return links, nil
 }
 
 func (d *dryRun) judgeLinks(ctx context.Context, fs []meta.LinkFacts) error {

@@ -60,6 +60,7 @@ func (l Limits) due(touched, d int64) bool { return touched <= l.cutoff(d) }
 type Verdict struct {
 	Go     bool   // to the trash, or for good
 	Kept   string // why not, one of the Kept… constants
+	Holder string // of the lease, where that is why
 	Reason string // one sentence for people: why it goes or stays
 	// Again is when the same judge may say otherwise though nothing happens, in
 	// ms; 0: not before an event.
@@ -70,24 +71,34 @@ func keep(why string, again int64, format string, args ...any) Verdict {
 	return Verdict{Kept: why, Again: again, Reason: fmt.Sprintf(format, args...)}
 }
 
+// some renders a number with the words for one or for more.
+func some(n int64, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}
+
 func lease(h meta.LeaseHold) Verdict {
-	return keep(KeptLease, h.ExpiresAt, "%s holds a lease on it or on what is above it", h.Holder)
+	v := keep(KeptLease, h.ExpiresAt, "%s holds a lease on it or on what is above it", h.Holder)
+	v.Holder = h.Holder
+	return v
 }
 
 // JudgeManifest decides whether a living manifest goes to the trash.
 func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 	switch {
 	case f.Tags > 0:
-		return keep(KeptTag, 0, "%d tags name it", f.Tags)
+		return keep(KeptTag, 0, "%s it", some(f.Tags, "tag names", "tags name"))
 	case f.Parents > 0:
-		return keep(KeptIndex, 0, "%d indexes name it", f.Parents)
+		return keep(KeptIndex, 0, "%s it", some(f.Parents, "index names", "indexes name"))
 	case f.Subjects > 0:
 		return keep(KeptSubject, 0, "it refers to a manifest that is there")
 	case f.Lease.Held():
 		return lease(f.Lease)
 	}
 	if f.OrphanedAt != 0 {
-		last := max(f.OrphanedAt, f.TouchedAt)
+		last := max(f.OrphanedAt, f.LooseAt, f.TouchedAt)
 		if !l.due(last, l.Window) {
 			return keep(KeptWindow, last+l.Window, "its index or subject was deleted, or a client was told of it, within the window")
 		}
@@ -106,8 +117,8 @@ func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 // JudgeTrash decides whether a manifest leaves the trash for good.
 func JudgeTrash(f meta.TrashFacts, l Limits) Verdict {
 	switch {
-	case f.Parents > 0:
-		return keep(KeptIndex, 0, "it was deleted, but %d indexes name it", f.Parents)
+	case f.Indexed:
+		return keep(KeptIndex, 0, "it was deleted, but an index that names it is there")
 	case f.Lease.Held():
 		return lease(f.Lease)
 	case !l.due(f.TrashedAt, l.Trash):
@@ -120,9 +131,9 @@ func JudgeTrash(f meta.TrashFacts, l Limits) Verdict {
 func JudgeLink(f meta.LinkFacts, l Limits) Verdict {
 	switch {
 	case f.Living > 0:
-		return keep(KeptReferenced, 0, "%d manifests need it", f.Living)
+		return keep(KeptReferenced, 0, "%s it", some(f.Living, "manifest needs", "manifests need"))
 	case f.Trashed > 0:
-		return keep(KeptTrash, 0, "%d manifests in the trash may want it back", f.Trashed)
+		return keep(KeptTrash, 0, "%s in the trash may want it back", some(f.Trashed, "manifest", "manifests"))
 	case f.Lease.Held():
 		return lease(f.Lease)
 	case !l.due(f.TouchedAt, l.Window):
@@ -135,7 +146,7 @@ func JudgeLink(f meta.LinkFacts, l Limits) Verdict {
 func JudgeBlob(f meta.BlobFacts, l Limits) Verdict {
 	switch {
 	case f.Links > 0:
-		return keep(KeptLinked, 0, "%d repositories have it", f.Links)
+		return keep(KeptLinked, 0, "%s it", some(f.Links, "repository has", "repositories have"))
 	case f.Lease.Held():
 		return lease(f.Lease)
 	case !l.due(f.TouchedAt, l.Window):

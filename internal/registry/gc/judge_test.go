@@ -60,7 +60,7 @@ func TestR1_JudgeManifestAgainstAnOracle(t *testing.T) {
 		f := meta.ManifestFacts{Tags: anyCount(t, "tags"), Parents: anyCount(t, "parents"), Subjects: anyCount(t, "subjects"),
 			TouchedAt: anyTime(t, "touched"), LooseAt: anyTime(t, "loose"), OrphanedAt: maybeTime(t, "orphaned"), Lease: anyLease(t)}
 		held := f.Tags+f.Parents+f.Subjects > 0 || f.Lease.Holder != ""
-		orphanGoes := f.OrphanedAt != 0 && over(l.Now, f.OrphanedAt, l.Window) && over(l.Now, f.TouchedAt, l.Window)
+		orphanGoes := f.OrphanedAt != 0 && over(l.Now, f.OrphanedAt, l.Window) && over(l.Now, f.LooseAt, l.Window) && over(l.Now, f.TouchedAt, l.Window)
 		untaggedGoes := f.OrphanedAt == 0 && l.Untagged > 0 && over(l.Now, f.LooseAt, l.Untagged) && over(l.Now, f.TouchedAt, l.Untagged)
 		v := gc.JudgeManifest(f, l)
 		check(t, v, !held && (orphanGoes || untaggedGoes), v.Again, l.Now)
@@ -70,9 +70,9 @@ func TestR1_JudgeManifestAgainstAnOracle(t *testing.T) {
 func TestR10_JudgeTrashAgainstAnOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := anyLimits(t)
-		f := meta.TrashFacts{TrashedAt: anyTime(t, "trashed"), Parents: anyCount(t, "parents"), Lease: anyLease(t)}
+		f := meta.TrashFacts{TrashedAt: anyTime(t, "trashed"), Indexed: rapid.Bool().Draw(t, "indexed"), Lease: anyLease(t)}
 		v := gc.JudgeTrash(f, l)
-		check(t, v, f.Parents == 0 && f.Lease.Holder == "" && over(l.Now, f.TrashedAt, l.Trash), v.Again, l.Now)
+		check(t, v, !f.Indexed && f.Lease.Holder == "" && over(l.Now, f.TrashedAt, l.Trash), v.Again, l.Now)
 	})
 }
 

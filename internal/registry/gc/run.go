@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
 // batchMax is how many items are judged and applied together: enough that one
@@ -69,7 +72,7 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 	case v.Kept == KeptLease:
 		// The end of a lease is an event like the loss of a reference. It is put
 		// beyond what this run reads, which so meets it once.
-		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again + meta.ConfirmAhead})
+		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again + meta.ConfirmAhead, Holder: v.Holder})
 	default:
 		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: max(v.Again-window, row.EventAt+1)})
 	}
@@ -131,7 +134,8 @@ func (r *runner) now() Limits {
 }
 
 // each reads a queue batch by batch: read returns the next batch's work and
-// how many items it read; none ends it.
+// how many items it read; none ends it. items is how many were dealt with: what
+// fails is still in its queue and is no reason for another pass.
 func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (items int, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -148,27 +152,27 @@ func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (item
 		if err := r.limiter.WaitN(ctx, n); err != nil {
 			return items, context.Canceled
 		}
-		if err := r.apply(ctx, b); err != nil {
+		failed, err := r.apply(ctx, b)
+		if err != nil {
 			return items, err
 		}
-		items += n
+		items += n - failed
 	}
 }
 
 // apply commits a batch. If that fails, its items are tried one by one, so that
 // one that fails does not stop the others (R9); what fails alone is counted,
 // logged and left in its queue.
-func (r *runner) apply(ctx context.Context, b *batch) error {
+func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 	counts, err := r.store.Collect(ctx, b.Work)
 	if err == nil {
 		r.metrics.worked(counts)
-		return nil
+		return 0, nil
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 	r.opts.Log.Warn("a batch failed, trying its items one by one", "run", r.run.ID, "error", err)
-	failed := 0
 	for _, w := range split(b.Work) {
 		counts, err := r.store.Collect(ctx, w)
 		if err == nil {
@@ -176,19 +180,28 @@ func (r *runner) apply(ctx context.Context, b *batch) error {
 			continue
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return failed, ctx.Err()
 		}
 		failed++
 		r.metrics.worked(meta.Counts{Failed: 1})
 		r.opts.Log.Error("an item failed", "run", r.run.ID, "error", err)
-		if err := r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Failed: 1}); err != nil {
-			return fmt.Errorf("the database takes no writes: %w", err)
-		}
-		if err := r.store.AddRunEvent(ctx, r.run.ID, "error", err.Error()); err != nil {
-			return fmt.Errorf("the database takes no writes: %w", err)
+		if err := r.store.CollectFailed(ctx, w, "an item failed: "+plain(err)); err != nil {
+			return failed, fmt.Errorf("the database takes no writes: %w", err)
 		}
 	}
-	return nil
+	return failed, nil
+}
+
+// plain is what an administrator may read of an error; the log has the rest.
+func plain(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	if sqldb.IsFull(err) {
+		return "the database has no room to write"
+	}
+	return fault.Public(err).Public
 }
 
 // split takes a work apart into works of one claim each.
@@ -229,16 +242,17 @@ func (r *runner) uploads(ctx context.Context, first bool) (int, error) {
 	if !first {
 		return 0, nil
 	}
-	after := ""
+	var after meta.UploadFacts
 	return r.each(ctx, func(b *batch) (int, error) {
 		l := r.now()
 		fs, err := r.store.IdleUploads(ctx, min(r.limits.cutoff(l.Uploads), r.limits.Now), r.scope, after, batchMax)
 		for _, f := range fs {
-			after = f.ID
+			after = f
 			v := JudgeUpload(f, r.opts.Busy(f.ID), l)
 			b.examined(v)
 			if v.Go {
-				b.Abandon = append(b.Abandon, meta.UploadClaim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.Uploads), Reason: v.Reason})
+				// Not the limit but what was judged: each request touches the session.
+				b.Abandon = append(b.Abandon, meta.UploadClaim{ID: f.ID, Version: f.Version, Before: f.TouchedAt, Reason: v.Reason})
 			}
 		}
 		return len(fs), err
@@ -403,12 +417,38 @@ func (r *runner) purge(ctx context.Context) error {
 			return err
 		}
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
+		ps = r.takePurges(ps)
 		outcomes := r.deleteBytes(ctx, ps)
-		counts, err := r.store.FinishPurges(ctx, r.run.ID, outcomes)
+		// What is deleted is counted, also when the run is told to stop.
+		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
+		r.endPurges(ps)
 		if err != nil {
 			return err
 		}
 		r.metrics.worked(counts)
+	}
+}
+
+// takePurges returns those that no other run of this process is deleting: the
+// one that deletes an object is the one to count its bytes.
+func (c *Collector) takePurges(ps []meta.PendingPurge) []meta.PendingPurge {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	mine := ps[:0]
+	for _, p := range ps {
+		if !c.purging[p.Key] {
+			c.purging[p.Key] = true
+			mine = append(mine, p)
+		}
+	}
+	return mine
+}
+
+func (c *Collector) endPurges(ps []meta.PendingPurge) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range ps {
+		delete(c.purging, p.Key)
 	}
 }
 
@@ -424,7 +464,11 @@ func (r *runner) deleteBytes(ctx context.Context, ps []meta.PendingPurge) []meta
 			if errors.Is(err, blob.ErrNotFound) {
 				freed, err = 0, nil // it is gone, which is all that a purge wants
 			}
-			outcomes[i] = meta.Purged{Key: p.Key, Freed: freed, Err: err}
+			outcomes[i] = meta.Purged{Key: p.Key, Freed: freed}
+			if err != nil {
+				r.opts.Log.Error("an object could not be deleted", "run", r.run.ID, "key", p.Key, "error", err)
+				outcomes[i].Problem = plain(err)
+			}
 			return nil
 		})
 	}

@@ -22,9 +22,8 @@ type blobEntry struct {
 // Conditions on links and manifests that several statements share. l and m are
 // the rows in question.
 const (
-	livingEdge = `EXISTS (SELECT 1 FROM manifest_blobs e JOIN manifests em ON em.id = e.manifest_id
-		WHERE e.link_id = l.id AND em.trashed_at IS NULL)`
-	anyEdge = `EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.link_id = l.id)`
+	livingEdge = `EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.link_id = l.id AND e.living = 1)`
+	anyEdge    = `EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.link_id = l.id)`
 )
 
 func (s *Store) lookupBlob(ctx context.Context, repo oci.Name, d oci.Digest) (*blobEntry, error) {

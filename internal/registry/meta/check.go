@@ -320,7 +320,7 @@ func unreviewed(kind string) string {
 			FROM blobs b WHERE b.id > ? ORDER BY b.id LIMIT ?`
 	}
 	return `SELECT m.id, m.trashed_at IS NULL AND ((m.loose_at IS NULL) <> ` + held + `
-			OR m.orphaned_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'manifest' AND v.target = m.id))
+			OR m.orphaned_at IS NOT NULL AND m.loose_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM reviews v WHERE v.kind = 'manifest' AND v.target = m.id))
 		FROM manifests m WHERE m.id > ? ORDER BY m.id LIMIT ?`
 }
 
@@ -375,7 +375,7 @@ func (s *Store) review(tx *sqldb.Tx, u Unreviewed) error {
 	}
 	_, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event)
 		SELECT 'manifest', m.id, m.repo_id, m.orphaned_at, ? FROM `+sqldb.Each+` i CROSS JOIN manifests m ON m.id = i.a
-		WHERE m.orphaned_at IS NOT NULL AND m.trashed_at IS NULL
+		WHERE m.orphaned_at IS NOT NULL AND m.loose_at IS NOT NULL AND m.trashed_at IS NULL
 		ON CONFLICT (kind, target) DO NOTHING`, event, sqldb.List(u.IDs))
 	return err
 }

@@ -70,6 +70,7 @@ type Settled struct {
 type Postponed struct {
 	Settled
 	EventAt int64
+	Holder  string // of the lease that is the reason, if one is
 }
 
 // NoLimit is Claim.Before where no window applies.
@@ -98,6 +99,30 @@ func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 		return Counts{}, fmt.Errorf("collect: %w", err)
 	}
 	return done, nil
+}
+
+// CollectFailed records that work of a single claim failed, with a line for
+// the run's log, and leaves the claim's review for a later run.
+func (s *Store) CollectFailed(ctx context.Context, w Work, text string) error {
+	err := s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
+		trash := make([]Claim, len(w.Trash))
+		for i, t := range w.Trash {
+			trash[i] = t.Claim
+		}
+		for kind, claims := range map[string][]Claim{"manifest": trash, "link": w.Unlink, "blob": w.Collect} {
+			if err := closeReviews(tx, kind, claims, nil); err != nil {
+				return err
+			}
+		}
+		if err := addEvent(tx, w.Run, "error", text); err != nil {
+			return err
+		}
+		return addCounts(tx, w.Run, Counts{Failed: 1})
+	})
+	if err != nil {
+		return fmt.Errorf("record a failure: %w", err)
+	}
+	return nil
 }
 
 // collection is one call of Collect inside its transaction.
@@ -199,9 +224,7 @@ func (c *collection) remove() error {
 		repos = append(repos, repo)
 		return nil
 	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
-			AND NOT EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
-				WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL)
-			AND `+manifestLease+` IS NULL
+			AND NOT `+indexed+` AND `+manifestLease+` IS NULL
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
 		claims, before, c.tx.Now())
 	if err != nil {
@@ -414,8 +437,11 @@ func (c *collection) settle() error {
 		}
 	}
 	for _, p := range c.w.Postponed {
-		if _, err := c.tx.Exec("UPDATE reviews SET event_at = ?, run_id = NULL, version = version + 1 WHERE kind = ? AND target = ? AND version = ?",
-			p.EventAt, p.Kind, p.Target, p.Version); err != nil {
+		// A lease that has ended since it was seen puts nothing off: its end would
+		// not find this review.
+		if _, err := c.tx.Exec(`UPDATE reviews SET event_at = ?1, holder = nullif(?2, ''), run_id = NULL, version = version + 1
+			WHERE kind = ?3 AND target = ?4 AND version = ?5 AND (?2 = '' OR EXISTS (SELECT 1 FROM leases WHERE holder = ?2 AND expires_at >= ?6))`,
+			p.EventAt, p.Holder, p.Kind, p.Target, p.Version, p.EventAt-ConfirmAhead); err != nil {
 			return fmt.Errorf("postpone reviews: %w", err)
 		}
 	}

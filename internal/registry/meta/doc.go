@@ -21,12 +21,15 @@
 // Invariants that hold after every commit:
 //
 //   - A blob's bytes are named by exactly one of uploads.key, blobs.key and
-//     purges.key. The row is there before the first byte and until the last.
+//     purges.key. The row is there before the first byte and until the last
+//     (but a loss of power may forget the row of an upload).
 //   - manifest_blobs names links of the manifest's own repository only, and a
 //     living manifest's links are visible and have their bytes.
 //   - A link with no living and no trashed manifest has a review, and so has a
 //     blob with no link, and a living manifest whose index or subject was
-//     deleted and that nothing else keeps.
+//     deleted (an orphan) and that nothing else keeps. A push, an index or a
+//     subject makes an orphan one no longer; a tag does not.
+//   - manifest_blobs.living says whether the manifest is out of the trash.
 //   - touched_at of a link or blob is not before the last time its presence was
 //     confirmed to a client while nothing referenced it, nor before it lost its
 //     last living reference. The window counts from it (R3).

@@ -40,7 +40,7 @@ type TrashFacts struct {
 	Digest              oci.Digest
 	Size                int64
 	TrashedAt           int64
-	Parents             int64 // living indexes that name it
+	Indexed             bool // a living index names it, or names an index in the trash that does
 	Lease               LeaseHold
 }
 
@@ -93,7 +93,8 @@ type Due struct {
 	Limit  int     // of rows read from the queue; none for IDs
 }
 
-// Cursor is a position in a queue, by time and id.
+// Cursor is a position in a queue, by time and id; by id alone in what a run
+// has caused itself.
 type Cursor struct {
 	At int64
 	ID int64
@@ -199,14 +200,14 @@ func (d Due) queue(kind string) (string, []any) {
 	if d.IDs != nil {
 		return "(SELECT a AS id, 0 AS event_at, 0 AS version FROM " + sqldb.Each + ")", []any{sqldb.List(d.IDs)}
 	}
-	where, args := "kind = ? AND event_at <= ? AND (event_at, target) > (?, ?)", []any{kind, d.Before, d.After.At, d.After.ID}
+	where, order, args := "kind = ? AND event_at <= ? AND (event_at, target) > (?, ?)", "event_at, target", []any{kind, d.Before, d.After.At, d.After.ID}
 	if d.Run != 0 {
-		where, args = where+" AND run_id = ?", append(args, d.Run)
+		where, order, args = "run_id = ? AND kind = ? AND target > ? AND +event_at <= ?", "target", []any{d.Run, kind, d.After.ID, d.Before}
 	}
 	if !d.Scope.all {
 		where, args = where+" AND repo_id IN (SELECT a FROM "+sqldb.Each+")", append(args, d.Scope.list())
 	}
-	return "(SELECT target AS id, event_at, version FROM reviews WHERE " + where + " ORDER BY event_at, target LIMIT ?)", append(args, d.Limit)
+	return "(SELECT target AS id, event_at, version FROM reviews WHERE " + where + " ORDER BY " + order + " LIMIT ?)", append(args, d.Limit)
 }
 
 const manifestFactsColumns = `m.id, m.version, m.repo_id, r.name, m.digest, m.size,
@@ -260,12 +261,10 @@ func (s *Store) Trashed(ctx context.Context, d Due) (fs []TrashFacts, err error)
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(func(rows *sql.Rows) error {
 			var f TrashFacts
-			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.Repo, &f.Digest, &f.Size, &f.TrashedAt, &f.Parents, &f.Lease)
+			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.Repo, &f.Digest, &f.Size, &f.TrashedAt, &f.Indexed, &f.Lease)
 			fs = append(fs, f)
 			return err
-		}, `SELECT m.id, m.version, m.repo_id, r.name, m.digest, m.size, q.trashed_at,
-				(SELECT count(*) FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
-					WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL), `+manifestLease+`
+		}, `SELECT m.id, m.version, m.repo_id, r.name, m.digest, m.size, q.trashed_at, `+indexed+`, `+manifestLease+`
 			FROM trash q CROSS JOIN manifests m ON m.id = q.manifest_id JOIN repositories r ON r.id = m.repo_id
 			WHERE `+where+` ORDER BY q.trashed_at, q.manifest_id LIMIT ?`, append(append([]any{tx.Now()}, args...), limit)...)
 	})
@@ -283,8 +282,8 @@ func (s *Store) Links(ctx context.Context, d Due) (fs []LinkFacts, err error) {
 			fs = append(fs, f)
 			return err
 		}, `SELECT l.id, l.version, l.repo_id, l.blob_id, r.name, b.digest, b.size,
-				(SELECT count(*) FROM manifest_blobs e JOIN manifests em ON em.id = e.manifest_id WHERE e.link_id = l.id AND em.trashed_at IS NULL),
-				(SELECT count(*) FROM manifest_blobs e JOIN manifests em ON em.id = e.manifest_id WHERE e.link_id = l.id AND em.trashed_at IS NOT NULL),
+				(SELECT count(*) FROM manifest_blobs e WHERE e.link_id = l.id AND e.living = 1),
+				(SELECT count(*) FROM manifest_blobs e WHERE e.link_id = l.id AND e.living = 0),
 				l.touched_at, `+blobLease+`, q.event_at, q.version
 			FROM `+source+` q CROSS JOIN links l ON l.id = q.id JOIN blobs b ON b.id = l.blob_id JOIN repositories r ON r.id = l.repo_id`,
 			append([]any{tx.Now()}, args...)...)
@@ -307,8 +306,9 @@ func (s *Store) Blobs(ctx context.Context, d Due) (fs []BlobFacts, err error) {
 	return fs, wrapFacts("blobs", err)
 }
 
-// IdleUploads reads upload sessions that have been idle since before, in order of id after the given one.
-func (s *Store) IdleUploads(ctx context.Context, before int64, scope Scope, after string, limit int) (fs []UploadFacts, err error) {
+// IdleUploads reads upload sessions that have been idle since before, longest
+// first, after the given one.
+func (s *Store) IdleUploads(ctx context.Context, before int64, scope Scope, after UploadFacts, limit int) (fs []UploadFacts, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(func(rows *sql.Rows) error {
 			var f UploadFacts
@@ -316,40 +316,49 @@ func (s *Store) IdleUploads(ctx context.Context, before int64, scope Scope, afte
 			fs = append(fs, f)
 			return err
 		}, `SELECT u.id, u.version, r.name, u.key, u.size, u.touched_at FROM uploads u JOIN repositories r ON r.id = u.repo_id
-			WHERE u.touched_at <= ? AND u.id > ? AND (? OR u.repo_id IN (SELECT a FROM `+sqldb.Each+`)) ORDER BY u.id LIMIT ?`,
-			before, after, scope.all, scope.list(), limit)
+			WHERE u.touched_at <= ? AND (u.touched_at, u.id) > (?, ?) AND (? OR u.repo_id IN (SELECT a FROM `+sqldb.Each+`)) ORDER BY u.touched_at, u.id LIMIT ?`,
+			before, after.TouchedAt, after.ID, scope.all, scope.list(), limit)
 	})
 	return fs, wrapFacts("uploads", err)
-}
-
-// Edge is a link that a manifest needs, with how many manifests need it in all.
-type Edge struct {
-	Link  int64
-	Edges int64
 }
 
 // Below reads what depends on a manifest: the links it needs, the children that
 // it keeps, living or in the trash, and the living referrers. A dry run follows
 // it where a run would write.
-func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (edges []Edge, children, referrers []int64, err error) {
+func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (links, children, referrers []int64, err error) {
 	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
-		err := tx.All(func(rows *sql.Rows) error {
-			var e Edge
-			err := rows.Scan(&e.Link, &e.Edges)
-			edges = append(edges, e)
-			return err
-		}, `SELECT b.link_id, (SELECT count(*) FROM manifest_blobs e WHERE e.link_id = b.link_id) FROM manifest_blobs b WHERE b.manifest_id = ?`, id)
-		if err != nil {
+		if err := tx.All(scanInto(&links), "SELECT link_id FROM manifest_blobs WHERE manifest_id = ?", id); err != nil {
 			return err
 		}
-		if err := tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+		if err := tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
 			WHERE c.manifest_id = ?`, id); err != nil {
 			return err
 		}
 		referrers, err = referrersOf(tx, repoID, d)
 		return err
 	})
-	return edges, children, referrers, wrapFacts("what is below a manifest", err)
+	return links, children, referrers, wrapFacts("what is below a manifest", err)
+}
+
+// NeededByMore reports whether more than n manifests need a link.
+func (s *Store) NeededByMore(ctx context.Context, link, n int64) (more bool, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row("SELECT EXISTS (SELECT 1 FROM manifest_blobs WHERE link_id = ? LIMIT 1 OFFSET ?)", link, n).Scan(&more)
+	})
+	return more, wrapFacts("a link's manifests", err)
+}
+
+// Indexes lists the indexes that name a manifest, the living ones apart.
+func (s *Store) Indexes(ctx context.Context, id int64) (living, trashed []int64, err error) {
+	const query = `SELECT p.id FROM manifests k CROSS JOIN manifest_children c ON c.repo_id = k.repo_id AND c.child_digest = k.digest
+		CROSS JOIN manifests p ON p.id = c.manifest_id WHERE k.id = ? AND (p.trashed_at IS NULL) = ?`
+	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+		if err := tx.All(scanInto(&living), query, id, true); err != nil {
+			return err
+		}
+		return tx.All(scanInto(&trashed), query, id, false)
+	})
+	return living, trashed, wrapFacts("indexes", err)
 }
 
 func wrapFacts(of string, err error) error {

@@ -43,9 +43,9 @@ const (
 	manifestLease = `CASE WHEN EXISTS (SELECT 1 FROM leases) THEN (
 		WITH RECURSIVE up (digest) AS (
 			SELECT m.digest
-			UNION SELECT a.digest FROM up JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest JOIN manifests a ON a.id = c.manifest_id
-			UNION SELECT a.subject FROM up JOIN manifests a ON a.repo_id = m.repo_id AND a.digest = up.digest WHERE a.subject IS NOT NULL)
-		SELECT ls.expires_at || ' ' || ls.holder FROM up JOIN lease_digests ld ON ld.digest = up.digest JOIN leases ls ON ls.holder = ld.holder
+			UNION SELECT a.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest CROSS JOIN manifests a ON a.id = c.manifest_id
+			UNION SELECT a.subject FROM up CROSS JOIN manifests a ON a.repo_id = m.repo_id AND a.digest = up.digest WHERE a.subject IS NOT NULL)
+		SELECT ls.expires_at || ' ' || ls.holder FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest CROSS JOIN leases ls ON ls.holder = ld.holder
 		WHERE ls.expires_at > ? ORDER BY ls.expires_at DESC LIMIT 1) END`
 	blobLease = `(SELECT ls.expires_at || ' ' || ls.holder FROM lease_digests ld JOIN leases ls ON ls.holder = ld.holder
 		WHERE ld.digest = b.digest AND ls.expires_at > ? ORDER BY ls.expires_at DESC LIMIT 1)`
@@ -57,16 +57,26 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 	l := Lease{Holder: holder, Digests: digests}
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		l.ExpiresAt = Time(tx.Now() + ttlMS)
+		var before int64
+		if err := tx.Row("SELECT coalesce(max(expires_at), 0) FROM leases WHERE holder = ?", holder).Scan(&before); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(`INSERT INTO leases (holder, expires_at, updated_at) VALUES (?, ?, ?)
 			ON CONFLICT (holder) DO UPDATE SET expires_at = excluded.expires_at, updated_at = excluded.updated_at`,
 			holder, tx.Now()+ttlMS, tx.Now()); err != nil {
 			return err
 		}
 		list := sqldb.List(digests)
-		if _, err := tx.Exec("DELETE FROM lease_digests WHERE holder = ? AND digest NOT IN (SELECT a FROM "+sqldb.Each+")", holder, list); err != nil {
+		dropped, err := tx.Exec("DELETE FROM lease_digests WHERE holder = ? AND digest NOT IN (SELECT a FROM "+sqldb.Each+")", holder, list)
+		if err != nil {
 			return err
 		}
-		_, err := tx.Exec("INSERT OR IGNORE INTO lease_digests (holder, digest) SELECT ?, a FROM "+sqldb.Each, holder, list)
+		if dropped > 0 || tx.Now()+ttlMS < before {
+			if err := leaseEnds(tx, holder); err != nil {
+				return err
+			}
+		}
+		_, err = tx.Exec("INSERT OR IGNORE INTO lease_digests (holder, digest) SELECT ?, a FROM "+sqldb.Each, holder, list)
 		return err
 	})
 	if err != nil {
@@ -75,8 +85,7 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 	return l, nil
 }
 
-// DeleteLease ends a lease. What it kept is judged again when its time comes:
-// reviews that it put off are due a window from now.
+// DeleteLease ends a lease. Reviews that it put off are due a window from now.
 func (s *Store) DeleteLease(ctx context.Context, holder string) error {
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM leases WHERE holder = ?", holder)
@@ -86,13 +95,26 @@ func (s *Store) DeleteLease(ctx context.Context, holder string) error {
 		if n == 0 {
 			return fault.New(fault.NotFound, "there is no lease of holder %q", holder)
 		}
-		_, err = tx.Exec("UPDATE reviews SET event_at = ?, version = version + 1 WHERE kind IN ('link', 'blob', 'manifest') AND event_at > ?", tx.Now(), tx.Now())
-		return err
+		return leaseEnds(tx, holder)
 	})
 	if err != nil {
 		return fmt.Errorf("delete lease of %s: %w", holder, err)
 	}
 	return nil
+}
+
+// leaseEnds has what a lease put off judged again: for it, the end of the lease
+// is an event like the loss of a reference.
+func leaseEnds(tx *sqldb.Tx, holder string) error {
+	_, err := tx.Exec("UPDATE reviews SET event_at = ?, holder = NULL, version = version + 1 WHERE holder = ?", tx.Now(), holder)
+	return err
+}
+
+// dropExpiredLeases forgets leases that are over, some at a time. What they put
+// off is due at their end by itself.
+func dropExpiredLeases(tx *sqldb.Tx) error {
+	_, err := tx.Exec("DELETE FROM leases WHERE holder IN (SELECT holder FROM leases WHERE expires_at <= ? LIMIT 100)", tx.Now())
+	return err
 }
 
 // Leases lists the leases that have not expired; holder "" lists all.

@@ -80,7 +80,7 @@ func (s *Store) Referrers(ctx context.Context, repo oci.Name, d oci.Digest, arti
 			}
 			rs = append(rs, r)
 			return nil
-		}, `SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations FROM manifests m JOIN repositories r ON r.id = m.repo_id
+		}, `SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations FROM repositories r CROSS JOIN manifests m INDEXED BY manifests_subject ON m.repo_id = r.id
 			WHERE r.name = ?1 AND m.subject = ?2 AND m.trashed_at IS NULL AND m.digest > ?3 AND (?4 = '' OR m.artifact_type = ?4)
 			ORDER BY m.digest LIMIT ?5`, string(repo), string(d), string(last), artifactType, limit)
 	})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -20,12 +21,25 @@ type manifestEntry struct {
 	touchedAt int64 // last confirmation while at risk
 }
 
-// held says that a tag, a living index or a living subject keeps manifest m.
-const held = `(EXISTS (SELECT 1 FROM tags t WHERE t.manifest_id = m.id)
-	OR EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
+// held says that a tag, a living index or a living subject keeps manifest m,
+// heldAbove that one of the latter two does.
+const (
+	held      = `(EXISTS (SELECT 1 FROM tags t WHERE t.manifest_id = m.id) OR ` + heldAbove + `)`
+	heldAbove = `(EXISTS (SELECT 1 FROM manifest_children c JOIN manifests p ON p.id = c.manifest_id
 		WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest AND p.trashed_at IS NULL)
 	OR m.subject IS NOT NULL AND EXISTS (SELECT 1 FROM manifests s
 		WHERE s.repo_id = m.repo_id AND s.digest = m.subject AND s.trashed_at IS NULL))`
+)
+
+// indexed says that a living index names manifest m, or names an index in the
+// trash that does, at whatever depth: m may be wanted to make that one whole.
+const indexed = `EXISTS (
+	WITH RECURSIVE up (digest) AS (
+		SELECT m.digest
+		UNION SELECT p.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest
+			CROSS JOIN manifests p ON p.id = c.manifest_id WHERE p.trashed_at IS NOT NULL)
+	SELECT 1 FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest
+		CROSS JOIN manifests p ON p.id = c.manifest_id WHERE p.trashed_at IS NULL)`
 
 // Manifest resolves a tag or a digest to a living manifest, with one indexed
 // query at most. To a client the answer is a confirmation, which is written
@@ -124,7 +138,13 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		s.dropPush(tx, p)
-		kin, err := kinOf(tx, repo, id, p.Digest)
+		if !isNew {
+			// Tags that name it already must not go on serving another media type.
+			if err := s.dropTagsOf(tx, p.Repo, id); err != nil {
+				return err
+			}
+		}
+		kin, err := looseKinOf(tx, repo, id, p.Digest)
 		if err != nil {
 			return err
 		}
@@ -141,14 +161,26 @@ func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
 	for _, t := range p.Tags {
 		s.dropManifests(tx, p.Repo, string(t))
 	}
-	for _, b := range p.Manifest.Blobs {
+	for _, b := range p.refs() {
 		s.dropBlobs(tx, p.Repo, b.Digest)
 	}
 }
 
+// refs lists what may be a blob of the repository: the blobs that the manifest
+// names, and the entries of an index, which are blobs where a build cache was
+// pushed as an index of layers.
+func (p Push) refs() []oci.Descriptor {
+	refs := slices.Clone(p.Manifest.Blobs)
+	for _, c := range p.Manifest.Children {
+		c.Optional = true
+		refs = append(refs, c)
+	}
+	return refs
+}
+
 // resolveBlobs finds the link of each blob that the manifest names.
 func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) ([]int64, error) {
-	want := p.Manifest.Blobs
+	want := p.refs()
 	if len(want) == 0 {
 		return nil, nil
 	}
@@ -220,12 +252,21 @@ func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err 
 		return 0, false, fmt.Errorf("revive manifest: %w", err)
 	}
 	if trashed {
-		if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id = ?", id); err != nil {
+		if err := outOfTrash(tx, id); err != nil {
 			return 0, false, err
 		}
 	}
 	_, err = tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", id)
 	return id, trashed, err
+}
+
+// outOfTrash brings a manifest's references back to life.
+func outOfTrash(tx *sqldb.Tx, id int64) error {
+	if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id = ?", id); err != nil {
+		return err
+	}
+	_, err := tx.Exec("UPDATE manifest_blobs SET living = 1 WHERE manifest_id = ?", id)
+	return err
 }
 
 // writeEdges binds links and children. Edges are added and never taken away: a
@@ -234,7 +275,7 @@ func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err 
 func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, children []oci.Descriptor) error {
 	if len(links) > 0 {
 		list := sqldb.List(links)
-		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id) SELECT ?, a FROM "+sqldb.Each, id, list); err != nil {
+		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, id, list); err != nil {
 			return fmt.Errorf("write references: %w", err)
 		}
 		if _, err := tx.Exec("UPDATE links SET version = version + 1, touched_at = max(touched_at, ?) WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
@@ -287,8 +328,21 @@ func kinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) ([]int64, error) {
 	return append(children, referrers...), err
 }
 
+// looseKinOf lists those of kinOf that nothing has kept so far.
+func looseKinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) (kin []int64, err error) {
+	err = tx.All(scanInto(&kin), `SELECT k.id FROM manifest_children c CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+			WHERE c.manifest_id = ?1 AND k.trashed_at IS NULL AND (k.loose_at IS NOT NULL OR k.orphaned_at IS NOT NULL)
+		UNION ALL
+		SELECT k.id FROM manifests k WHERE k.repo_id = ?2 AND k.subject = ?3 AND k.trashed_at IS NULL AND (k.loose_at IS NOT NULL OR k.orphaned_at IS NOT NULL)`,
+		id, repo, string(d))
+	if err != nil {
+		return nil, fmt.Errorf("list loose children and referrers: %w", err)
+	}
+	return kin, nil
+}
+
 func childrenOf(tx *sqldb.Tx, id int64) (children []int64, err error) {
-	err = tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
+	err = tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
 		WHERE c.manifest_id = ? AND k.trashed_at IS NULL`, id)
 	if err != nil {
 		return nil, fmt.Errorf("list children: %w", err)
@@ -316,8 +370,9 @@ func scanInto[T any](out *[]T) func(*sql.Rows) error {
 	}
 }
 
-// settle brings loose_at of living manifests in line with what keeps them, and
-// forgets that they were orphans once something does.
+// settle brings loose_at of living manifests in line with what keeps them. An
+// orphan is one no longer once an index or its subject keeps it; a tag only
+// puts that off, and when the last one goes, it is put up for review.
 func (s *Store) settle(tx *sqldb.Tx, repo oci.Name, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
@@ -332,14 +387,27 @@ func (s *Store) settle(tx *sqldb.Tx, repo oci.Name, ids []int64) error {
 		return nil
 	}, `UPDATE manifests AS m SET version = version + 1,
 			loose_at = CASE WHEN `+held+` THEN NULL ELSE coalesce(loose_at, ?) END,
-			orphaned_at = CASE WHEN `+held+` THEN NULL ELSE orphaned_at END
-		WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.trashed_at IS NULL RETURNING digest`, tx.Now(), list)
+			orphaned_at = CASE WHEN `+heldAbove+` THEN NULL ELSE orphaned_at END
+		WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.trashed_at IS NULL
+			AND ((m.loose_at IS NULL) <> `+held+` OR m.orphaned_at IS NOT NULL) RETURNING digest`, tx.Now(), list)
 	if err != nil {
 		return fmt.Errorf("settle what keeps manifests: %w", err)
 	}
 	if _, err := tx.Exec(`DELETE FROM reviews WHERE kind = 'manifest' AND target IN (
-			SELECT m.id FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.orphaned_at IS NULL)`, list); err != nil {
+			SELECT m.id FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND (m.orphaned_at IS NULL OR m.loose_at IS NULL))`, list); err != nil {
 		return fmt.Errorf("close reviews: %w", err)
+	}
+	return reviewOrphans(tx, list)
+}
+
+// reviewOrphans puts orphans up for review that nothing keeps. list is of ids;
+// an orphan that is under review stays under the review it has.
+func reviewOrphans(tx *sqldb.Tx, list string) error {
+	if _, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event)
+		SELECT 'manifest', m.id, m.repo_id, ?, 'its index or subject ' || m.orphan_reason || ' was deleted'
+		FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.orphaned_at IS NOT NULL AND m.loose_at IS NOT NULL
+		ON CONFLICT (kind, target) DO NOTHING`, tx.Now(), list); err != nil {
+		return fmt.Errorf("put orphans up for review: %w", err)
 	}
 	return nil
 }
@@ -440,6 +508,9 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", t.id); err != nil {
 		return err
 	}
+	if _, err := tx.Exec("UPDATE manifest_blobs SET living = 0 WHERE manifest_id = ?", t.id); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
 		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
 		return fmt.Errorf("begin the window of its blobs: %w", err)
@@ -464,21 +535,33 @@ func (s *Store) orphanKin(tx *sqldb.Tx, t trashing) error {
 	if err != nil || len(kin) == 0 {
 		return err
 	}
+	// Marked before they are settled: those that an index or a subject still
+	// keeps lose the mark at once, those that only a tag keeps carry it.
 	list := sqldb.List(kin)
+	if _, err := tx.Exec(`UPDATE manifests SET orphaned_at = ?, orphan_reason = ?, version = version + 1
+		WHERE id IN (SELECT a FROM `+sqldb.Each+`)`, tx.Now(), string(t.digest), list); err != nil {
+		return fmt.Errorf("mark orphans: %w", err)
+	}
+	// A review of an earlier deletion is renewed: its time counts from this one.
+	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
+		return fmt.Errorf("renew reviews: %w", err)
+	}
 	if err := s.settle(tx, t.repo, kin); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(`UPDATE manifests SET orphaned_at = ?, orphan_reason = ?, version = version + 1
-		WHERE id IN (SELECT a FROM `+sqldb.Each+`) AND loose_at IS NOT NULL`, tx.Now(), string(t.digest), list); err != nil {
-		return fmt.Errorf("mark orphans: %w", err)
+	if t.run == 0 {
+		return nil
 	}
-	if _, err := tx.Exec(`INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id)
-		SELECT 'manifest', m.id, m.repo_id, ?, ?, nullif(?, 0) FROM manifests m WHERE m.id IN (SELECT a FROM `+sqldb.Each+`) AND m.orphaned_at IS NOT NULL
-		ON CONFLICT (kind, target) DO UPDATE SET event_at = excluded.event_at, event = excluded.event, run_id = excluded.run_id, version = version + 1`,
-		tx.Now(), "its index or subject "+string(t.digest)+" was deleted", t.run, list); err != nil {
-		return fmt.Errorf("put orphans up for review: %w", err)
-	}
-	return nil
+	_, err = tx.Exec("UPDATE reviews SET run_id = ? WHERE kind = 'manifest' AND target IN (SELECT a FROM "+sqldb.Each+")", t.run, list)
+	return err
+}
+
+// dropTagsOf drops a manifest's tags from the cache.
+func (s *Store) dropTagsOf(tx *sqldb.Tx, repo oci.Name, id int64) error {
+	var tags []string
+	err := tx.All(scanInto(&tags), "SELECT name FROM tags WHERE manifest_id = ?", id)
+	s.dropManifests(tx, repo, tags...)
+	return err
 }
 
 // dropBlobsOf drops a manifest's blobs from the cache.

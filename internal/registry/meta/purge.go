@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 
-	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
@@ -57,9 +56,9 @@ func (s *Store) DuePurges(ctx context.Context, run int64, afterDue int64, afterK
 
 // Purged is the outcome of one object's delete.
 type Purged struct {
-	Key   string
-	Freed int64 // bytes that the store gave back
-	Err   error // nil: it is gone
+	Key     string
+	Freed   int64  // bytes that the store gave back
+	Problem string // in words for an administrator; "": it is gone
 }
 
 // FinishPurges records outcomes. What is gone leaves the queue, and its bytes
@@ -72,17 +71,17 @@ func (s *Store) FinishPurges(ctx context.Context, run int64, outcomes []Purged) 
 		freed := map[string]int64{}
 		var gone []string
 		for _, o := range outcomes {
-			if o.Err == nil {
+			if o.Problem == "" {
 				freed[o.Key] = o.Freed
 				gone = append(gone, o.Key)
 				continue
 			}
 			done.Failed++
 			if _, err := tx.Exec(`UPDATE purges SET attempts = attempts + 1, last_error = ?, due_at = ? + min(3600000, 1000 * (1 << min(attempts, 12)))
-				WHERE key = ?`, fault.Public(o.Err).Public, tx.Now(), o.Key); err != nil {
+				WHERE key = ?`, o.Problem, tx.Now(), o.Key); err != nil {
 				return err
 			}
-			if err := addEvent(tx, run, "error", fmt.Sprintf("purge of %s failed: %v", o.Key, o.Err)); err != nil {
+			if err := addEvent(tx, run, "error", fmt.Sprintf("object %s could not be deleted: %s", o.Key, o.Problem)); err != nil {
 				return err
 			}
 		}

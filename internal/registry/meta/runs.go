@@ -29,8 +29,10 @@ func (s *Store) StartRun(ctx context.Context, trigger, actor string, p Policy) (
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec("DELETE FROM runs WHERE id <= ? AND state <> 'running'", r.ID-runsKept)
-		return err
+		if _, err := tx.Exec("DELETE FROM runs WHERE id <= ? AND state <> 'running'", r.ID-runsKept); err != nil {
+			return err
+		}
+		return dropExpiredLeases(tx)
 	})
 	if err != nil {
 		return Run{}, fmt.Errorf("start a run: %w", err)
@@ -108,11 +110,6 @@ func addEvent(tx *sqldb.Tx, run int64, level, text string) error {
 	}
 	_, err := tx.Exec("INSERT INTO run_events (run_id, at, level, text) SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM runs WHERE id = ?1)", run, tx.Now(), level, text)
 	return err
-}
-
-// AddRunEvent appends a line to a run's log.
-func (s *Store) AddRunEvent(ctx context.Context, run int64, level, text string) error {
-	return s.db.Maintain(ctx, func(tx *sqldb.Tx) error { return addEvent(tx, run, level, text) })
 }
 
 // RunEvents lists a run's log, oldest first, at most n lines.

@@ -51,8 +51,8 @@ func (s *Store) Trash(ctx context.Context, pattern string, n int) ([]TrashItem, 
 }
 
 // Restore brings a manifest back from the trash, with its tags where these
-// names are free, and with the children and referrers that went because it
-// did. Errors: NotFound where it is not in the trash, Conflict where bytes that
+// names are free, and with those of its children and referrers that went because
+// something above them did. Errors: NotFound where it is not in the trash, Conflict where bytes that
 // it needs are gone.
 func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor string) (Restored, error) {
 	var out Restored
@@ -64,20 +64,24 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		}
 		queue := []oci.Digest{d}
 		for i := 0; i < len(queue); i++ {
-			found, err := s.restoreOne(tx, repo, repoID, queue[i], actor, &out)
+			id, err := s.restoreOne(tx, repo, repoID, queue[i], actor, &out)
 			if err != nil {
 				return err
 			}
-			if !found && i == 0 {
+			if id == 0 && i == 0 {
 				return fault.New(fault.NotFound, "manifest %s of %s is not in the trash", d, repo).WithCode(oci.CodeManifestUnknown)
 			}
-			// What went because this one did comes back because it does.
-			if err := tx.All(scanInto(&queue), `SELECT m.digest FROM trash t JOIN manifests m ON m.id = t.manifest_id
-				WHERE m.repo_id = ? AND t.cause = ?`, repoID, string(queue[i])); err != nil {
+			// What went because something above it did comes back with this one.
+			if err := tx.All(scanInto(&queue), `SELECT m.digest FROM manifest_children c CROSS JOIN manifests m ON m.repo_id = c.repo_id AND m.digest = c.child_digest
+					CROSS JOIN trash t ON t.manifest_id = m.id WHERE c.manifest_id = ?1 AND t.cause <> ''
+				UNION SELECT m.digest FROM manifests m CROSS JOIN trash t ON t.manifest_id = m.id
+					WHERE m.repo_id = ?2 AND m.subject = ?3 AND t.cause <> ''`, id, repoID, string(queue[i])); err != nil {
 				return err
 			}
+			if i > 0 && id != 0 {
+				out.Along = append(out.Along, queue[i])
+			}
 		}
-		out.Along = queue[1:]
 		return nil
 	})
 	if err != nil {
@@ -86,49 +90,49 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 	return out, nil
 }
 
-func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest, actor string, out *Restored) (found bool, err error) {
-	var id, size int64
+func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest, actor string, out *Restored) (id int64, err error) {
+	var size int64
 	var names string
 	err = tx.Row(`SELECT m.id, m.size, t.tags FROM manifests m JOIN trash t ON t.manifest_id = m.id WHERE m.repo_id = ? AND m.digest = ?`,
 		repoID, string(d)).Scan(&id, &size, &names)
 	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+		return 0, nil
 	}
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	var lost []string
 	if err := tx.All(scanInto(&lost), `SELECT b.digest FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id
 		WHERE e.manifest_id = ? AND b.lost_at IS NOT NULL`, id); err != nil {
-		return false, err
+		return 0, err
 	}
 	if lost != nil {
-		return false, fault.New(fault.Conflict, "the bytes of %d blobs that %s needs are missing from the storage; push them again, then restore", len(lost), d).WithDetail(lost)
+		return 0, fault.New(fault.Conflict, "the bytes of %d blobs that %s needs are missing from the storage; push them again, then restore", len(lost), d).WithDetail(lost)
 	}
 	if _, err := tx.Exec("UPDATE manifests SET trashed_at = NULL, touched_at = max(touched_at, ?), version = version + 1 WHERE id = ?", tx.Now(), id); err != nil {
-		return false, err
+		return 0, err
 	}
-	if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id = ?", id); err != nil {
-		return false, err
+	if err := outOfTrash(tx, id); err != nil {
+		return 0, err
 	}
 	if _, err := tx.Exec(`UPDATE links SET hidden = 0, touched_at = max(touched_at, ?), version = version + 1
 		WHERE id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?)`, tx.Now(), id); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := s.restoreTags(tx, repo, repoID, id, names, out); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := s.dropBlobsOf(tx, repo, id); err != nil {
-		return false, err
+		return 0, err
 	}
-	kin, err := kinOf(tx, repoID, id, d)
+	kin, err := looseKinOf(tx, repoID, id, d)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := s.settle(tx, repo, append(kin, id)); err != nil {
-		return false, err
+		return 0, err
 	}
-	return true, logDeletions(tx, 0, actor, []Deletion{{Kind: "manifest", Act: "restored", Repo: string(repo), Digest: string(d), Bytes: size, Reason: "restored from the trash"}})
+	return id, logDeletions(tx, 0, actor, []Deletion{{Kind: "manifest", Act: "restored", Repo: string(repo), Digest: string(d), Bytes: size, Reason: "restored from the trash"}})
 }
 
 func (s *Store) restoreTags(tx *sqldb.Tx, repo oci.Name, repoID, id int64, names string, out *Restored) error {

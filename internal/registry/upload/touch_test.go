@@ -46,7 +46,7 @@ func idleSince(t *testing.T, store *meta.Store, ms int64) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	idle, err := store.IdleUploads(t.Context(), ms, all, "", 10)
+	idle, err := store.IdleUploads(t.Context(), ms, all, meta.UploadFacts{}, 10)
 	if err != nil {
 		t.Fatal(err)
 	}

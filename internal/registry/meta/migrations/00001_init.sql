@@ -50,15 +50,16 @@ CREATE TABLE manifests (
     UNIQUE (repo_id, digest)
 );
 CREATE INDEX manifests_digest  ON manifests (digest);
-CREATE INDEX manifests_subject ON manifests (repo_id, subject) WHERE subject IS NOT NULL;
+CREATE INDEX manifests_subject ON manifests (repo_id, subject, digest) WHERE subject IS NOT NULL;
 CREATE INDEX manifests_loose   ON manifests (loose_at, id) WHERE loose_at IS NOT NULL;
 
 CREATE TABLE manifest_blobs (
     manifest_id INTEGER NOT NULL REFERENCES manifests (id) ON DELETE CASCADE,
     link_id     INTEGER NOT NULL REFERENCES links (id),
+    living      INTEGER NOT NULL,
     PRIMARY KEY (manifest_id, link_id)
 ) WITHOUT ROWID;
-CREATE INDEX manifest_blobs_link ON manifest_blobs (link_id);
+CREATE INDEX manifest_blobs_link ON manifest_blobs (link_id, living);
 
 CREATE TABLE manifest_children (
     manifest_id  INTEGER NOT NULL REFERENCES manifests (id) ON DELETE CASCADE,
@@ -98,13 +99,15 @@ CREATE TABLE uploads (
     created_at INTEGER NOT NULL,
     touched_at INTEGER NOT NULL
 );
-CREATE INDEX uploads_age ON uploads (touched_at, id);
+CREATE INDEX uploads_age  ON uploads (touched_at, id);
+CREATE INDEX uploads_repo ON uploads (repo_id);
 
 CREATE TABLE leases (
     holder     TEXT    PRIMARY KEY,
     expires_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL
 );
+CREATE INDEX leases_end ON leases (expires_at);
 CREATE TABLE lease_digests (
     holder TEXT NOT NULL REFERENCES leases (holder) ON DELETE CASCADE,
     digest TEXT NOT NULL,
@@ -120,10 +123,12 @@ CREATE TABLE reviews (
     event    TEXT    NOT NULL,
     version  INTEGER NOT NULL DEFAULT 1,
     run_id   INTEGER,
+    holder   TEXT,
     PRIMARY KEY (kind, target)
 ) WITHOUT ROWID;
 CREATE INDEX reviews_due ON reviews (kind, event_at, target);
-CREATE INDEX reviews_run ON reviews (run_id, kind) WHERE run_id IS NOT NULL;
+CREATE INDEX reviews_run ON reviews (run_id, kind, target) WHERE run_id IS NOT NULL;
+CREATE INDEX reviews_holder ON reviews (holder) WHERE holder IS NOT NULL;
 
 CREATE TABLE purges (
     key        TEXT    PRIMARY KEY,

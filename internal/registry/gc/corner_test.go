@@ -1,0 +1,224 @@
+package gc_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+)
+
+// raw is a connection of its own to the database, for what no API would do.
+func (h *house) raw() *sql.DB {
+	h.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(h.dir, "fairway.db"))
+	h.must(err)
+	h.Cleanup(func() { h.must(db.Close()) })
+	return db
+}
+
+// BuildKit pushes a cache as an index whose entries are layers.
+func TestR1_BlobsThatAnIndexNamesStay(t *testing.T) {
+	h := newHouse(t)
+	d := h.push("a", "layer")
+	i := h.index("a", "cache", d)
+	h.collectAll()
+	h.wants(h.hasBlob("a", "layer"), "a layer went that a tagged index names")
+	h.delete("a", i)
+	h.collectAll()
+	h.wants(!h.hasBlob("a", "layer") && len(h.objects()) == 0, "it stays without the index")
+}
+
+func TestR1_ChildOfADeletedChildOfALivingIndexStaysInTheTrash(t *testing.T) {
+	h := newHouse(t)
+	c := h.image("a", []string{"layer"})
+	mid := h.index("a", "", c)
+	top := h.index("a", "top", mid)
+	h.delete("a", mid)
+	for range 5 {
+		h.pass(trash)
+		want, _, err := h.gc.DryRun(h.ctx(), h.gc.Policy(), 0, nil)
+		h.must(err)
+		got := h.collect(h.gc.Policy())
+		h.wants(want.Collected == got.Collected && want.Trashed == got.Trashed, "predicted %+v, did %+v", want.Counts, got.Counts)
+	}
+	_, err := h.store.Restore(h.ctx(), "a", mid, "tester")
+	h.must(err)
+	for _, d := range []oci.Digest{top, mid, c} {
+		h.wants(h.hasManifest("a", d), "%s is not there: the index cannot be made whole", d)
+	}
+	h.wants(h.hasBlob("a", "layer"), "the layer of a restored child is gone")
+	h.delete("a", top)
+	h.collectAll()
+	h.wants(len(h.objects()) == 0, "bytes are left when the index is gone: %v", h.objects())
+}
+
+func TestRestoreOfOneOfTwoIndexesBringsTheSharedChildBack(t *testing.T) {
+	h := newHouse(t)
+	shared, own := h.image("a", []string{"shared"}), h.image("a", []string{"own"})
+	one, two := h.index("a", "one", shared), h.index("a", "two", shared, own)
+	h.delete("a", one)
+	h.delete("a", two)
+	h.pass(window + time.Minute)
+	h.collect(h.gc.Policy())
+	got, err := h.store.Restore(h.ctx(), "a", one, "tester") // the child went because of the other
+	h.must(err)
+	h.wants(h.hasManifest("a", shared) && !h.hasManifest("a", own) && len(got.Along) == 1, "restored along %v", got.Along)
+}
+
+func TestTagOnlyPutsOffTheEndOfAnOrphan(t *testing.T) {
+	h := newHouse(t)
+	c := h.image("a", []string{"layer"}, "own")
+	i := h.index("a", "index", c)
+	h.delete("a", i)
+	h.pass(100 * time.Hour)
+	h.collect(h.gc.Policy())
+	h.wants(h.hasManifest("a", c), "a tagged manifest went with its index")
+	h.must(h.store.DeleteTag(h.ctx(), "a", "own", "tester"))
+	h.pass(window - time.Minute)
+	h.collect(h.gc.Policy())
+	h.wants(h.hasManifest("a", c), "it went within the window after its tag")
+	h.pass(window + time.Minute)
+	h.collect(h.gc.Policy())
+	h.wants(!h.hasManifest("a", c), "it stays though its index and its tag were deleted")
+}
+
+func TestTagPutAfterTheIndexWentMakesTheManifestStayForItsOwnSake(t *testing.T) {
+	h := newHouse(t)
+	c := h.image("a", []string{"layer"})
+	h.delete("a", h.index("a", "index", c))
+	h.must(h.put("a", manifest("", "layer"), "own"))
+	h.must(h.store.DeleteTag(h.ctx(), "a", "own", "tester"))
+	h.pass(100 * time.Hour)
+	h.collect(h.gc.Policy())
+	h.wants(h.hasManifest("a", c), "an untagged manifest went that was pushed for its own sake")
+}
+
+func TestR9_ItemThatAlwaysFailsDoesNotKeepARunGoing(t *testing.T) {
+	h := newHouse(t)
+	h.delete("a", h.image("a", []string{"layer"}, "v1"))
+	_, err := h.raw().Exec("CREATE TRIGGER broken BEFORE DELETE ON blobs WHEN old.size = 2 BEGIN SELECT RAISE(ABORT, 'broken'); END")
+	h.must(err)
+	run := h.collectAll()
+	h.wants(run.Failed == 1 && run.Collected == 2 && run.Purged == 1, "run with an item that fails: %+v", run.Counts)
+	_, err = h.raw().Exec("DROP TRIGGER broken")
+	h.must(err)
+	run = h.collectAll()
+	h.wants(run.Failed == 0 && run.Collected == 1 && len(h.objects()) == 0, "the run after it was mended: %+v", run.Counts)
+}
+
+func TestCacheForgetsTheMediaTypeUnderEachTag(t *testing.T) {
+	h := newHouse(t)
+	raw := []byte(`{"schemaVersion":2}`)
+	put := func(mediaType string, tag oci.Tag) {
+		t.Helper()
+		m, err := oci.ParseManifest(mediaType, raw)
+		h.must(err)
+		_, err = h.store.PutManifest(h.ctx(), meta.Push{Repo: "a", Tags: []oci.Tag{tag}, Digest: digest.FromBytes(raw), Manifest: m, Content: raw})
+		h.must(err)
+	}
+	get := func() string {
+		t.Helper()
+		m, err := h.store.Manifest(h.ctx(), "a", oci.Reference{Tag: "one"})
+		h.must(err)
+		return m.MediaType
+	}
+	put("application/x", "one")
+	h.wants(get() == "application/x", "media type %s", get())
+	put("application/y", "two")
+	h.wants(get() == "application/y", "media type %s after it was pushed with another", get())
+}
+
+func TestLeaseThatIsTakenBackLetsGo(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for name, end := range map[string]func(h *house){
+		"deleted":   func(h *house) { h.must(h.store.DeleteLease(h.ctx(), "node")) },
+		"shortened": func(h *house) { h.leaseFor(time.Second, digest.FromString("x")) },
+		"dropped":   func(h *house) { h.leaseFor(year, digest.FromString("something else")) },
+		"emptied":   func(h *house) { h.leaseFor(year) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			d := h.push("a", "x")
+			h.leaseFor(year, d)
+			h.pass(window + time.Minute)
+			run := h.collect(h.gc.Policy())
+			h.wants(run.Kept[gc.KeptLease] == 1, "run under the lease: %+v", run.Counts)
+			end(h)
+			h.pass(window + time.Minute)
+			h.collect(h.gc.Policy())
+			h.wants(!h.hasBlob("a", "x"), "the blob stays a window after its lease")
+		})
+	}
+}
+
+func (h *house) leaseFor(d time.Duration, ds ...oci.Digest) {
+	h.Helper()
+	_, err := h.store.PutLease(h.ctx(), "node", ds, d.Milliseconds())
+	h.must(err)
+}
+
+func TestLeaseDeletedBetweenJudgementAndItsAnswerPutsNothingOff(t *testing.T) {
+	h := newHouse(t)
+	d := h.push("a", "x")
+	h.leaseFor(365*24*time.Hour, d)
+	h.pass(window + time.Minute)
+	f := h.linkOf("a", "x")
+	fs, err := h.store.Links(h.ctx(), everything(t, h.store))
+	h.must(err)
+	h.must(h.store.DeleteLease(h.ctx(), "node"))
+	h.claim(meta.Work{Postponed: []meta.Postponed{{Settled: meta.Settled{Kind: "link", Target: f.ID, Version: fs[0].Review.Version}, EventAt: f.Lease.ExpiresAt, Holder: "node"}}})
+	h.collect(h.gc.Policy())
+	h.wants(!h.hasBlob("a", "x"), "the blob stays though its lease was deleted")
+}
+
+func TestExpiredLeasesAreForgotten(t *testing.T) {
+	h := newHouse(t)
+	h.leaseFor(time.Second, h.push("a", "x"))
+	h.pass(time.Hour)
+	h.collect(h.gc.Policy())
+	var n int
+	h.must(h.raw().QueryRow("SELECT (SELECT count(*) FROM leases) + (SELECT count(*) FROM lease_digests)").Scan(&n))
+	h.wants(n == 0, "%d rows of an expired lease are left", n)
+}
+
+func TestScheduleThatFailsDoesNotStopTheOthers(t *testing.T) {
+	h := newHouse(t)
+	bad := h.gc.Policy()
+	bad.Repository = "gone"
+	for _, p := range []meta.Policy{bad, h.gc.Policy()} {
+		_, err := h.store.AddSchedule(h.ctx(), "0 3 * * *", p)
+		h.must(err)
+	}
+	at := time.Date(2026, 1, 1, 2, 59, 58, 0, time.Local)
+	err := h.gc.Schedules(h.ctx(), at, at.Add(5*time.Second))
+	h.wants(err != nil, "the failure of a schedule is not told")
+	runs, err := h.gc.History(h.ctx(), 0, 10)
+	h.must(err)
+	h.wants(len(runs) == 1, "%d runs were started, want that of the good schedule", len(runs))
+}
+
+func TestR9_BytesFreedWhileARunIsStoppedAreCounted(t *testing.T) {
+	h := newHouse(t)
+	h.push("a", "12345")
+	inside, release := make(chan struct{}), make(chan struct{})
+	h.withStore(&deletes{h.files, func(context.Context, string) error { close(inside); <-release; return nil }})
+	run, err := h.gc.Start(h.ctx(), policy(0, 0, 0), gc.TriggerManual, "tester")
+	h.must(err)
+	<-inside
+	hurry, cancel := context.WithCancel(h.ctx())
+	cancel()
+	_, err = h.gc.Stop(hurry, run.ID) // it is told to stop, and not waited for
+	h.wants(errors.Is(err, context.Canceled), "stop without waiting: %v", err)
+	close(release)
+	run, err = h.gc.Wait(h.ctx(), run.ID)
+	h.must(err)
+	h.wants(run.FreedBytes == 5, "freed 5 bytes, counted %d", run.FreedBytes)
+}
