@@ -171,19 +171,46 @@ func (r *repoModel) held(d oci.Digest) bool {
 			return true
 		}
 	}
+	return r.heldAbove(d)
+}
+
+// heldAbove is held without tags.
+func (r *repoModel) heldAbove(d oci.Digest) bool {
 	subject := r.manifests[d].content.parsed.Subject
 	return r.livingParent(d) || subject != "" && r.lives(subject)
 }
 
-// settle notes since when manifests are loose.
+// indexed reports whether a living index names a manifest, or names an index
+// in the trash that does, at whatever depth.
+func (r *repoModel) indexed(d oci.Digest) bool {
+	up := []oci.Digest{d}
+	for i := 0; i < len(up); i++ {
+		for p, x := range r.manifests {
+			switch {
+			case !x.names(up[i]):
+			case x.living:
+				return true
+			case !slices.Contains(up, p):
+				up = append(up, p)
+			}
+		}
+	}
+	return false
+}
+
+// settle notes since when manifests are loose. An orphan is one no longer once
+// an index or a subject keeps it; a tag puts that off.
 func (m *model) settle(now int64) {
 	for _, r := range m.repos {
 		for d, x := range r.manifests {
 			switch {
 			case !x.living || r.held(d):
-				x.loose, x.orphanAt = 0, 0
+				x.loose = 0
 			case x.loose == 0:
 				x.loose = now
+			}
+			if !x.living || r.heldAbove(d) {
+				x.orphanAt = 0
 			}
 		}
 	}
@@ -272,6 +299,11 @@ func (m *model) put(name oci.Name, c *content, tags []oci.Tag, now int64) fault.
 			return fault.Invalid
 		}
 	}
+	for _, k := range c.parsed.Children { // those that are blobs, as in an index of layers
+		if r.serves(k.Digest) {
+			edges[k.Digest] = true
+		}
+	}
 	r = m.repo(name)
 	x := r.manifests[c.digest]
 	if x == nil {
@@ -340,7 +372,7 @@ func (m *model) trash(r *repoModel, d, cause oci.Digest, now int64) {
 	}
 	m.settle(now)
 	for k, y := range r.manifests {
-		if y.living && y.loose != 0 && (x.names(k) || y.content.parsed.Subject == d) {
+		if y.living && (x.names(k) || y.content.parsed.Subject == d) && !r.heldAbove(k) {
 			y.orphanAt, y.orphanOf = now, d
 		}
 	}
@@ -355,6 +387,12 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 	queue := []oci.Digest{d}
 	for i := 0; i < len(queue); i++ {
 		x := r.manifests[queue[i]]
+		if x.living {
+			continue // named twice
+		}
+		if i > 0 {
+			out.Along = append(out.Along, queue[i])
+		}
 		x.living, x.touched = true, now
 		for b := range x.edges {
 			r.links[b].hidden = false
@@ -370,12 +408,11 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 		}
 		x.trashedAt, x.trashTags, x.cause = 0, nil, ""
 		for k, y := range r.manifests {
-			if !y.living && y.cause == queue[i] {
+			if !y.living && y.cause != "" && (x.names(k) || y.content.parsed.Subject == queue[i]) {
 				queue = append(queue, k)
 			}
 		}
 	}
-	out.Along = queue[1:]
 	m.settle(now)
 	return out, ""
 }
@@ -408,6 +445,11 @@ func passed(since, now int64, d meta.Duration) bool {
 func (m *model) learn(seen *observed, p meta.Policy, inScope func(oci.Name) bool, now int64, complete bool) error {
 	if p.Uploads == 0 {
 		p.Uploads = p.Window
+	}
+	for holder, l := range m.leases {
+		if _, there := seen.leases[holder]; !there && l.expires <= now {
+			delete(m.leases, holder)
+		}
 	}
 	for id, u := range m.uploads {
 		if _, there := seen.uploads[id]; there {
@@ -536,7 +578,7 @@ func (m *model) mayTrash(r *repoModel, d oci.Digest, gone map[oci.Digest]bool, p
 			bereft = true
 		}
 	}
-	orphan := x.orphanAt != 0 && passed(max(x.orphanAt, x.touched), now, p.Window) || bereft && p.Window == 0
+	orphan := x.orphanAt != 0 && passed(max(x.orphanAt, x.loose, x.touched), now, p.Window) || bereft && p.Window == 0
 	untagged := p.Untagged != 0 && x.loose != 0 && passed(max(x.loose, x.touched), now, p.Untagged)
 	switch {
 	case m.leased(r, d, now):
@@ -552,8 +594,8 @@ func (m *model) mayTrash(r *repoModel, d oci.Digest, gone map[oci.Digest]bool, p
 func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen *observedManifest, p meta.Policy, inScope bool, now int64, complete bool) error {
 	leased := m.leased(r, d, now)
 	if x.living {
-		last := max(x.touched, x.orphanAt, m.leaseEnd) + slack
-		if complete && inScope && !leased && x.orphanAt != 0 && passed(last, now, p.Window) {
+		last := max(x.touched, x.orphanAt, x.loose, m.leaseEnd) + slack
+		if complete && inScope && !leased && x.orphanAt != 0 && x.loose != 0 && passed(last, now, p.Window) {
 			return fmt.Errorf("the run left manifest %s, an orphan since %d and touched at %d", d, x.orphanAt, x.touched)
 		}
 		last = max(x.touched, x.loose) + slack
@@ -562,10 +604,10 @@ func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen
 		}
 		return nil
 	}
-	parent := r.livingParent(d)
+	parent := r.indexed(d)
 	if seen != nil {
 		// What an index kept until this very run is left to the next.
-		if complete && inScope && !leased && !parent && x.trashedAt < now && passed(x.trashedAt, now, p.Trash) && !m.parentWent(r, d, now) {
+		if complete && inScope && !leased && !parent && x.trashedAt < now && passed(x.trashedAt, now, p.Trash) && !r.somethingWent(now) {
 			return fmt.Errorf("the run left manifest %s in the trash since %d", d, x.trashedAt)
 		}
 		return nil
@@ -584,9 +626,10 @@ func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen
 	return nil
 }
 
-func (m *model) parentWent(r *repoModel, d oci.Digest, now int64) bool {
+// somethingWent reports whether a manifest went to the trash in this run.
+func (r *repoModel) somethingWent(now int64) bool {
 	for _, x := range r.manifests {
-		if !x.living && x.trashedAt == now && x.names(d) {
+		if !x.living && x.trashedAt == now {
 			return true
 		}
 	}

@@ -113,6 +113,9 @@ func (s *sim) someManifest() *content {
 		if s.chance(0.15) {
 			children = append(children, digest.FromString("a child that never comes"))
 		}
+		if s.chance(0.15) { // a build cache is an index of layers
+			children = append(children, pick(s, p.blobs...))
+		}
 		return p.index(children, subject, s.rng.IntN(2))
 	}
 	var layers []oci.Digest

@@ -608,7 +608,7 @@ func (s *sim) rest() {
 	needed := map[oci.Digest]bool{}
 	for name, r := range s.model.repos {
 		for d, x := range r.manifests {
-			if !x.living && !r.livingParent(d) || x.orphanAt != 0 {
+			if !x.living && !r.indexed(d) || x.orphanAt != 0 && x.loose != 0 {
 				s.fail("no leak: manifest %s of %s is left: %+v", d, name, x)
 			}
 			for b := range x.edges {
