@@ -73,7 +73,11 @@ func TestR7_KilledCheckGoesOnWhereItWasAndCountsNothingTwice(t *testing.T) {
 			const orphans, blobs, lost = 700, 6, 3
 			w := newWorld(t)
 			for i := range orphans {
-				if err := os.WriteFile(w.path(blobtest.Key(i)), []byte("x"), 0o600); err != nil {
+				path := w.path(blobtest.Key(i))
+				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				w.age(blobtest.Key(i), 3*time.Hour)

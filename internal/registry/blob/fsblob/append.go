@@ -27,7 +27,7 @@ func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Append
 	// Counted after the file is there, so that an fsync of the directory that
 	// covers this number covers the name.
 	name := sh.count(offset == 0)
-	return &appender{s: s, f: f, key: key, sh: sh, name: name, end: offset, started: offset, room: offset + min(room, lookEvery)}, nil
+	return &appender{s: s, f: f, key: key, sh: sh, name: name, shName: s.root.count(false), end: offset, started: offset, room: offset + min(room, lookEvery)}, nil
 }
 
 // openAt creates the file of a new object, or cuts an old one at offset, and
@@ -36,7 +36,13 @@ func (s *Store) Append(_ context.Context, key string, offset int64) (blob.Append
 func (s *Store) openAt(path string, offset int64) (f *os.File, room int64, err error) {
 	room, noRoom := s.room()
 	if offset == 0 && noRoom == nil {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+		f, err := os.OpenFile(path, flags, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			if err = s.makeShard(filepath.Dir(path)); err == nil {
+				f, err = os.OpenFile(path, flags, 0o600)
+			}
+		}
 		if !errors.Is(err, os.ErrExist) {
 			return f, room, err
 		}
@@ -77,8 +83,10 @@ type appender struct {
 	s    *Store
 	f    *os.File // nil when closed
 	key  string
-	sh   *shard
+	sh   *names
 	name uint64 // what the directory must be synced up to
+	// shName is the same for the directory's own name in the one above.
+	shName uint64
 
 	end     int64 // of the file, bytes
 	started int64 // writeback was asked for up to here
@@ -140,8 +148,12 @@ func (a *appender) Commit() error {
 	if err == nil {
 		err = a.s.syncFile(f)
 	}
+	shard := filepath.Dir(f.Name())
 	if err == nil {
-		err = a.sh.sync(a.name, func() error { return a.s.syncDir(filepath.Dir(f.Name())) })
+		err = a.sh.sync(a.name, func() error { return a.s.syncDir(shard) })
+	}
+	if err == nil {
+		err = a.s.root.sync(a.shName, func() error { return a.s.syncDir(filepath.Dir(shard)) })
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("commit %s: %w", a.key, full(err))
@@ -167,10 +179,10 @@ func (s *Store) syncDir(dir string) error {
 	return errors.Join(s.syncFile(d), d.Close())
 }
 
-// shard counts the names created in one directory, so that an fsync of the
+// names counts the names created in one directory, so that an fsync of the
 // directory is shared by all who wait for one and left out where an earlier
 // one did the work.
-type shard struct {
+type names struct {
 	mu      sync.Mutex
 	created uint64   // names so far
 	synced  uint64   // of those, durable
@@ -184,44 +196,56 @@ type dirSync struct {
 }
 
 // count notes a new name if there is one and returns the number to sync up to.
-func (sh *shard) count(created bool) uint64 {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
+func (n *names) count(created bool) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if created {
-		sh.created++
+		n.created++
 	}
-	return sh.created
+	return n.created
+}
+
+// create makes a name and counts it. Whoever finds the name there and then
+// asks for the count gets one that covers it.
+func (n *names) create(mk func() error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := mk()
+	if err == nil {
+		n.created++
+	}
+	return err
 }
 
 // sync returns when an fsync that began after the name was counted has
 // succeeded, or with the error of one that failed.
-func (sh *shard) sync(name uint64, fsync func() error) error {
+func (n *names) sync(name uint64, fsync func() error) error {
 	for {
-		sh.mu.Lock()
-		if sh.synced >= name {
-			sh.mu.Unlock()
+		n.mu.Lock()
+		if n.synced >= name {
+			n.mu.Unlock()
 			return nil
 		}
-		if run := sh.running; run != nil {
-			sh.mu.Unlock()
+		if run := n.running; run != nil {
+			n.mu.Unlock()
 			<-run.done
 			if run.covers >= name {
 				return run.err
 			}
 			continue
 		}
-		run := &dirSync{covers: sh.created, done: make(chan struct{})}
-		sh.running = run
-		sh.mu.Unlock()
+		run := &dirSync{covers: n.created, done: make(chan struct{})}
+		n.running = run
+		n.mu.Unlock()
 
 		run.err = fsync()
 
-		sh.mu.Lock()
+		n.mu.Lock()
 		if run.err == nil {
-			sh.synced = run.covers
+			n.synced = run.covers
 		}
-		sh.running = nil
-		sh.mu.Unlock()
+		n.running = nil
+		n.mu.Unlock()
 		close(run.done)
 		return run.err
 	}

@@ -3,7 +3,7 @@
 //
 // It owns
 //
-//	DIR/blobs/ab/<id>   the objects, in 256 directories made at the first Open
+//	DIR/blobs/ab/<id>   the objects, in up to 256 directories made when needed
 //	DIR/lock            held (flock) by the one process that uses DIR
 //	DIR/reserve         disk space held back for the database
 //
@@ -58,7 +58,8 @@ type Store struct {
 	lock    *os.File
 	reserve int64
 	minFree int64
-	shards  [shards]shard
+	root    names         // of the shards in DIR/blobs
+	shards  [shards]names // of the objects in each
 
 	reserveMu sync.Mutex  // held while the reserve is looked at or changed
 	ready     atomic.Bool // the reserve is whole
@@ -100,12 +101,13 @@ func (s *Store) prepare() error {
 		s.minFree = min(defaultMinFree, total/50)
 	}
 	s.reserve, s.minFree = max(s.reserve, 0), max(s.minFree, 0)
+	// Names that a process now dead created may not be on disk yet: the first
+	// Commit in each directory makes sure.
+	s.root.created = 1
 	for i := range s.shards {
-		// Names that a process now dead created may not be on disk yet: the first
-		// Commit in each directory makes sure.
 		s.shards[i].created = 1
 	}
-	if err := s.makeShards(); err != nil {
+	if err := s.makeRoot(); err != nil {
 		return dirError(s.dir, err)
 	}
 	s.ready.Store(s.reserve == 0)
@@ -116,7 +118,10 @@ func (s *Store) prepare() error {
 	return nil
 }
 
-func (s *Store) makeShards() error {
+// makeRoot makes the directory of the objects and has it on disk before it is
+// used. The shards in it are made as they are needed, so that a first start is
+// as quick as any; what would keep them from being made or used is found here.
+func (s *Store) makeRoot() error {
 	root := filepath.Join(s.dir, "blobs")
 	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -125,31 +130,36 @@ func (s *Store) makeShards() error {
 	if err != nil {
 		return err
 	}
-	dirs := map[string]bool{}
+	used := false
 	for _, e := range there {
-		dirs[e.Name()] = e.IsDir()
-	}
-	made := false
-	for i := range shards {
-		name := shardName(i)
-		if dirs[name] {
-			continue
+		switch {
+		case !isShard(e.Name()):
+		case !e.IsDir():
+			return &os.PathError{Op: "use", Path: filepath.Join(root, e.Name()), Err: syscall.ENOTDIR}
+		default:
+			used = true
 		}
-		if err := os.Mkdir(filepath.Join(root, name), 0o700); err != nil {
-			return err
-		}
-		made = true
 	}
-	if !made {
-		return nil
+	if err := writable(root); err != nil || used {
+		return err // a shard is not made before the syncs below
 	}
-	for _, d := range []string{root, s.dir, filepath.Dir(s.dir)} {
+	for _, d := range []string{s.dir, filepath.Dir(s.dir)} {
 		// A parent that may not be opened was not made here.
 		if err := s.syncDir(d); err != nil && !errors.Is(err, os.ErrPermission) {
 			return err
 		}
 	}
 	return nil
+}
+
+// makeShard makes a missing shard. Its name is on disk when the first Commit
+// in it returns, whichever of the writers that need it made it.
+func (s *Store) makeShard(dir string) error {
+	err := s.root.create(func() error { return os.Mkdir(dir, 0o700) })
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // Close gives the directory to the next process.
@@ -208,7 +218,7 @@ func missing(err error) error {
 }
 
 // path returns the file of key and its shard, or an error for what is no key.
-func (s *Store) path(key string) (string, *shard, error) {
+func (s *Store) path(key string) (string, *names, error) {
 	i, ok := parseKey(key)
 	if !ok {
 		return "", nil, fmt.Errorf("%q is not a key of the blob store", key)
@@ -253,6 +263,10 @@ func validID(id string) bool {
 }
 
 func shardName(i int) string { return fmt.Sprintf("%02x", i) }
+
+func isShard(name string) bool {
+	return len(name) == 2 && hexDigit(name[0]) >= 0 && hexDigit(name[1]) >= 0
+}
 
 // Open implements blob.Store.
 func (s *Store) Open(_ context.Context, key string) (blob.Reader, error) {
@@ -307,7 +321,7 @@ func (s *Store) Delete(_ context.Context, key string) (int64, error) {
 	return fi.Size(), nil
 }
 
-// Walk implements blob.Store. It holds the names of one of the 256
+// Walk implements blob.Store. It holds the names of one of the
 // directories at a time. Files whose names are no keys are not objects and are
 // passed over.
 func (s *Store) Walk(ctx context.Context, after string, fn func(blob.Info) error) error {
@@ -325,6 +339,9 @@ func (s *Store) Walk(ctx context.Context, after string, fn func(blob.Info) error
 
 func (s *Store) walkShard(ctx context.Context, dir, after string, fn func(blob.Info) error) error {
 	d, err := os.Open(filepath.Join(s.dir, filepath.FromSlash(dir)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // nothing was ever kept there
+	}
 	if err != nil {
 		return fmt.Errorf("walk %s: %w", dir, err)
 	}

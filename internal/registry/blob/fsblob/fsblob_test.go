@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -101,14 +102,33 @@ func TestConformance(t *testing.T) {
 
 func TestOpenMakesTheDirectoryForItsOwnerOnly(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
-	open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); err != nil || len(shards) != 0 {
+		t.Errorf("%d shards at the first start, which each cost time, want none before they are needed; %v", len(shards), err)
+	}
+	blobtest.Put(t, s, "blobs/7f/x", []byte("x"))
 	for _, d := range []string{dir, filepath.Join(dir, "blobs"), filepath.Join(dir, "blobs", "7f")} {
 		if fi, err := os.Stat(d); err != nil || fi.Mode() != os.ModeDir|0o700 {
 			t.Errorf("%s: %v, %v", d, fi, err)
 		}
 	}
-	if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); err != nil || len(shards) != 256 {
-		t.Errorf("%d directories, %v", len(shards), err)
+}
+
+func TestManyWritersMakeOneShardTogether(t *testing.T) {
+	const writers = 16
+	dir := t.TempDir()
+	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			if err := blobtest.Append(s, fmt.Sprintf("blobs/ab/%d", i), 0, []byte("x")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if keys := blobtest.Keys(t, s, ""); len(keys) != writers {
+		t.Fatalf("%d objects of %d: %q", len(keys), writers, keys)
 	}
 }
 
@@ -193,10 +213,8 @@ func TestOpenSaysWhoseTheDirectoryIs(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("needs root, to become somebody who may not write")
 	}
-	dir := filepath.Join(t.TempDir(), "data")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	const nobody = 65534
+	root := t.TempDir()
 	bin := filepath.Join(t.TempDir(), "hold")
 	exe, err := os.ReadFile(os.Args[0])
 	if err != nil {
@@ -205,26 +223,39 @@ func TestOpenSaysWhoseTheDirectoryIs(t *testing.T) {
 	if err := os.WriteFile(bin, exe, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for d := filepath.Dir(bin); d != "/" && d != "/tmp"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
+	for _, path := range []string{filepath.Dir(bin), root} {
+		for d := path; d != "/" && d != "/tmp"; d = filepath.Dir(d) {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(bin)
-	cmd.Env = append(os.Environ(), holdEnv+"="+dir)
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		t.Fatalf("ran as nobody: %v, %s", err, out)
-	}
-	for _, part := range []string{dir, "not writable", "uid 0", "uid 65534"} {
-		if !strings.Contains(string(out), part) {
-			t.Errorf("%q does not say %q", out, part)
+	for name, foreign := range map[string]string{"all": ".", "unreadable": "blobs", "unwritable": "blobs"} {
+		dir := filepath.Join(root, name)
+		path := filepath.Join(dir, foreign)
+		mode := os.FileMode(0o700)
+		if name == "unwritable" {
+			mode = 0o755
+		}
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, nobody, nobody), os.MkdirAll(path, 0o700), os.Chmod(path, mode), os.Chown(path, 0, 0)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(bin)
+		cmd.Env = append(os.Environ(), holdEnv+"="+dir)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			t.Fatalf("%s: ran as nobody: %v, %s", name, err, out)
+		}
+		for _, part := range []string{path, "not writable", "uid 0", "uid 65534"} {
+			if !strings.Contains(string(out), part) {
+				t.Errorf("%s: %q does not say %q", name, out, part)
+			}
+		}
+		if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); name != "all" && (err != nil || len(shards) > 0) {
+			t.Errorf("%s: the refusal came after Open: %v, %v", name, shards, err)
 		}
 	}
 }

@@ -145,12 +145,18 @@ func TestDiskFull_AppendToNothingIsStillErrNotFound(t *testing.T) {
 func TestDiskFull_ManyWritersTogetherLeaveTheDatabaseItsRoom(t *testing.T) {
 	const writers = 16
 	s := open(t, blobtest.SmallDisk(t, 96*mib), fsblob.Options{Reserve: 1 * mib, MinFree: 32 * mib})
+	large := make([]byte, 64*mib) // more than there is room for, should one writer get it all
 	var wg sync.WaitGroup
 	for i := range writers {
+		a, err := s.Append(t.Context(), blobtest.Key(i), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
 		wg.Go(func() {
-			if err := blobtest.Append(s, blobtest.Key(i), 0, make([]byte, 32*mib)); !errors.Is(err, blob.ErrFull) {
+			if _, err := a.Write(large); !errors.Is(err, blob.ErrFull) {
 				t.Errorf("writer %d: %v", i, err)
 			}
+			_ = a.Close() // nothing of it counts
 		})
 	}
 	wg.Wait()

@@ -53,13 +53,22 @@ func inUse(dir, path string) error {
 	return fmt.Errorf("%w: %s is held by %s; stop that process, or use another directory (--data)", ErrInUse, dir, holder)
 }
 
+// writable returns an error if this process may make nothing in dir.
+func writable(dir string) error {
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return &os.PathError{Op: "write to", Path: dir, Err: err}
+	}
+	return nil
+}
+
 // dirError explains why a data directory cannot be used.
 func dirError(dir string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		who := ""
 		var st unix.Stat_t
-		if unix.Stat(dir, &st) == nil {
+		var at *os.PathError
+		if errors.As(err, &at) && unix.Stat(at.Path, &st) == nil || unix.Stat(dir, &st) == nil {
 			who = fmt.Sprintf(" (it belongs to uid %d, this process runs as uid %d)", st.Uid, os.Geteuid())
 		}
 		return fmt.Errorf("data directory %s is not writable%s: give it to the user that runs the server, or use another one (--data): %w", dir, who, err)

@@ -83,13 +83,14 @@ func (s *Store) fill(path string) error {
 	if err != nil {
 		return err
 	}
+	// The blocks are taken when allocate returns. Whether they still are after a
+	// crash is looked at by the next Open, so there is nothing to sync.
 	err = allocate(f, s.reserve)
 	if errors.Is(err, errors.ErrUnsupported) {
 		// Random, because a file system that compresses would keep nothing of zeros.
-		_, err = io.CopyN(f, rand.Reader, s.reserve)
-	}
-	if err == nil {
-		err = s.syncFile(f)
+		if _, err = io.CopyN(f, rand.Reader, s.reserve); err == nil {
+			err = s.syncFile(f)
+		}
 	}
 	return errors.Join(err, f.Close())
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,7 +28,7 @@ var errIO = errors.New("input/output error")
 
 // recorder counts fsyncs by kind and fails the ones it is told to.
 type recorder struct {
-	files, dirs       atomic.Int64
+	files, dirs, root atomic.Int64 // dirs are shards, root is their directory
 	failFile, failDir atomic.Bool
 }
 
@@ -37,7 +38,11 @@ func (r *recorder) fsync(f *os.File) error {
 		return err
 	}
 	if fi.IsDir() {
-		r.dirs.Add(1)
+		if filepath.Base(f.Name()) == "blobs" {
+			r.root.Add(1)
+		} else {
+			r.dirs.Add(1)
+		}
 		if r.failDir.Load() {
 			return errIO
 		}
@@ -53,12 +58,13 @@ func (r *recorder) fsync(f *os.File) error {
 func TestCommitSyncsTheFileAndOnceItsName(t *testing.T) {
 	var r recorder
 	s := openSync(t, r.fsync)
-	for i, want := range []struct{ files, dirs int64 }{{1, 1}, {2, 1}, {3, 1}} {
+	for i, want := range []struct{ files, dirs, root int64 }{{1, 1, 1}, {2, 1, 1}, {3, 1, 1}} {
 		if err := blobtest.Append(s, "blobs/ab/x", int64(i), []byte("x")); err != nil {
 			t.Fatal(err)
 		}
-		if r.files.Load() != want.files || r.dirs.Load() != want.dirs {
-			t.Fatalf("after commit %d: %d fsyncs of the file, %d of its directory; want %+v", i+1, r.files.Load(), r.dirs.Load(), want)
+		if r.files.Load() != want.files || r.dirs.Load() != want.dirs || r.root.Load() != want.root {
+			t.Fatalf("after commit %d: %d fsyncs of the file, %d of its directory, %d of the one above; want %+v",
+				i+1, r.files.Load(), r.dirs.Load(), r.root.Load(), want)
 		}
 	}
 	if err := blobtest.Append(s, "blobs/ab/y", 0, nil); err != nil {
@@ -67,13 +73,109 @@ func TestCommitSyncsTheFileAndOnceItsName(t *testing.T) {
 	if r.dirs.Load() != 2 {
 		t.Fatalf("a new name in a directory that was synced before: %d fsyncs of it, want 2", r.dirs.Load())
 	}
+	if r.root.Load() != 1 {
+		t.Fatalf("no new shard: %d fsyncs of their directory, want 1", r.root.Load())
+	}
+	if err := blobtest.Append(s, "blobs/cd/x", 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r.dirs.Load() != 3 || r.root.Load() != 2 {
+		t.Fatalf("a new shard: %d fsyncs of shards, want 3; %d of their directory, want 2", r.dirs.Load(), r.root.Load())
+	}
+}
+
+func TestCommitSyncsAShardThatADeadWriterCreated(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	for _, shard := range []string{"ab", "cd"} { // as an earlier process did
+		if err := os.Mkdir(filepath.Join(s.dir, "blobs", shard), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.failDir.Store(true)
+	if err := blobtest.Append(s, "blobs/ab/x", 0, nil); !errors.Is(err, errIO) {
+		t.Fatalf("the fsync failed: %v", err)
+	}
+	r.failDir.Store(false)
+	for i, key := range []string{"blobs/ab/x", "blobs/ab/y", "blobs/cd/x"} {
+		if err := blobtest.Append(s, key, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if r.root.Load() != 1 {
+			t.Fatalf("after commit %d: %d fsyncs of the directory of shards, whose names may not be on disk; want 1", i+1, r.root.Load())
+		}
+	}
+}
+
+func TestCommitSyncsAShardThatAnotherWriterIsMaking(t *testing.T) {
+	var r recorder
+	s := openSync(t, r.fsync)
+	if err := blobtest.Append(s, "blobs/ab/x", 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	made, found := make(chan struct{}), make(chan error, 1)
+	go func() {
+		<-made
+		_, err := os.Stat(filepath.Join(s.dir, "blobs/cd")) // it is there, but not counted
+		if err == nil {
+			err = blobtest.Append(s, "blobs/cd/x", 0, nil)
+		}
+		found <- err
+	}()
+	err := s.root.create(func() error {
+		err := os.Mkdir(filepath.Join(s.dir, "blobs/cd"), 0o700)
+		close(made)
+		for err == nil { // until the other has its file
+			if _, serr := os.Stat(filepath.Join(s.dir, "blobs/cd/x")); serr == nil {
+				return nil
+			}
+			select {
+			case err = <-found:
+				return errors.Join(errors.New("the other wrote nothing"), err)
+			default:
+				runtime.Gosched()
+			}
+		}
+		return err
+	})
+	if err := errors.Join(err, <-found); err != nil {
+		t.Fatal(err)
+	}
+	if r.root.Load() != 2 {
+		t.Fatalf("%d fsyncs of the directory of shards, want 2: one covers the shard that another writer made", r.root.Load())
+	}
+}
+
+func TestOpenSyncsTheRootUntilAShardShowsThatItDid(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	for i, want := range []int64{2, 2, 0} { // the directory and its parent
+		var r recorder
+		s := &Store{dir: dir, syncFile: r.fsync}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		if r.dirs.Load() != want {
+			t.Errorf("open %d: %d fsyncs of directories, want %d", i+1, r.dirs.Load(), want)
+		}
+		if i == 1 {
+			if err := blobtest.Append(s, "blobs/ab/x", 0, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 func TestCommitSyncsANameThatADeadWriterCreated(t *testing.T) {
 	var r recorder
 	s := openSync(t, r.fsync)
 	path := filepath.Join(s.dir, "blobs/ab/x")
-	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil { // as an earlier process did
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil { // as an earlier process did
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := blobtest.Append(s, "blobs/ab/x", 4, nil); err != nil {
@@ -127,7 +229,7 @@ func TestCommitAfterAFailedFsyncCannotSucceedLater(t *testing.T) {
 }
 
 func TestDirectorySyncsAreShared(t *testing.T) {
-	var sh shard
+	var sh names
 	const writers = 32
 	started, release := make(chan struct{}), make(chan struct{})
 	var syncs atomic.Int64
