@@ -392,17 +392,13 @@ func (s *sim) step(client bool) {
 		}},
 		{8, func() {
 			if d, ok := s.present(repo, true); ok {
-				s.do(fmt.Sprintf("delete manifest %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteManifest(ctx, repo, d, "sim") },
-					func(m *model) fault.Kind { return m.deleteManifest(repo, d, s.now()) })
+				s.deleteManifest(repo, d)
 			}
 		}},
-		{4, func() {
-			d := s.someBlob(repo)
-			s.do(fmt.Sprintf("delete blob %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteBlob(ctx, repo, d, "sim") },
-				func(m *model) fault.Kind { return m.deleteBlob(repo, d, s.now()) })
-		}},
+		{4, func() { s.deleteBlob(repo, s.someBlob(repo)) }},
 		{5, func() { s.restore(repo) }},
 		{4, s.lease},
+		{3, func() { s.regret(repo) }},
 	}
 	if !client {
 		steps = append(steps, []step{
@@ -498,6 +494,35 @@ func (s *sim) restoreOne(repo oci.Name, d oci.Digest) {
 			s.fail("restore brought back %v, want %v", got, want)
 		}
 	}
+}
+
+// regret deletes a manifest and a blob of it, and pushes or restores it.
+func (s *sim) regret(repo oci.Name) {
+	d, ok := s.present(repo, true)
+	if !ok || !s.model.look(repo).lives(d) {
+		return
+	}
+	c := s.model.look(repo).manifests[d].content
+	s.deleteManifest(repo, d)
+	if len(c.parsed.Blobs) > 0 {
+		s.deleteBlob(repo, pick(s, c.parsed.Blobs...).Digest)
+	}
+	s.between()
+	if s.chance(0.5) {
+		s.put(repo, c)
+	} else {
+		s.restoreOne(repo, d)
+	}
+}
+
+func (s *sim) deleteManifest(repo oci.Name, d oci.Digest) {
+	s.do(fmt.Sprintf("delete manifest %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteManifest(ctx, repo, d, "sim") },
+		func(m *model) fault.Kind { return m.deleteManifest(repo, d, s.now()) })
+}
+
+func (s *sim) deleteBlob(repo oci.Name, d oci.Digest) {
+	s.do(fmt.Sprintf("delete blob %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteBlob(ctx, repo, d, "sim") },
+		func(m *model) fault.Kind { return m.deleteBlob(repo, d, s.now()) })
 }
 
 func (s *sim) lease() {
