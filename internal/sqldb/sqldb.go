@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -48,6 +49,8 @@ type DB struct {
 	now     func() int64
 
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
+	opened       time.Time
+	asked        atomic.Int64 // when a client last asked for a write, in ns after opened
 	stop         chan struct{}
 	done         sync.WaitGroup
 	closeOnce    sync.Once
@@ -88,8 +91,9 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 		opts: o, pool: pool, now: o.Now,
 		readers: make(chan *conn, readConns),
 		urgent:  make(chan *op, 1024), idle: make(chan *op, 64),
-		stop: make(chan struct{}),
+		stop: make(chan struct{}), opened: time.Now(),
 	}
+	db.asked.Store(int64(-contendedFor))
 	if err := db.open(ctx); err != nil {
 		_ = pool.Close() // the first error is the one that matters
 		return nil, fmt.Errorf("open database %s: %w", o.Path, err)
@@ -217,6 +221,7 @@ var ErrClosed = errors.New("database is closed")
 // results afresh each time. A context that ends before fn has begun ends the
 // wait; after that the outcome is always waited for.
 func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
+	db.asked.Store(int64(time.Since(db.opened)))
 	return db.enqueue(ctx, db.urgent, &op{fn: fn})
 }
 
@@ -224,6 +229,7 @@ func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 // not when the process is killed: it waits for no disk. What was written before
 // a later Write is durable with it, in order.
 func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
+	db.asked.Store(int64(time.Since(db.opened)))
 	return db.enqueue(ctx, db.urgent, &op{fn: fn, lazy: true})
 }
 
@@ -235,6 +241,16 @@ func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
 		err = db.enqueue(ctx, db.idle, &op{fn: fn})
 	}
 	return err
+}
+
+// contendedFor is how long after a client's write others are expected.
+const contendedFor = 50 * time.Millisecond
+
+// Contended reports that clients are writing. Maintenance then does better in
+// small steps with pauses between them, since each step holds up who comes
+// while it lasts (R5).
+func (db *DB) Contended() bool {
+	return int64(time.Since(db.opened))-db.asked.Load() < int64(contendedFor)
 }
 
 // IsFull reports that the disk had no room for a write.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -18,6 +19,14 @@ import (
 // batchMax is how many items are judged and applied together: enough that one
 // commit is shared, few enough that a client's write does not wait long for it.
 const batchMax = 128
+
+// While clients write, a batch is applied in steps of so many acts, and each
+// is followed by a rest of so many times its length.
+const (
+	stepMax    = 8
+	restFactor = 4
+	restMax    = 200 * time.Millisecond
+)
 
 // totalMax bounds the count of what is due, which is for the estimate only.
 const totalMax = 5_000_000
@@ -164,7 +173,44 @@ func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (item
 // one that fails does not stop the others (R9); what fails alone is counted,
 // logged and left in its queue.
 func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
-	counts, err := r.store.Collect(ctx, b.Work)
+	for left, more := b.Work, true; more; {
+		step := left
+		if more = r.store.Contended(); more {
+			step, left, more = cut(left, stepMax)
+		}
+		began := time.Now()
+		n, err := r.applyStep(ctx, step)
+		failed += n
+		if err != nil {
+			return failed, err
+		}
+		if err := r.rest(ctx, time.Since(began)); err != nil {
+			return failed, err
+		}
+	}
+	return failed, nil
+}
+
+// rest leaves the database to clients, if any are writing, for some times as
+// long as a step has taken: so a collection slows a push by a small part of
+// itself, however long it goes on (R5).
+func (r *runner) rest(ctx context.Context, step time.Duration) error {
+	if !r.store.Contended() {
+		return nil
+	}
+	t := time.NewTimer(min(restFactor*step, restMax))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// applyStep commits work in one transaction.
+func (r *runner) applyStep(ctx context.Context, work meta.Work) (failed int, err error) {
+	counts, err := r.store.Collect(ctx, work)
 	if err == nil {
 		r.metrics.worked(counts)
 		return 0, nil
@@ -173,7 +219,7 @@ func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 		return 0, ctx.Err()
 	}
 	r.opts.Log.Warn("a batch failed, trying its items one by one", "run", r.run.ID, "error", err)
-	for _, w := range split(b.Work) {
+	for _, w := range split(work) {
 		counts, err := r.store.Collect(ctx, w)
 		if err == nil {
 			r.metrics.worked(counts)
@@ -236,6 +282,25 @@ func split(w meta.Work) []meta.Work {
 		out = append(out, o)
 	}
 	return out
+}
+
+// cut takes at most n acts off work; what is counted and settled goes with the
+// first of them.
+func cut(work meta.Work, n int) (step, left meta.Work, more bool) {
+	step, left = work, meta.Work{Run: work.Run, Actor: work.Actor, Policy: work.Policy}
+	step.Trash, left.Trash = head(work.Trash, &n)
+	step.Remove, left.Remove = head(work.Remove, &n)
+	step.Unlink, left.Unlink = head(work.Unlink, &n)
+	step.Collect, left.Collect = head(work.Collect, &n)
+	step.Abandon, left.Abandon = head(work.Abandon, &n)
+	return step, left, len(left.Trash)+len(left.Remove)+len(left.Unlink)+len(left.Collect)+len(left.Abandon) > 0
+}
+
+// head splits xs at *n, of which it takes off what the first part has.
+func head[T any](xs []T, n *int) (first, rest []T) {
+	k := min(*n, len(xs))
+	*n -= k
+	return xs[:k], xs[k:]
 }
 
 func (r *runner) uploads(ctx context.Context, first bool) (int, error) {
@@ -412,10 +477,15 @@ func (r *runner) purge(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		ps, err := r.store.DuePurges(ctx, origin, due, key, batchMax)
+		limit := batchMax
+		if r.store.Contended() {
+			limit = stepMax
+		}
+		ps, err := r.store.DuePurges(ctx, origin, due, key, limit)
 		if err != nil || len(ps) == 0 {
 			return err
 		}
+		began := time.Now()
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
 		ps = r.takePurges(ps)
 		outcomes := r.deleteBytes(ctx, ps)
@@ -426,6 +496,9 @@ func (r *runner) purge(ctx context.Context) error {
 			return err
 		}
 		r.metrics.worked(counts)
+		if err := r.rest(ctx, time.Since(began)); err != nil {
+			return err
+		}
 	}
 }
 

@@ -66,6 +66,10 @@ func (s *Store) Close() error { return s.db.Close() }
 // Now is the database's clock, in milliseconds since the Unix epoch.
 func (s *Store) Now() int64 { return s.db.Now() }
 
+// Contended reports that clients are writing, so that a collector had better
+// take small steps.
+func (s *Store) Contended() bool { return s.db.Contended() }
+
 // Ping tells whether the database answers.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.db.Read(ctx, func(tx *sqldb.Tx) error {
