@@ -453,7 +453,8 @@ func (m *model) learn(seen *observed, p meta.Policy, inScope func(oci.Name) bool
 	}
 	for id, u := range m.uploads {
 		if _, there := seen.uploads[id]; there {
-			if complete && inScope(u.repo) && passed(max(u.touched, u.asked)+slack, now, p.Uploads) {
+			// Each request makes it younger, if the clock stands still.
+			if last := max(u.touched, u.asked) + slack; complete && inScope(u.repo) && last <= now && passed(last, now, p.Uploads) {
 				return fmt.Errorf("the run left upload %s, idle since %d", id, u.touched)
 			}
 			continue

@@ -457,6 +457,10 @@ func (s *sim) get(repo oci.Name) {
 	if d, ok := s.present(repo, true); ok && s.chance(0.6) {
 		ref = oci.Reference{Digest: d}
 	}
+	s.getOne(repo, ref)
+}
+
+func (s *sim) getOne(repo oci.Name, ref oci.Reference) {
 	var got *meta.Manifest
 	var want *content
 	if s.do(fmt.Sprintf("GET %s manifest %.15s", repo, ref), func(ctx context.Context) (err error) {
@@ -523,6 +527,36 @@ func (s *sim) deleteManifest(repo oci.Name, d oci.Digest) {
 func (s *sim) deleteBlob(repo oci.Name, d oci.Digest) {
 	s.do(fmt.Sprintf("delete blob %s of %s", short(d), repo), func(ctx context.Context) error { return s.w.store.DeleteBlob(ctx, repo, d, "sim") },
 		func(m *model) fault.Kind { return m.deleteBlob(repo, d, s.now()) })
+}
+
+// rescue has a client lay its hand on something that a run may be about to take.
+func (s *sim) rescue() {
+	var some []func()
+	for _, repo := range s.pool.repos {
+		r := s.model.look(repo)
+		for _, d := range s.pool.blobs {
+			if r.serves(d) && !r.needed(d) {
+				only := s.pool.image(oci.MediaTypeImage, d, nil, "", 0)
+				some = append(some, func() { s.head(repo, d) }, func() { s.mount(s.someRepo(), repo, d) }, func() { s.put(repo, only) })
+			}
+		}
+		for _, c := range s.pool.manifests {
+			x := r.manifests[c.digest]
+			switch {
+			case x == nil:
+			case !x.living:
+				some = append(some, func() { s.restoreOne(repo, c.digest) }, func() { s.put(repo, c) })
+			case x.loose != 0:
+				some = append(some, func() { s.put(repo, c, pick(s, s.pool.tags...)) }, func() { s.getOne(repo, oci.Reference{Digest: c.digest}) },
+					func() { s.put(repo, s.pool.index([]oci.Digest{c.digest}, "", 0)) })
+			}
+		}
+	}
+	if len(some) == 0 {
+		s.step(true)
+		return
+	}
+	pick(s, some...)()
 }
 
 func (s *sim) lease() {

@@ -453,7 +453,8 @@ func (s *sim) interleave(p meta.Policy, inScope func(oci.Name) bool, wrong *erro
 		}()
 		s.note("  in the middle of the run (%s):", where)
 		s.learn(p, inScope, false)
-		for range 1 + s.rng.IntN(2) {
+		s.rescue()
+		if s.chance(0.5) {
 			s.step(true)
 		}
 		s.note("  the run goes on")
