@@ -413,11 +413,19 @@ func (c *crowd) settle() {
 	}
 }
 
-// named reports whether a living manifest has a digest in its text.
+// named reports whether a living manifest has a digest in its text, or that of
+// a manifest in the trash that does, at whatever depth.
 func (r *observedRepo) named(d oci.Digest) bool {
-	for _, m := range r.manifests {
-		if !m.trashed && bytes.Contains(m.content, []byte(d)) {
-			return true
+	up := []oci.Digest{d}
+	for i := 0; i < len(up); i++ {
+		for p, m := range r.manifests {
+			switch {
+			case !bytes.Contains(m.content, []byte(up[i])):
+			case !m.trashed:
+				return true
+			case !slices.Contains(up, p):
+				up = append(up, p)
+			}
 		}
 	}
 	return false
