@@ -237,22 +237,26 @@ func (c *collection) remove() error {
 		return err
 	}
 	c.done.Total += uncovered
-	if err := dropEmptyRepos(c.tx, repos); err != nil {
+	if err := c.s.dropEmptyRepos(c.tx, repos); err != nil {
 		return err
 	}
 	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
 }
 
 // dropEmptyRepos forgets repositories that hold nothing.
-func dropEmptyRepos(tx *sqldb.Tx, repos []int64) error {
+func (s *Store) dropEmptyRepos(tx *sqldb.Tx, repos []int64) error {
 	if len(repos) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(`DELETE FROM repositories AS r WHERE r.id IN (SELECT a FROM `+sqldb.Each+`)
+	var gone []oci.Name
+	err := tx.All(scanInto(&gone), `DELETE FROM repositories AS r WHERE r.id IN (SELECT a FROM `+sqldb.Each+`)
 		AND NOT EXISTS (SELECT 1 FROM manifests WHERE repo_id = r.id) AND NOT EXISTS (SELECT 1 FROM links WHERE repo_id = r.id)
-		AND NOT EXISTS (SELECT 1 FROM uploads WHERE repo_id = r.id)`, sqldb.List(repos))
+		AND NOT EXISTS (SELECT 1 FROM uploads WHERE repo_id = r.id) RETURNING name`, sqldb.List(repos))
 	if err != nil {
 		return fmt.Errorf("drop empty repositories: %w", err)
+	}
+	for _, repo := range gone {
+		s.dropTags(tx, repo)
 	}
 	return nil
 }
@@ -304,7 +308,7 @@ func (c *collection) unlink() error {
 	if err := c.reviewBlobs(bereft); err != nil {
 		return err
 	}
-	if err := dropEmptyRepos(c.tx, repos); err != nil {
+	if err := c.s.dropEmptyRepos(c.tx, repos); err != nil {
 		return err
 	}
 	return logDeletions(c.tx, c.w.Run, c.w.Actor, log)
@@ -416,7 +420,7 @@ func (c *collection) abandon() error {
 		if err := logDeletions(c.tx, c.w.Run, c.w.Actor, []Deletion{d}); err != nil {
 			return err
 		}
-		if err := dropEmptyRepos(c.tx, []int64{repo}); err != nil {
+		if err := c.s.dropEmptyRepos(c.tx, []int64{repo}); err != nil {
 			return err
 		}
 		c.done.Collected++

@@ -40,21 +40,79 @@ func page(tx *sqldb.Tx, n int, query string, args ...any) (names []string, more 
 	return names, false, err
 }
 
+// tagList is what the cache knows of a repository's tags: all of them, or that
+// they are too many for it.
+type tagList struct {
+	names []string // in byte order
+	many  bool
+}
+
+// tagListMax is how many tags of a repository are kept in the cache.
+const tagListMax = 2000
+
+func (l *tagList) cost() int {
+	n := 64
+	for _, name := range l.names {
+		n += len(name) + 16
+	}
+	return n
+}
+
+// page returns n names after last, and whether there are more.
+func (l *tagList) page(last string, n int) (names []string, more bool) {
+	i, found := slices.BinarySearch(l.names, last)
+	if found {
+		i++
+	}
+	names = l.names[i:len(l.names):len(l.names)]
+	if n >= 0 && len(names) > n {
+		return names[:n:n], true
+	}
+	return names, false
+}
+
 // Tags lists a repository's tags in byte order after last, n of them at most
-// (n < 0: all). The error is NotFound for an unknown repository.
+// (n < 0: all). The list is shared with the cache: read only. The error is
+// NotFound for an unknown repository.
 func (s *Store) Tags(ctx context.Context, repo oci.Name, last string, n int) (tags []string, more bool, err error) {
+	key := string(repo)
+	l, ok, token := s.tags.get(key)
+	if ok && !l.many {
+		tags, more = l.page(last, n)
+		return tags, more, nil
+	}
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		const query = "SELECT name FROM tags WHERE repo_id = ? AND name > ? ORDER BY name LIMIT ?"
 		id, err := repoID(tx, repo)
 		if err != nil {
 			return err
 		}
-		tags, more, err = page(tx, n, "SELECT name FROM tags WHERE repo_id = ? AND name > ? ORDER BY name LIMIT ?", id, last)
-		return err
+		if !ok {
+			l = &tagList{}
+			if l.names, l.many, err = page(tx, tagListMax, query, id, ""); err != nil {
+				return err
+			}
+			if l.many {
+				l.names = nil
+			}
+			s.tags.put(key, l, token)
+		}
+		if l.many {
+			tags, more, err = page(tx, n, query, id, last)
+			return err
+		}
+		tags, more = l.page(last, n)
+		return nil
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("list tags of %s: %w", repo, err)
 	}
 	return tags, more, nil
+}
+
+// dropTags drops a repository's list of tags from the cache.
+func (s *Store) dropTags(tx *sqldb.Tx, repo oci.Name) {
+	tx.OnCommit(func() { s.tags.drop(string(repo)) })
 }
 
 // Repositories lists the repositories that hold a living manifest, in byte

@@ -160,6 +160,7 @@ func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
 	s.dropManifests(tx, p.Repo, string(p.Digest))
 	for _, t := range p.Tags {
 		s.dropManifests(tx, p.Repo, string(t))
+		s.dropTags(tx, p.Repo)
 	}
 	for _, b := range p.refs() {
 		s.dropBlobs(tx, p.Repo, b.Digest)
@@ -433,6 +434,7 @@ func (s *Store) DeleteTag(ctx context.Context, repo oci.Name, tag oci.Tag, actor
 			return err
 		}
 		s.dropManifests(tx, repo, string(tag))
+		s.dropTags(tx, repo)
 		if err := logDeletions(tx, 0, actor, []Deletion{{Kind: "tag", Act: "removed", Repo: string(repo), Digest: string(tag), Reason: "deleted by a client; it named " + string(d)}}); err != nil {
 			return err
 		}
@@ -527,6 +529,7 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
 // dropTrashed drops from the caches what the deletion of a manifest changes.
 func (s *Store) dropTrashed(tx *sqldb.Tx, t trashing, tags []string) error {
 	s.dropManifests(tx, t.repo, append(tags, string(t.digest))...)
+	s.dropTags(tx, t.repo)
 	return s.dropBlobsOf(tx, t.repo, t.id)
 }
 

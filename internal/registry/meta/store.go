@@ -30,12 +30,14 @@ type Store struct {
 	db        *sqldb.DB
 	manifests *cache[*manifestEntry]
 	blobs     *cache[*blobEntry]
+	tags      *cache[*tagList]
 }
 
 // Sizes of the exact caches, in bytes. Manifests of a few KiB: some thousands.
 const (
 	manifestCacheBytes = 16 << 20
 	blobCacheBytes     = 8 << 20
+	tagCacheBytes      = 4 << 20
 )
 
 // Open opens the metadata and brings its schema up to date.
@@ -52,6 +54,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		db:        db,
 		manifests: newCache(manifestCacheBytes, func(e *manifestEntry) int { return len(e.Content) + 256 }),
 		blobs:     newCache(blobCacheBytes, func(*blobEntry) int { return 256 }),
+		tags:      newCache(tagCacheBytes, (*tagList).cost),
 	}
 	if err := s.interruptRuns(ctx); err != nil {
 		_ = db.Close() // the first error is the one that matters

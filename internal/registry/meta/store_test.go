@@ -344,6 +344,51 @@ func TestListings(t *testing.T) {
 	}
 }
 
+func TestCacheOfTagsIsNeverStale(t *testing.T) {
+	d := open(t)
+	d.upload("a", "{}")
+	list := func() string {
+		t.Helper()
+		tags, _, err := d.Tags(t.Context(), "a", "", -1)
+		if err != nil {
+			return fault.KindOf(err).Error()
+		}
+		return strings.Join(tags, " ")
+	}
+	want := func(what, tags string) {
+		t.Helper()
+		if got := list(); got != tags {
+			t.Errorf("%s: tags are %q, want %q", what, got, tags)
+		}
+	}
+	want("before the first", "")
+	raw := image("i")
+	_, err := d.put("a", raw, "v2", "v1")
+	d.must(err)
+	want("after a push", "v1 v2")
+	_, err = d.put("a", image("j"), "v3")
+	d.must(err)
+	want("after another", "v1 v2 v3")
+	d.must(d.DeleteTag(t.Context(), "a", "v2", "x"))
+	want("after a tag was deleted", "v1 v3")
+	d.must(d.DeleteManifest(t.Context(), "a", digest.FromBytes(raw), "x"))
+	want("after a manifest was deleted", "v3")
+	_, err = d.Restore(t.Context(), "a", digest.FromBytes(raw), "x")
+	d.must(err)
+	want("after it was restored", "v1 v3")
+
+	many := make([]oci.Tag, 2100)
+	for i := range many {
+		many[i] = oci.Tag(fmt.Sprintf("n%04d", i))
+	}
+	_, err = d.put("a", raw, many...)
+	d.must(err)
+	tags, more, err := d.Tags(t.Context(), "a", "n2097", 5)
+	if fmt.Sprint(tags, more, err) != "[n2098 n2099 v1 v3] false <nil>" {
+		t.Errorf("of more tags than the cache takes: %v %v %v", tags, more, err)
+	}
+}
+
 func TestRepositoryPatterns(t *testing.T) {
 	d := open(t)
 	for _, repo := range []oci.Name{"team/a", "team/b/c", "teams", "x/team/a"} {

@@ -150,6 +150,7 @@ func (s *Store) restoreTags(tx *sqldb.Tx, repo oci.Name, repoID, id int64, names
 		default:
 			out.Tags = append(out.Tags, t)
 			s.dropManifests(tx, repo, t)
+			s.dropTags(tx, repo)
 		}
 	}
 	return nil
