@@ -21,7 +21,12 @@ func uploadUnknown(repo oci.Name, id string) error {
 // that whatever bytes come under its key have an owner. Only a loss of power
 // can take it back, and then a check finds what bytes may be left.
 func (s *Store) CreateUpload(ctx context.Context, repo oci.Name, algorithm string) (Upload, error) {
-	id := uuid.NewString()
+	return s.CreateUploadAs(ctx, repo, algorithm, uuid.NewString())
+}
+
+// CreateUploadAs is CreateUpload for a caller that must know the session before
+// the collector can see it. id is a UUID that was never used.
+func (s *Store) CreateUploadAs(ctx context.Context, repo oci.Name, algorithm, id string) (Upload, error) {
 	u := Upload{ID: id, Repo: repo, Key: "blobs/" + id[:2] + "/" + id, Algorithm: algorithm, Version: 1}
 	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
 		repoID, err := ensureRepo(tx, repo)
@@ -55,6 +60,27 @@ func (s *Store) Upload(ctx context.Context, repo oci.Name, id string) (Upload, e
 	return u, nil
 }
 
+// OpenUpload returns a session to a request that will write, in a version of
+// its own: what a collector judged before is another one, so that its claim is
+// lost. The error is NotFound with BLOB_UPLOAD_UNKNOWN where repo has none of
+// that id.
+func (s *Store) OpenUpload(ctx context.Context, repo oci.Name, id string) (Upload, error) {
+	u := Upload{ID: id, Repo: repo}
+	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
+		err := tx.Row(`UPDATE uploads SET touched_at = max(touched_at, ?), version = version + 1
+			WHERE id = ? AND repo_id = (SELECT id FROM repositories WHERE name = ?)
+			RETURNING key, algorithm, size, hash_state, version`, tx.Now(), id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.HashState, &u.Version)
+		if errors.Is(err, sql.ErrNoRows) {
+			return uploadUnknown(repo, id)
+		}
+		return err
+	})
+	if err != nil {
+		return Upload{}, fmt.Errorf("open upload %s in %s: %w", id, repo, err)
+	}
+	return u, nil
+}
+
 // AdvanceUpload records that the first size bytes are durable and returns the
 // session's new version. The error is Conflict when u is not the session's
 // present state. A loss of power may take the record back to an earlier one;
@@ -77,7 +103,7 @@ func (s *Store) AdvanceUpload(ctx context.Context, u Upload, size int64, hashSta
 // TouchUpload keeps a session alive whose transfer takes long.
 func (s *Store) TouchUpload(ctx context.Context, id string) error {
 	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("UPDATE uploads SET touched_at = ? WHERE id = ?", tx.Now(), id)
+		_, err := tx.Exec("UPDATE uploads SET touched_at = max(touched_at, ?) WHERE id = ?", tx.Now(), id)
 		return err
 	})
 	if err != nil {
@@ -160,7 +186,7 @@ func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor strin
 			return err
 		}
 		// No run would look at a repository that the upload alone had made.
-		return dropEmptyRepos(tx, []int64{repoID})
+		return s.dropEmptyRepos(tx, []int64{repoID})
 	})
 	if err != nil {
 		return fmt.Errorf("cancel upload %s in %s: %w", id, repo, err)

@@ -118,9 +118,9 @@ func (s *Sessions) pipeline(ctx context.Context, id string, w io.Writer, h hash.
 		}
 		if time.Since(lastTouch) > s.opts.Touch {
 			lastTouch = time.Now()
-			if err := s.store.TouchUpload(ctx, id); err != nil {
-				return total, err
-			}
+			// No reason to break off: a session that is gone shows when the chunk is
+			// recorded, and of a client that is gone what has arrived is to be kept.
+			_ = s.store.TouchUpload(context.WithoutCancel(ctx), id)
 		}
 		if made < buffers {
 			made++

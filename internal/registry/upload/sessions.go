@@ -37,16 +37,9 @@ type Sessions struct {
 	opts  Options
 	pool  sync.Pool // of *[]byte with bufferSize bytes
 
-	mu     sync.Mutex
-	busy   map[string]chan struct{} // closed when the request that works on the session is over
-	recent map[string]time.Time     // sessions touched a moment ago: nobody will expire them
-	prune  int                      // length of recent at which to drop what is no longer
+	mu   sync.Mutex
+	busy map[string]chan struct{} // closed when the request that works on the session is over
 }
-
-// freshFor is how long after its last request a session needs no new touch
-// before bytes are written. It must be shorter than any sensible idle time of
-// uploads.
-const freshFor = 500 * time.Millisecond
 
 // New returns Sessions that keep rows in store and bytes in blobs.
 func New(store *meta.Store, blobs blob.Store, o Options) *Sessions {
@@ -56,7 +49,7 @@ func New(store *meta.Store, blobs blob.Store, o Options) *Sessions {
 	if o.Touch <= 0 {
 		o.Touch = 30 * time.Second
 	}
-	s := &Sessions{store: store, blobs: blobs, opts: o, busy: map[string]chan struct{}{}, recent: map[string]time.Time{}}
+	s := &Sessions{store: store, blobs: blobs, opts: o, busy: map[string]chan struct{}{}}
 	s.pool.New = func() any { b := make([]byte, bufferSize); return &b }
 	return s
 }
@@ -80,24 +73,37 @@ func (s *Sessions) Start(ctx context.Context, repo oci.Name, algorithm string) (
 	if algorithm == "" {
 		algorithm = "sha256"
 	}
+	if err := known(algorithm); err != nil {
+		return meta.Upload{}, err
+	}
+	return s.store.CreateUpload(ctx, repo, algorithm)
+}
+
+func known(algorithm string) error {
 	if newHash(algorithm) == nil {
-		return meta.Upload{}, fault.New(fault.Invalid, "unsupported digest algorithm %.32q: want sha256 or sha512", algorithm).WithCode(oci.CodeDigestInvalid)
+		return fault.New(fault.Invalid, "unsupported digest algorithm %.32q: want sha256 or sha512", algorithm).WithCode(oci.CodeDigestInvalid)
 	}
-	u, err := s.store.CreateUpload(ctx, repo, algorithm)
-	if err == nil {
-		s.touched(u.ID)
-	}
-	return u, err
+	return nil
 }
 
 // Put uploads a whole blob in one session that is over when it returns, one
-// way or the other.
+// way or the other. The session is busy before it is there.
 func (s *Sessions) Put(ctx context.Context, repo oci.Name, d oci.Digest, c Chunk) (meta.Blob, error) {
-	u, err := s.Start(ctx, repo, string(d.Algorithm()))
+	algorithm := string(d.Algorithm())
+	if err := known(algorithm); err != nil {
+		return meta.Blob{}, err
+	}
+	id := uuid.NewString()
+	release, err := s.claim(ctx, id)
 	if err != nil {
 		return meta.Blob{}, err
 	}
-	b, err := s.Finish(ctx, repo, u.ID, d, c)
+	defer release()
+	u, err := s.store.CreateUploadAs(ctx, repo, algorithm, id)
+	if err != nil {
+		return meta.Blob{}, err
+	}
+	b, err := s.finish(ctx, u, d, c)
 	if err != nil {
 		err = s.giveUp(ctx, u, c.Actor, err)
 	}
@@ -177,41 +183,6 @@ func (s *Sessions) claim(ctx context.Context, id string) (release func(), err er
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// open returns the session's row for a request that will write. The row is
-// fresh then: the collector re-checks a session's idle time in the statement
-// that gives it up, so from here on it keeps its hands off the key.
-func (s *Sessions) open(ctx context.Context, repo oci.Name, id string) (meta.Upload, error) {
-	if !s.isFresh(id) {
-		if err := s.store.TouchUpload(ctx, id); err != nil {
-			return meta.Upload{}, err
-		}
-		s.touched(id)
-	}
-	return s.store.Upload(ctx, repo, id)
-}
-
-func (s *Sessions) isFresh(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return time.Since(s.recent[id]) < freshFor
-}
-
-func (s *Sessions) touched(id string) {
-	const few = 1024
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if len(s.recent) >= s.prune {
-		for other, at := range s.recent {
-			if now.Sub(at) >= freshFor {
-				delete(s.recent, other)
-			}
-		}
-		s.prune = max(few, 2*len(s.recent))
-	}
-	s.recent[id] = now
 }
 
 // checkID spares the database what cannot be an id.

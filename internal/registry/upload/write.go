@@ -52,6 +52,11 @@ func (s *Sessions) Finish(ctx context.Context, repo oci.Name, id string, d oci.D
 		return meta.Blob{}, err
 	}
 	defer release()
+	return s.finish(ctx, u, d, c)
+}
+
+// finish is Finish for a session that the caller has claimed.
+func (s *Sessions) finish(ctx context.Context, u meta.Upload, d oci.Digest, c Chunk) (meta.Blob, error) {
 	limit, err := c.fits(u)
 	if err != nil {
 		return meta.Blob{}, err
@@ -71,7 +76,21 @@ func (s *Sessions) Finish(ctx context.Context, repo oci.Name, id string, d oci.D
 		return meta.Blob{}, err
 	}
 	// All bytes are durable: a client that leaves now need not send them again.
-	return s.store.FinishUpload(context.WithoutCancel(ctx), u, d, size)
+	b, err := s.store.FinishUpload(context.WithoutCancel(ctx), u, d, size)
+	return b, s.disown(ctx, u, err)
+}
+
+// disown sees to the bytes of a session that ended while they came: the purge
+// of its key may have looked before they were there. err is what the session's
+// end was found by, and is returned.
+func (s *Sessions) disown(ctx context.Context, u meta.Upload, err error) error {
+	if !errors.Is(err, fault.NotFound) && !errors.Is(err, fault.Conflict) {
+		return err
+	}
+	if derr := s.store.DisownUpload(context.WithoutCancel(ctx), u.Key); derr != nil {
+		return errors.Join(err, derr)
+	}
+	return err
 }
 
 // lastChunk writes and verifies the last chunk and makes it durable.
@@ -101,7 +120,8 @@ func (s *Sessions) lastChunk(ctx context.Context, u meta.Upload, h hash.Hash, d 
 	return got, nil
 }
 
-// begin claims the session for writing.
+// begin claims the session for writing, here and in the database: from then on
+// the collector keeps its hands off the key.
 func (s *Sessions) begin(ctx context.Context, repo oci.Name, id string) (meta.Upload, func(), error) {
 	if err := checkID(id); err != nil {
 		return meta.Upload{}, nil, err
@@ -113,7 +133,7 @@ func (s *Sessions) begin(ctx context.Context, repo oci.Name, id string) (meta.Up
 	if err != nil {
 		return meta.Upload{}, nil, err
 	}
-	u, err := s.open(ctx, repo, id)
+	u, err := s.store.OpenUpload(ctx, repo, id)
 	if err != nil {
 		release()
 		return u, nil, err
@@ -197,10 +217,9 @@ func (s *Sessions) advance(ctx context.Context, u *meta.Upload, a blob.Appender,
 	}
 	version, err := s.store.AdvanceUpload(ctx, *u, u.Size+got, state)
 	if err != nil {
-		return err
+		return s.disown(ctx, *u, err)
 	}
 	u.Version, u.Size, u.HashState = version, u.Size+got, state
-	s.touched(u.ID)
 	return nil
 }
 
