@@ -1,6 +1,7 @@
 package distapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
 // headBlob is dist-spec §Checking if content exists: an answer that a client
@@ -84,12 +87,12 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name,
 			return err
 		}
 	}
-	bytes, err := h.blobs.Open(r.Context(), b.Key)
+	bytes, err := h.open(r.Context(), name, b)
 	if err != nil {
 		for _, key := range []string{"Docker-Content-Digest", "Etag", "Accept-Ranges"} {
 			w.Header().Del(key)
 		}
-		return fmt.Errorf("open blob %s: %w", d, err)
+		return err
 	}
 	defer func() { _ = bytes.Close() }() // nothing was written
 	var content io.ReadSeeker = bytes
@@ -98,6 +101,29 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name,
 	}
 	http.ServeContent(w, r, "", time.Time{}, content)
 	return nil
+}
+
+// open opens the bytes of a blob that was looked up. Should it be collected in
+// between, another look tells so, or finds the bytes that were pushed since.
+func (h *Handler) open(ctx context.Context, name oci.Name, b meta.Blob) (blob.Reader, error) {
+	for {
+		bytes, err := h.blobs.Open(ctx, b.Key)
+		if err == nil {
+			return bytes, nil
+		}
+		err = fmt.Errorf("open blob %s: %w", b.Digest, err)
+		if !errors.Is(err, blob.ErrNotFound) {
+			return nil, err
+		}
+		again, lerr := h.store.Blob(ctx, name, b.Digest)
+		if lerr != nil {
+			return nil, lerr
+		}
+		if again.Key == b.Key {
+			return nil, err
+		}
+		b = again
+	}
 }
 
 // checkRange lets through to net/http only what it can answer; its own refusal

@@ -1,11 +1,15 @@
 package distapi_test
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/blob"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
 func TestSpec_DeterminingSupport_BaseIs200(t *testing.T) {
@@ -234,6 +238,72 @@ func TestSpec_Endpoints_WrongMethodIs405WithAllow(t *testing.T) {
 	} {
 		s.do(c.method, c.path, nil).wantError(405, oci.CodeUnsupported).wantHeader("Allow", c.allow)
 	}
+}
+
+// collectedBefore is a store in which something happens before an object is
+// opened, once.
+type collectedBefore struct {
+	blob.Store
+	first chan func(key string)
+}
+
+func (c *collectedBefore) Open(ctx context.Context, key string) (blob.Reader, error) {
+	select {
+	case fn := <-c.first:
+		fn(key)
+	default:
+	}
+	return c.Store.Open(ctx, key)
+}
+
+func TestR5_PullOfABlobThatIsCollectedMeanwhileIs404(t *testing.T) {
+	first := make(chan func(key string), 1)
+	s := serveWith(t, options{blobs: func(b blob.Store) blob.Store { return &collectedBefore{b, first} }})
+	b := content("collected", 5000)
+	d := s.push("a", b)
+	path := "/v2/a/blobs/" + string(d)
+	all, err := s.store.RepoScope(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	due := meta.Due{Before: meta.NoLimit, Scope: all, Limit: 10}
+	remove := func(key string) {
+		if _, err := s.files.Delete(context.Background(), key); err != nil {
+			t.Error(err)
+		}
+	}
+	collect := func(key string) {
+		ctx := context.Background()
+		work := meta.Work{Actor: "test"}
+		links, err := s.store.Links(ctx, due)
+		for _, l := range links {
+			work.Unlink = append(work.Unlink, meta.Claim{ID: l.ID, Version: l.Version, Before: meta.NoLimit})
+		}
+		_, uerr := s.store.Collect(ctx, work)
+		blobs, berr := s.store.Blobs(ctx, due)
+		work = meta.Work{Actor: "test"}
+		for _, b := range blobs {
+			work.Collect = append(work.Collect, meta.Claim{ID: b.ID, Version: b.Version, Before: meta.NoLimit})
+		}
+		done, cerr := s.store.Collect(ctx, work)
+		if err := errors.Join(err, uerr, berr, cerr); err != nil || done.Collected != 1 {
+			t.Errorf("%d links, %d blobs, %d collected: %v", len(links), len(blobs), done.Collected, err)
+		}
+		remove(key)
+	}
+
+	first <- collect
+	a := s.do("GET", path, nil).wantError(404, oci.CodeBlobUnknown)
+	for _, h := range []string{"Docker-Content-Digest", "ETag", "Accept-Ranges"} {
+		a.wantHeader(h, "")
+	}
+
+	s.push("a", b)
+	first <- func(key string) { collect(key); s.push("a", b) }
+	s.do("GET", path, nil).want(200).wantBody(b)
+
+	first <- remove // bytes that the database counts on are missing, which is no 404
+	s.do("GET", path, nil).wantError(500, oci.CodeUnknown)
 }
 
 func TestPull_TheKernelSendsTheFile(t *testing.T) {
