@@ -354,11 +354,15 @@ func TestOpenAPI_EveryOperationSucceedsAsDescribed(t *testing.T) {
 func TestChecks_WhatIsWrongIsDescribedToo(t *testing.T) {
 	s := serve(t)
 	s.push("team/app", "v1", "layer one")
-	err := filepath.WalkDir(filepath.Join(s.blobs.Dir(), "blobs"), func(path string, d fs.DirEntry, err error) error {
+	shard := filepath.Join(s.blobs.Dir(), "blobs", "aa")
+	if err := os.MkdirAll(shard, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := filepath.WalkDir(filepath.Dir(shard), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		return os.Rename(path, filepath.Join(s.blobs.Dir(), "blobs", "aa", uuid(filepath.Base(path))))
+		return os.Rename(path, filepath.Join(shard, uuid(filepath.Base(path))))
 	})
 	if err != nil {
 		t.Fatal(err)
