@@ -95,6 +95,15 @@ func Note(w http.ResponseWriter, err error) {
 	}
 }
 
+// OnPanic says how the face that answers the request behind w would answer it
+// if its handler panicked. err is internal. Without it the answer has the form
+// of the OCI face.
+func OnPanic(w http.ResponseWriter, fail func(w http.ResponseWriter, err error)) {
+	if r, ok := w.(*response); ok {
+		r.fail = fail
+	}
+}
+
 // RequestID returns the id of the request behind w, "" without an Observer.
 func RequestID(w http.ResponseWriter) string {
 	if r, ok := w.(*response); ok {
@@ -162,6 +171,10 @@ func (o *Observer) recovered(rw *response, r *http.Request, p any) (aborted bool
 	rw.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 	if rw.status != 0 {
 		return true
+	}
+	if rw.fail != nil {
+		rw.fail(rw, rw.err)
+		return false
 	}
 	const text = `{"errors":[{"code":"UNKNOWN","message":"internal error; the server's log has the details under this request's id"}]}`
 	h := rw.Header()

@@ -210,6 +210,32 @@ func TestPanic_Is500WithoutTheCauseAndTheServerLives(t *testing.T) {
 	}
 }
 
+func TestPanic_IsAnsweredByTheFace(t *testing.T) {
+	o, log := observe(LogNone, nil)
+	s := start(t, o, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/face" {
+			OnPanic(w, func(w http.ResponseWriter, err error) {
+				if err == nil || !strings.Contains(err.Error(), "secret") {
+					t.Errorf("the face is told %v", err)
+				}
+				w.WriteHeader(500)
+				_, _ = io.WriteString(w, "in its own words")
+			})
+		}
+		panic("secret")
+	})
+	for path, want := range map[string]string{"/face": "in its own words", "/": "errors"} { // the pool keeps nothing of one for the other
+		for range 3 {
+			if res, body := send(t, "GET", s.URL+path, nil); res.StatusCode != 500 || !strings.Contains(body, want) {
+				t.Errorf("%s: status %d, body %q, want %q", path, res.StatusCode, body, want)
+			}
+		}
+	}
+	if got := log.all(t); len(got) != 6 || !strings.Contains(got[0]["err"].(string), "secret") {
+		t.Errorf("the log has no cause: %v", got)
+	}
+}
+
 func TestPanic_AfterTheHeaderBreaksTheConnection(t *testing.T) {
 	o, _ := observe(LogNone, nil)
 	s := start(t, o, func(w http.ResponseWriter, _ *http.Request) {

@@ -12,6 +12,7 @@ type response struct {
 	route   *Route
 	body    *body
 	err     error
+	fail    func(http.ResponseWriter, error) // answers a panic
 	id      string
 	status  int   // 0 until the header is written
 	written int64 // bytes of the body

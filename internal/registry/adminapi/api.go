@@ -134,6 +134,7 @@ func anonymous(r *http.Request) string {
 
 // ServeHTTP answers a request under /api/.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	httpserve.OnPanic(w, a.fail)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := a.guard(r); err != nil {

@@ -1,11 +1,15 @@
 package adminapi_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
 )
 
@@ -128,4 +132,23 @@ func FuzzRequestBody(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestPanic_IsAnErrorOfThisAPI(t *testing.T) {
+	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: slog.New(slog.DiscardHandler)})
+	h := observer.Wrap(adminapi.New(adminapi.Options{Log: slog.New(slog.DiscardHandler)})) // nothing to work with
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/leases", nil))
+	var got struct {
+		Error struct {
+			Code, Message string
+			RequestID     string `json:"request_id"`
+		}
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != http.StatusInternalServerError || w.Header().Get("Content-Type") != "application/json" {
+		t.Errorf("status %d, header %v, body %s", w.Code, w.Header(), w.Body)
+	}
+	if got.Error.Code != "INTERNAL" || got.Error.RequestID == "" || strings.Contains(got.Error.Message, "nil pointer") {
+		t.Errorf("body %s", w.Body)
+	}
 }
