@@ -29,11 +29,11 @@ type fuse struct {
 	at      int   // ends the process at the at-th statement; 0 = never
 	after   bool  // at a COMMIT: after its effect; at other statements that is before the next
 	blown   bool
-	judging func() // called when a collector has read facts, before it acts on them
+	judging func(kind string) // called when a collector has read facts, before it acts on them
 }
 
 // judged has fn called from now on each time that facts were read; nil ends it.
-func (f *fuse) judged(fn func()) {
+func (f *fuse) judged(fn func(kind string)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.judging = fn
@@ -49,7 +49,7 @@ func (f *fuse) readFacts(query string) {
 	}
 	for _, facts := range []string{"SELECT l.id, l.version", "SELECT b.id, b.version", "SELECT m.id, m.version", "SELECT u.id, u.version"} {
 		if strings.HasPrefix(query, facts) {
-			fn()
+			fn(facts[len("SELECT "):][:1])
 		}
 	}
 }

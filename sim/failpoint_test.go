@@ -98,7 +98,7 @@ func TestR7_KilledAtEveryFailpoint(t *testing.T) {
 			operations = s.w.faulty.Count()
 		}
 	})
-	stride := environ(t, "SIM_STRIDE", sparse)
+	stride := environ(t, "SIM_STRIDE", stride)
 	for n := 1; n <= statements; n += stride {
 		for _, after := range []bool{false, true} {
 			if after && !slices.Contains(commits, n) {

@@ -2,4 +2,7 @@
 
 package sim
 
-const sparse = 1
+const (
+	sparse = 1
+	stride = 1
+)

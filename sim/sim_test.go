@@ -437,9 +437,12 @@ func (s *sim) collect(p meta.Policy, predict bool) {
 // and its claim, or between a claim and the deletion of the bytes. It is the
 // run's own goroutine that waits for them, so a history stays a sequence.
 func (s *sim) interleave(p meta.Policy, inScope func(oci.Name) bool, wrong *error) {
-	at, n := 1+s.rng.IntN(12), 0
-	clients := func(where string) {
-		if n++; n != at || s.busy {
+	kind, at, n := pick(s, "l", "l", "b", "m", "m", "delete"), pick(s, 1, 1, 1, 2, 3), 0
+	clients := func(of, where string) {
+		if s.busy || of != kind {
+			return
+		}
+		if n++; n != at {
 			return
 		}
 		s.busy = true
@@ -459,10 +462,10 @@ func (s *sim) interleave(p meta.Policy, inScope func(oci.Name) bool, wrong *erro
 		}
 		s.note("  the run goes on")
 	}
-	s.w.fuse.judged(func() { clients("after a judgement") })
+	s.w.fuse.judged(func(of string) { clients(of, "after facts were read of "+of) })
 	s.w.faulty.Plan(func(op blobtest.Op) blobtest.Fate {
 		if op.Kind == blobtest.OpDelete {
-			clients("before bytes are deleted")
+			clients("delete", "before bytes are deleted")
 		}
 		return blobtest.Pass
 	})
