@@ -30,7 +30,7 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 15m ./e2e/...
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 15m ./e2e/...
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only
