@@ -46,8 +46,9 @@ type ObserverOptions struct {
 	Log     *slog.Logger
 	Level   Level
 	Metrics prometheus.Registerer // nil: none are registered
-	// BodyIdle is how long a request body may bring no byte before its
-	// connection is given up; 0 = 60 s.
+	// BodyIdle is how long a request body may bring no byte, and a client take
+	// none of an answer's, before the connection is given up; 0 = 60 s. While a
+	// file is sent that may be noticed after up to twice as long.
 	BodyIdle time.Duration
 }
 
@@ -120,6 +121,7 @@ func (o *Observer) Wrap(h http.Handler) http.Handler {
 		rw := o.pool.Get().(*response)
 		rw.reset(w, o.other)
 		rw.id = o.ids.of(r)
+		rw.idle, rw.tls = o.bodyIdle, r.TLS != nil
 		w.Header()["X-Request-Id"] = []string{rw.id}
 		if r.ContentLength != 0 {
 			// The wrapper is not pooled with the response: net/http may still read

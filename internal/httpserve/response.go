@@ -1,8 +1,12 @@
 package httpserve
 
 import (
+	"errors"
 	"io"
+	"math"
 	"net/http"
+	"os"
+	"time"
 )
 
 // response is the ResponseWriter that handlers see. It is pooled: nothing may
@@ -16,7 +20,15 @@ type response struct {
 	id      string
 	status  int   // 0 until the header is written
 	written int64 // bytes of the body
+
+	idle    time.Duration // how long the client may take none of them
+	renewed time.Time     // the deadline for that; zero: none is set
+	tls     bool
 }
+
+// slack is what a connection takes without its client: no answer of less
+// needs a deadline. In bytes.
+const slack = 64 << 10
 
 func (w *response) reset(inner http.ResponseWriter, route *Route) {
 	*w = response{ResponseWriter: inner, route: route}
@@ -32,6 +44,7 @@ func (w *response) WriteHeader(status int) {
 
 func (w *response) Write(p []byte) (int, error) {
 	w.implicitOK()
+	w.renew(len(p))
 	n, err := w.ResponseWriter.Write(p)
 	w.written += int64(n)
 	return n, err
@@ -40,17 +53,55 @@ func (w *response) Write(p []byte) (int, error) {
 // WriteString spares the copy that io.WriteString would make.
 func (w *response) WriteString(s string) (int, error) {
 	w.implicitOK()
+	w.renew(len(s))
 	n, err := io.WriteString(w.ResponseWriter, s)
 	w.written += int64(n)
 	return n, err
 }
 
-// ReadFrom hands src to the connection, which sends a file without a copy.
+// renew moves the deadline before n bytes are written, when a quarter of it has
+// passed: it costs a timer in the runtime.
+func (w *response) renew(n int) {
+	if w.renewed.IsZero() && w.written+int64(n) <= slack {
+		return
+	}
+	if now := time.Now(); now.Sub(w.renewed) > w.idle/4 {
+		w.deadline(now)
+	}
+}
+
+// deadline gives the client until now and the idle time to take something.
+// net/http lifts it when the answer is complete. A ResponseWriter without
+// deadlines (a test's recorder) has no connection that could stall.
+func (w *response) deadline(now time.Time) {
+	w.renewed = now
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(now.Add(w.idle))
+}
+
+// ReadFrom hands a file to the connection, which sends it without a copy. It
+// gives up a client that takes nothing for the idle time; one that takes little
+// gets all.
 func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	w.implicitOK()
-	n, err := io.Copy(w.ResponseWriter, src) // uses the inner ReaderFrom where there is one
-	w.written += n
-	return n, err
+	all, limited := src.(*io.LimitedReader)
+	if !limited {
+		all = &io.LimitedReader{R: src, N: math.MaxInt64}
+	}
+	if _, file := all.R.(*os.File); !file || w.tls {
+		return io.Copy(struct{ io.Writer }{w}, src) // Write sees to the deadline
+	}
+	start := w.written
+	for {
+		w.deadline(time.Now())
+		before := all.N
+		n, err := io.Copy(w.ResponseWriter, all) // uses the inner ReaderFrom where there is one
+		w.written += n
+		// When the deadline comes the kernel tells what it has sent. What was
+		// copied and is left over would be lost.
+		if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 || n != before-all.N {
+			return w.written - start, err
+		}
+	}
 }
 
 func (w *response) implicitOK() {

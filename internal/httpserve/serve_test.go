@@ -1,11 +1,16 @@
 package httpserve
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -183,5 +188,104 @@ func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
 	defer stop()
 	if res, _ := send(t, "PUT", "http://"+addr, strings.NewReader("body")); res.StatusCode != 200 {
 		t.Errorf("status %d", res.StatusCode)
+	}
+}
+
+// download serves a file of size bytes and asks for it. It returns what the
+// handler's write came to.
+func download(t *testing.T, idle time.Duration, size int64, tell func(w http.ResponseWriter, f *os.File) error) (c net.Conn, done <-chan error) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	part := make([]byte, 1<<20)
+	for i := range size >> 20 {
+		for j := range part {
+			part[j] = byte(int64(j)>>8 + i)
+		}
+		if _, err := f.Write(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
+	ended := make(chan error, 1)
+	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+		ended <- tell(w, f)
+	})), time.Second)
+	t.Cleanup(func() { stop() })
+	if c, err = net.Dial("tcp", addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	return c, ended
+}
+
+// tellings are the ways in which bytes go out.
+var tellings = map[string]func(http.ResponseWriter, *os.File) error{
+	"file": func(w http.ResponseWriter, f *os.File) error { _, err := io.Copy(w, f); return err },
+	"part": func(w http.ResponseWriter, f *os.File) error { _, err := io.CopyN(w, f, 32<<20); return err },
+	"reader": func(w http.ResponseWriter, f *os.File) error {
+		_, err := io.Copy(w, struct{ io.Reader }{f})
+		return err
+	},
+	"bytes": func(w http.ResponseWriter, f *os.File) error {
+		b, err := io.ReadAll(f)
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		return err
+	},
+}
+
+func TestAnswer_AClientThatTakesNothingIsGivenUp(t *testing.T) {
+	for name, tell := range tellings {
+		_, done := download(t, 50*time.Millisecond, 32<<20, tell)
+		select {
+		case err := <-done:
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: error %v", name, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: the connection is held", name)
+		}
+	}
+}
+
+func TestAnswer_AClientThatIsSlowGetsAll(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	for _, name := range []string{"file", "part", "reader"} {
+		c, done := download(t, idle, 32<<20, tellings[name])
+		r := bufio.NewReaderSize(c, 1<<20)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		part := make([]byte, 1<<20)
+		for i := range 32 {
+			if _, err := io.ReadFull(res.Body, part); err != nil {
+				t.Fatalf("%s: after %d MiB: %v", name, i, err)
+			}
+			for j, b := range part {
+				if b != byte(j>>8+i) {
+					t.Fatalf("%s: byte %d of MiB %d is %d", name, j, i, b)
+				}
+			}
+			<-time.After(idle / 10) // the pace of a slow client is what is tested
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
