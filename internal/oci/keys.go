@@ -36,7 +36,7 @@ func checkKeys(content []byte) error {
 func checkValue(dec *json.Decoder, known *keys) error {
 	token, err := dec.Token()
 	if err != nil {
-		return manifestError("it is no valid JSON: %w", err)
+		return jsonError(err)
 	}
 	switch token {
 	case json.Delim('['):
@@ -54,7 +54,7 @@ func checkValue(dec *json.Decoder, known *keys) error {
 	}
 	_, err = dec.Token() // the end of the array or object
 	if err != nil {
-		return manifestError("it is no valid JSON: %w", err)
+		return jsonError(err)
 	}
 	return nil
 }
@@ -67,7 +67,7 @@ func checkObject(dec *json.Decoder, known *keys) error {
 	for dec.More() {
 		token, err := dec.Token()
 		if err != nil {
-			return manifestError("it is no valid JSON: %w", err)
+			return jsonError(err)
 		}
 		key, _ := token.(string) // in an object every other token is a key
 		if seen[key] {

@@ -2,7 +2,9 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -88,7 +90,7 @@ func ParseManifest(contentType string, content []byte) (Manifest, error) {
 	strict := isStrict(contentType)
 	if strict {
 		if jsonErr != nil {
-			return Manifest{}, manifestError("it is no valid JSON of type %s: %w", contentType, jsonErr)
+			return Manifest{}, jsonError(jsonErr)
 		}
 		if err := checkKeys(content); err != nil {
 			return Manifest{}, err
@@ -248,6 +250,42 @@ func errorsOf(cs ...*collector) error {
 		}
 	}
 	return nil
+}
+
+// jsonError says in words what encoding/json found, whose own text names the
+// types of this program.
+func jsonError(err error) error {
+	var syntax *json.SyntaxError
+	var wrongType *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return manifestError("it is no valid JSON: the mistake is at byte %d", syntax.Offset)
+	case errors.As(err, &wrongType):
+		field := "the document"
+		if wrongType.Field != "" {
+			field = "its field " + wrongType.Field
+		}
+		if given, _, number := strings.Cut(wrongType.Value, " "); !number {
+			return manifestError("%s must be %s, and is of the kind %s", field, wanted(wrongType.Type), given)
+		}
+		return manifestError("%s must be %s, and is %.64s", field, wanted(wrongType.Type), wrongType.Value)
+	}
+	return manifestError("it is no valid JSON")
+}
+
+// wanted names what t is called in JSON.
+func wanted(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return wanted(t.Elem())
+	case reflect.String:
+		return "a string"
+	case reflect.Slice:
+		return "an array"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	}
+	return "a whole number"
 }
 
 func manifestError(format string, args ...any) error {

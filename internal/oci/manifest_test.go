@@ -189,3 +189,33 @@ func FuzzParseManifest(f *testing.F) {
 		}
 	})
 }
+
+func TestParseManifest_ErrorsSayWhatIsWantedWithoutGoTypes(t *testing.T) {
+	for content, want := range map[string]string{
+		`[]`:                      "the document must be an object, and is of the kind array",
+		`"a"`:                     "the document must be an object, and is of the kind string",
+		`{"schemaVersion":"2"}`:   "its field schemaVersion must be a whole number, and is of the kind string",
+		`{"schemaVersion":2.5}`:   "its field schemaVersion must be a whole number, and is number 2.5",
+		`{"layers":{}}`:           "its field layers must be an array, and is of the kind object",
+		`{"layers":[{"size":[]`:   "it is no valid JSON: the mistake is at byte 21",
+		`{"layers":[{"size":1]}`:  "it is no valid JSON: the mistake is at byte 21",
+		`{"config":7}`:            "its field config must be an object, and is of the kind number",
+		`{"mediaType":[]}`:        "its field mediaType must be a string, and is of the kind array",
+		`{"annotations":{"a":1}}`: "must be a string",
+	} {
+		_, err := ParseManifest(MediaTypeImage, []byte(content))
+		if err == nil {
+			t.Errorf("%s: accepted", content)
+			continue
+		}
+		text := err.Error()
+		if !strings.Contains(text, want) {
+			t.Errorf("%s: %q, want %q in it", content, text, want)
+		}
+		for _, internal := range []string{"Go ", "oci.", "json:", "struct"} {
+			if strings.Contains(text, internal) {
+				t.Errorf("%s: %q has internal text %q", content, text, internal)
+			}
+		}
+	}
+}
