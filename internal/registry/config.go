@@ -23,7 +23,7 @@ type Config struct {
 	Data        string   `key:"data" arg:"DIR" doc:"Directory of the database and the blobs. It is created if it is missing. One server at a time may use it."`
 	Listen      string   `key:"listen" arg:"HOST:PORT" doc:"Address to listen on. An address that is not loopback needs allow_anyone_on_the_network, because neither authentication nor TLS is built in yet."`
 	AllowAnyone bool     `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then push, delete and collect."`
-	Hosts       HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called while the server listens on loopback: those of a proxy in front of it. Any other name is refused, since a web page could have pointed it here."`
+	Hosts       HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called, and anything by a browser, while the server listens on loopback: those of a proxy in front of it. Any other name is refused there, since a web page could have pointed it here."`
 	Database    string   `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
 	Storage     string   `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
 	GC          GC       `key:"gc"`

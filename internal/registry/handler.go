@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -20,14 +21,21 @@ func (r *Registry) handler() http.Handler {
 	ops := r.operations()
 	origin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		switch path := req.URL.Path; {
+		path := req.URL.Path
+		api := strings.HasPrefix(path, "/api/") // which has this rule for every client
+		if !api && r.onLoopback() && fromBrowser(req) && !r.api.KnownHost(req.Host) {
+			denied(w, fmt.Errorf("a browser asks under the host name %q", req.Host),
+				"web pages may not use this host name; a proxy's name can be allowed with the setting \"hosts\"")
+			return
+		}
+		switch {
 		case path == "/v2" || strings.HasPrefix(path, "/v2/"):
 			if err := origin.Check(req); err != nil {
-				crossOrigin(w, err)
+				denied(w, err, "a web page of another origin may not change anything here")
 				return
 			}
 			r.dist.ServeHTTP(w, req)
-		case strings.HasPrefix(path, "/api/"):
+		case api:
 			r.api.ServeHTTP(w, req)
 		default:
 			ops.ServeHTTP(w, req)
@@ -35,15 +43,23 @@ func (r *Registry) handler() http.Handler {
 	})
 }
 
-// crossOrigin refuses what a web page of another origin sent: without
-// authentication, a page that somebody on this machine looks at could push.
-// Clients of the OCI API are no browsers and say nothing of an origin.
-func crossOrigin(w http.ResponseWriter, err error) {
-	httpserve.Note(w, err)
+// fromBrowser reports whether a web page may have sent req. A page whose name
+// was rebound to this machine after it was loaded is of the same origin as the
+// registry, as the browser sees it, and neither Origin nor Sec-Fetch-Site need
+// be there then; what every browser calls itself is. Clients of the OCI API are
+// no browsers and may use any name for the registry.
+func fromBrowser(req *http.Request) bool {
+	return req.Header.Get("Origin") != "" || req.Header.Get("Sec-Fetch-Site") != "" || strings.HasPrefix(req.UserAgent(), "Mozilla/")
+}
+
+// denied refuses what a web page sent: without authentication, a page that
+// somebody on this machine looks at could push, delete and read. why is for the
+// log, text for the client.
+func denied(w http.ResponseWriter, why error, text string) {
+	httpserve.Note(w, why)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusForbidden)
-	const body = `{"errors":[{"code":"DENIED","message":"a web page of another origin may not change anything here"}]}` + "\n"
-	if _, err := io.WriteString(w, body); err != nil {
+	if _, err := fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":%q}]}`+"\n", text); err != nil {
 		httpserve.Note(w, err)
 	}
 }

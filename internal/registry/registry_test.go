@@ -255,3 +255,41 @@ func TestHandler_APageOfAnotherOriginPushesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestHandler_APageUnderANameThatWasPointedHereDoesNothing(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Hosts = HostList{"registry.example"}
+	r := mustOpen(t, cfg)
+	open := testConfig(t)
+	open.Listen, open.AllowAnyone = "0.0.0.0:0", true
+	network := mustOpen(t, open)
+	browser := "User-Agent: Mozilla/5.0 (X11; Linux x86_64)"
+	for _, c := range []struct {
+		server             *Registry
+		method, path, host string
+		header             string
+		denied             bool
+	}{
+		{r, "GET", "/v2/_catalog", "evil.example:5000", browser, true},
+		{r, "GET", "/v2/", "evil.example:5000", "Sec-Fetch-Site: same-origin", true},
+		{r, "PUT", "/v2/a/manifests/v1", "evil.example:5000", "Origin: http://evil.example:5000", true},
+		{r, "DELETE", "/v2/a/manifests/v1", "evil.example:5000", browser, true},
+		{r, "GET", "/metrics", "evil.example:5000", browser, true},
+		{r, "GET", "/v2/", "evil.example:5000", "User-Agent: containerd/2.0", false},
+		{r, "DELETE", "/v2/a/manifests/v1", "build-host:5000", "Accept: */*", false},
+		{r, "GET", "/v2/", "127.0.0.1:5000", browser, false},
+		{r, "GET", "/v2/", "localhost:5000", browser, false},
+		{r, "GET", "/v2/", "registry.example", browser, false},
+		{network, "GET", "/v2/", "evil.example:5000", browser, false},
+	} {
+		req := httptest.NewRequest(c.method, c.path, nil)
+		req.Host = c.host
+		name, value, _ := strings.Cut(c.header, ": ")
+		req.Header.Set(name, value)
+		w := httptest.NewRecorder()
+		c.server.observer.Wrap(c.server.handler()).ServeHTTP(w, req)
+		if denied := w.Code == http.StatusForbidden && strings.Contains(w.Body.String(), `"code":"DENIED"`); denied != c.denied {
+			t.Errorf("%s %s at %s with %s: status %d, want denied %v: %s", c.method, c.path, c.host, c.header, w.Code, c.denied, w.Body)
+		}
+	}
+}

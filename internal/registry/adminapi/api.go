@@ -146,7 +146,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // guard refuses what a web page that the operator looks at could have sent.
 func (a *API) guard(r *http.Request) error {
-	if a.Loopback && !a.knownHost(r.Host) {
+	if a.Loopback && !a.KnownHost(r.Host) {
 		return fault.New(fault.Denied, "the host name %q is not known here; a proxy's name can be allowed with the setting \"hosts\"", r.Host)
 	}
 	if err := a.origin.Check(r); err != nil {
@@ -155,10 +155,10 @@ func (a *API) guard(r *http.Request) error {
 	return nil
 }
 
-// knownHost reports whether nobody but the operator can have chosen the name:
+// KnownHost reports whether nobody but the operator can have chosen the name:
 // a page from evil.example whose name was rebound to 127.0.0.1 still says
 // evil.example.
-func (a *API) knownHost(hostport string) bool {
+func (a *API) KnownHost(hostport string) bool {
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
