@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/robfig/cron/v3"
@@ -151,6 +153,9 @@ func (c *Collector) interval(ctx context.Context) error {
 		return err
 	}
 	_, err = c.Wait(ctx, run.ID)
+	if errors.Is(err, fault.NotFound) {
+		return nil // it found nothing to do and left no trace
+	}
 	return err
 }
 
@@ -205,13 +210,39 @@ func (c *Collector) scheduled(ctx context.Context, s meta.Schedule, last, now ti
 }
 
 // ParseCron reads five cron fields (minute, hour, day of month, month, day of
-// week) or a word such as @daily. The error is Invalid.
+// week) or a word such as @daily. The error is Invalid, also for a schedule
+// that never comes or comes more than once a minute.
 func ParseCron(s string) (cron.Schedule, error) {
+	refuse := func(why string) (cron.Schedule, error) {
+		return nil, fault.New(fault.Invalid, "invalid cron schedule %.64q: %s", s, why)
+	}
+	const form = "want five fields (minute, hour, day of month, month, day of week) such as \"0 3 * * *\", or @hourly, @daily, @weekly, @monthly, @every 6h"
+	zone := strings.HasPrefix(s, "TZ=") || strings.HasPrefix(s, "CRON_TZ=")
+	if strings.ContainsFunc(s, unicode.IsControl) || strings.TrimSpace(s) != s || zone && !strings.Contains(s, " ") {
+		return refuse(form)
+	}
 	spec, err := cron.ParseStandard(s)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "invalid cron schedule %q: want five fields such as \"0 3 * * *\", or @daily: %s", s, err.Error())
+		return refuse(form)
+	}
+	if delay, ok := spec.(cron.ConstantDelaySchedule); ok {
+		if delay.Delay < time.Minute {
+			return refuse("want @every 1m or more")
+		}
+		return every(delay.Delay), nil
+	}
+	if spec.Next(time.Unix(0, 0)).IsZero() {
+		return refuse("that day never comes")
 	}
 	return spec, nil
+}
+
+// every is a schedule whose times are multiples of it since the year 1, in UTC.
+// They depend on no time of a start, which nothing keeps.
+type every time.Duration
+
+func (e every) Next(t time.Time) time.Time {
+	return t.Truncate(time.Duration(e)).Add(time.Duration(e))
 }
 
 // Start begins a run and returns at once. Errors: NotFound or Invalid for a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -177,14 +178,25 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func TestCronSchedules(t *testing.T) {
-	for _, s := range []string{"0 3 * * *", "*/5 * * * 1-5", "@daily", "@every 90s"} {
+	for _, s := range []string{"0 3 * * *", "*/5 * * * 1-5", "@daily", "@every 90s", "@every 1m", "0 0 29 2 *", "TZ=UTC 0 3 * * *"} {
 		if _, err := gc.ParseCron(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
-	for _, s := range []string{"", "61 * * * *", "@sometimes", "* * *"} {
-		if _, err := gc.ParseCron(s); !errors.Is(err, fault.Invalid) {
+	for _, s := range []string{
+		"", "61 * * * *", "@sometimes", "* * *", "a b c d e", "TZ=UTC", "TZ=Nowhere/Land 0 3 * * *",
+		"0 3 * * *\n", "\n0 3 * * *", "0 3\t* * *", "0 3 * *\x1b *", " @daily",
+		"@every 59s", "@every 1s", "@every -1h", "@every x", "0 0 30 2 *", "0 0 31 4 *",
+	} {
+		_, err := gc.ParseCron(s)
+		if !errors.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v, want it refused", s, err)
+			continue
+		}
+		for _, internal := range []string{"strconv", "parse", "time:", "unknown"} {
+			if text := fault.Public(err).Public; strings.Contains(text, internal) {
+				t.Errorf("%q: %q has internal text %q", s, text, internal)
+			}
 		}
 	}
 	spec, err := gc.ParseCron("30 3 * * *")
@@ -194,6 +206,23 @@ func TestCronSchedules(t *testing.T) {
 	next := spec.Next(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 	if !next.Equal(time.Date(2026, 3, 2, 3, 30, 0, 0, time.UTC)) {
 		t.Errorf("next is %s", next)
+	}
+}
+
+func TestCronSchedules_EveryComesOnceInItsTimeWhateverTheLooksAreApart(t *testing.T) {
+	spec, err := gc.ParseCron("@every 6h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Date(2026, 3, 1, 0, 0, 30, 0, time.UTC)
+	n := 0
+	for last := start; last.Before(start.Add(24 * time.Hour)); last = last.Add(time.Minute) {
+		if !spec.Next(last).After(last.Add(time.Minute)) {
+			n++
+		}
+	}
+	if n != 4 {
+		t.Errorf("it came %d times in a day, want 4", n)
 	}
 }
 
