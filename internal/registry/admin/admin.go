@@ -10,7 +10,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -106,6 +109,10 @@ func (a *Admin) AddSchedule(ctx context.Context, who Caller, spec string, p meta
 		if _, err := gc.ParseCron(spec); err != nil {
 			return meta.Schedule{}, err
 		}
+		// A repository that is not there yet may come before the schedule's time.
+		if _, err := a.store.RepoScope(ctx, p.Repository); err != nil && fault.KindOf(err) != fault.NotFound {
+			return meta.Schedule{}, err
+		}
 		return a.store.AddSchedule(ctx, spec, p)
 	})
 }
@@ -131,6 +138,8 @@ func (a *Admin) PutLease(ctx context.Context, who Caller, holder string, digests
 		switch {
 		case holder == "" || len(holder) > HolderMax:
 			return meta.Lease{}, fault.New(fault.Invalid, "holder: a name of 1 to %d bytes is wanted", HolderMax)
+		case !utf8.ValidString(holder) || strings.ContainsFunc(holder, func(r rune) bool { return !unicode.IsPrint(r) }):
+			return meta.Lease{}, fault.New(fault.Invalid, "holder: a name of printable characters is wanted, not %q", holder)
 		case len(digests) > DigestsMax:
 			return meta.Lease{}, fault.New(fault.Invalid, "digests: at most %d are allowed, these are %d", DigestsMax, len(digests))
 		case ttl < time.Millisecond || ttl > TTLMax:

@@ -55,13 +55,9 @@ func decode(content []byte, into any) error {
 	if len(bytes.TrimSpace(content)) == 0 {
 		return nil
 	}
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal(content, &raw); err != nil || raw == nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return fault.New(fault.Invalid, "the body is no JSON: %v at byte %d", syntax, syntax.Offset)
-		}
-		return fault.New(fault.Invalid, "the body must be a JSON object")
+	raw, err := members(content)
+	if err != nil {
+		return err
 	}
 	v := reflect.ValueOf(into).Elem()
 	fields := map[string][]int{}
@@ -87,6 +83,40 @@ func decode(content []byte, into any) error {
 		}
 	}
 	return nil
+}
+
+// members are those of the JSON object in content. A name that occurs twice is
+// refused, since readers differ in which of the values counts.
+func members(content []byte) (map[string]json.RawMessage, error) {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(content, &raw); err != nil || raw == nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, fault.New(fault.Invalid, "the body is no JSON: %v at byte %d", syntax, syntax.Offset)
+		}
+		return nil, fault.New(fault.Invalid, "the body must be a JSON object")
+	}
+	seen := map[string]bool{}
+	dec := json.NewDecoder(bytes.NewReader(content))
+	if _, err := dec.Token(); err != nil { // the opening brace
+		return nil, fault.Wrap(fault.Invalid, err, "the body is no JSON")
+	}
+	for dec.More() {
+		token, err := dec.Token()
+		var value json.RawMessage
+		if err == nil {
+			err = dec.Decode(&value)
+		}
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "the body is no JSON")
+		}
+		name, _ := token.(string) // in an object every other token is a name
+		if seen[name] {
+			return nil, fault.New(fault.Invalid, "%s: it is given more than once", clip(name))
+		}
+		seen[name] = true
+	}
+	return raw, nil
 }
 
 func decodeField(name string, raw json.RawMessage, field reflect.Value) error {
