@@ -103,27 +103,39 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name,
 	return nil
 }
 
-// open opens the bytes of a blob that was looked up. Should it be collected in
-// between, another look tells so, or finds the bytes that were pushed since.
+// open opens the bytes of a blob that was looked up. Should it be collected or
+// replaced in between, another look tells so, or finds the bytes that were
+// pushed since. Bytes of another size than the blob's are never served: a
+// length that fits its header would make them look whole.
 func (h *Handler) open(ctx context.Context, name oci.Name, b meta.Blob) (blob.Reader, error) {
 	for {
 		bytes, err := h.blobs.Open(ctx, b.Key)
-		if err == nil {
-			return bytes, nil
+		if err != nil && !errors.Is(err, blob.ErrNotFound) {
+			return nil, fmt.Errorf("open blob %s: %w", b.Digest, err)
 		}
-		err = fmt.Errorf("open blob %s: %w", b.Digest, err)
-		if !errors.Is(err, blob.ErrNotFound) {
-			return nil, err
+		if err == nil {
+			if bytes.Size() == b.Size {
+				return bytes, nil
+			}
+			err = fmt.Errorf("the object has %d bytes", bytes.Size())
+			_ = bytes.Close() // nothing was written
 		}
 		again, lerr := h.store.Blob(ctx, name, b.Digest)
 		if lerr != nil {
 			return nil, lerr
 		}
 		if again.Key == b.Key {
-			return nil, err
+			return nil, damaged(b, err)
 		}
 		b = again
 	}
+}
+
+// damaged is the answer to a client that asks for bytes which are not as they
+// were pushed. Only the log names the key.
+func damaged(b meta.Blob, cause error) error {
+	return fault.Wrap(fault.Internal, fmt.Errorf("look for %d bytes under %s: %w", b.Size, b.Key, cause), fmt.Sprintf(
+		"the bytes of blob %s are damaged in the registry's storage; once an administrator has run `fairway check --repair`, pushing the image again mends it", b.Digest))
 }
 
 // checkRange lets through to net/http only what it can answer; its own refusal

@@ -44,6 +44,7 @@ type options struct {
 	listener func(net.Listener) net.Listener
 	blobs    func(blob.Store) blob.Store
 	now      func() int64 // the database's clock
+	log      io.Writer    // nil: nowhere
 }
 
 // serve starts a server for a test, which runs beside others from here on:
@@ -75,7 +76,11 @@ func (s *server) start() {
 		blobs = s.opts.blobs(blobs)
 	}
 	s.uploads = upload.New(s.store, blobs, upload.Options{Wait: 50 * time.Millisecond})
-	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	log := s.opts.log
+	if log == nil {
+		log = io.Discard
+	}
+	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: slog.New(slog.NewTextHandler(log, nil))})
 	h := distapi.New(s.store, blobs, s.uploads, distapi.Options{Observer: observer, PageMax: s.opts.pageMax})
 	s.http = httptest.NewUnstartedServer(observer.Wrap(h))
 	if s.opts.listener != nil {

@@ -1,8 +1,11 @@
 package distapi_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -304,6 +307,65 @@ func TestR5_PullOfABlobThatIsCollectedMeanwhileIs404(t *testing.T) {
 
 	first <- remove // bytes that the database counts on are missing, which is no 404
 	s.do("GET", path, nil).wantError(500, oci.CodeUnknown)
+}
+
+func TestPull_DamagedBytesAreNeverServedAndAPushMendsThem(t *testing.T) {
+	log := &bytes.Buffer{}
+	s := serveWith(t, options{log: log})
+	for name, damage := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"cut":     func(path string) error { return os.Truncate(path, 100) },
+		"emptied": func(path string) error { return os.Truncate(path, 0) },
+		"longer":  func(path string) error { return os.Truncate(path, 6000) },
+	} {
+		b := content(name, 5000)
+		d := s.push("a", b)
+		row, err := s.store.Blob(t.Context(), "a", d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := "/v2/a/blobs/" + string(d)
+		s.do("GET", path, nil).want(200).wantBody(b)
+		if err := damage(filepath.Join(s.dir, filepath.FromSlash(row.Key))); err != nil {
+			t.Fatal(err)
+		}
+		for _, header := range [][]string{nil, {"Range", "bytes=50-59"}, {"Range", "bytes=4000-"}} {
+			a := s.do("GET", path, nil, header...).wantError(500, oci.CodeUnknown)
+			for _, h := range []string{"Docker-Content-Digest", "ETag", "Accept-Ranges", "Content-Range"} {
+				a.wantHeader(h, "")
+			}
+			if text := string(a.body); !strings.Contains(text, string(d)+" are damaged") || strings.Contains(text, row.Key) {
+				t.Errorf("%s: the answer is %s; want it to name the damage and the digest, and no key", name, text)
+			}
+		}
+		s.do("POST", "/v2/b/blobs/uploads/?digest="+string(d), b).want(201)
+		s.do("GET", path, nil).want(200).wantBody(b)
+		s.do("GET", path, nil, "Range", "bytes=4000-").want(206).wantBody(b[4000:])
+	}
+	s.stop() // the log's lines are written
+	for line := range strings.Lines(log.String()) {
+		if strings.Contains(line, "status=500") && !(strings.Contains(line, "level=ERROR") && strings.Contains(line, "sha256:") &&
+			strings.Contains(line, "blobs/") && strings.Contains(line, "fairway check --repair")) {
+			t.Errorf("the log has %s; want an error that names the digest, the key and what to do", line)
+		}
+	}
+	if n := strings.Count(log.String(), "bytes under blobs/"); n != 12 {
+		t.Errorf("the log names a damaged key %d times, want 12", n)
+	}
+}
+
+func TestPull_DamagedBytesThatAreReplacedMeanwhileAreLookedUpAgain(t *testing.T) {
+	first := make(chan func(key string), 1)
+	s := serveWith(t, options{blobs: func(b blob.Store) blob.Store { return &collectedBefore{b, first} }})
+	b := content("replaced", 5000)
+	d := s.push("a", b)
+	first <- func(key string) {
+		if err := os.Truncate(filepath.Join(s.dir, filepath.FromSlash(key)), 100); err != nil {
+			t.Error(err)
+		}
+		s.push("a", b)
+	}
+	s.do("GET", "/v2/a/blobs/"+string(d), nil).want(200).wantBody(b)
 }
 
 func TestPull_TheKernelSendsTheFile(t *testing.T) {

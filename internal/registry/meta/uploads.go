@@ -112,11 +112,34 @@ func (s *Store) TouchUpload(ctx context.Context, id string) error {
 	return nil
 }
 
+// HeldBlob returns the size and the key of the bytes that a digest has, in
+// whatever repositories; held says whether it has any.
+func (s *Store) HeldBlob(ctx context.Context, d oci.Digest) (b Blob, held bool, err error) {
+	b.Digest = d
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row("SELECT size, key FROM blobs WHERE digest = ?", string(d)).Scan(&b.Size, &b.Key)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return Blob{}, false, nil
+	}
+	if err != nil {
+		return Blob{}, false, fmt.Errorf("look up the bytes of %s: %w", d, err)
+	}
+	return b, true, nil
+}
+
 // FinishUpload makes a session a blob of its repository. The caller has made
 // size bytes under u.Key durable and found their digest to be d. If the blob
 // exists, its own bytes stay and the session's go to the purge queue; if its
-// bytes were found missing, the session's take their place.
+// bytes were found lost by a check, the session's take their place.
 func (s *Store) FinishUpload(ctx context.Context, u Upload, d oci.Digest, size int64) (Blob, error) {
+	return s.FinishUploadOver(ctx, u, d, size, "")
+}
+
+// FinishUploadOver is FinishUpload for a caller that has found the bytes under
+// the key damaged to be no good. The session's take their place if the blob
+// still has that key: another upload may have been faster.
+func (s *Store) FinishUploadOver(ctx context.Context, u Upload, d oci.Digest, size int64, damaged string) (Blob, error) {
 	b := Blob{Digest: d, Size: size}
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		var repoID int64
@@ -136,8 +159,12 @@ func (s *Store) FinishUpload(ctx context.Context, u Upload, d oci.Digest, size i
 			err = tx.Row("INSERT INTO blobs (digest, size, key, touched_at, created_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
 				string(d), size, u.Key, tx.Now(), tx.Now()).Scan(&id)
 		case err != nil:
-		case lost.Valid:
-			if err = enqueuePurge(tx, purge{Key: b.Key, Digest: string(d), Size: size, Reason: "replaced by a new upload", Actor: "check"}); err != nil {
+		case lost.Valid, b.Key == damaged:
+			actor := "upload"
+			if lost.Valid {
+				actor = "check"
+			}
+			if err = enqueuePurge(tx, purge{Key: b.Key, Digest: string(d), Size: size, Reason: "replaced by a new upload", Actor: actor}); err != nil {
 				return err
 			}
 			b.Key = u.Key

@@ -76,8 +76,35 @@ func (s *Sessions) finish(ctx context.Context, u meta.Upload, d oci.Digest, c Ch
 		return meta.Blob{}, err
 	}
 	// All bytes are durable: a client that leaves now need not send them again.
-	b, err := s.store.FinishUpload(context.WithoutCancel(ctx), u, d, size)
+	ctx = context.WithoutCancel(ctx)
+	damaged, err := s.damaged(ctx, d, size)
+	if err != nil {
+		return meta.Blob{}, err
+	}
+	b, err := s.store.FinishUploadOver(ctx, u, d, size, damaged)
 	return b, s.disown(ctx, u, err)
+}
+
+// damaged returns the key of the bytes that a digest has already if they are
+// missing or not of their size, which new ones that were verified should
+// replace; "" otherwise. A store that fails to tell is not taken for damage.
+func (s *Sessions) damaged(ctx context.Context, d oci.Digest, size int64) (key string, err error) {
+	b, held, err := s.store.HeldBlob(ctx, d)
+	if err != nil || !held {
+		return "", err
+	}
+	r, err := s.blobs.Open(ctx, b.Key)
+	if errors.Is(err, blob.ErrNotFound) {
+		return b.Key, nil
+	}
+	if err != nil {
+		return "", nil //nolint:nilerr // the upload does not need the old bytes
+	}
+	defer func() { _ = r.Close() }() // nothing was written
+	if r.Size() != size || b.Size != size {
+		return b.Key, nil
+	}
+	return "", nil
 }
 
 // disown sees to the bytes of a session that ended while they came: the purge
