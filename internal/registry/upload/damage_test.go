@@ -1,7 +1,6 @@
 package upload_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -150,23 +149,23 @@ func TestFinish_OfUploadsThatFindTheSameDamageOneReplacesIt(t *testing.T) {
 			var all sync.WaitGroup
 			all.Add(n)
 			sessions := upload.New(b.store, together{b.files, &all}, upload.Options{Wait: time.Second})
-			errs := make(chan error, n)
+			finished := make(chan meta.Blob, n)
 			for range n {
 				go func() {
-					_, err := sessions.Put(t.Context(), repo, old.Digest, whole(bytes.Clone(p)))
-					errs <- err
+					row, err := sessions.Put(t.Context(), repo, old.Digest, whole(p))
+					if err != nil {
+						t.Error(err)
+					}
+					finished <- row
 				}()
 			}
-			for range n {
-				if err := <-errs; err != nil {
-					t.Error(err)
+			now := <-finished
+			for range n - 1 {
+				if row := <-finished; row != now {
+					t.Errorf("one upload ended with %+v, another with %+v: the bytes were replaced twice", now, row)
 				}
 			}
 			b.wantBlob(old.Digest, p)
-			now, err := b.store.Blob(t.Context(), repo, old.Digest)
-			if err != nil {
-				t.Fatal(err)
-			}
 			if purges := b.purges(); len(purges) != n || !purges[old.Key] || purges[now.Key] {
 				t.Errorf("the purge queue has %v; want the damaged %s and all new keys but %s", purges, old.Key, now.Key)
 			}
