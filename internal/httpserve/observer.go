@@ -216,7 +216,7 @@ func (o *Observer) logRequest(rw *response, r *http.Request, status int, took ti
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path),
 		slog.Int("status", status),
-		slog.Duration("took", took),
+		slog.Int64("took_us", took.Microseconds()),
 		slog.String("remote", r.RemoteAddr))
 	if r.URL.RawQuery != "" {
 		attrs = append(attrs, slog.String("query", r.URL.RawQuery))

@@ -176,6 +176,9 @@ func TestAccessLog_LineTellsWhatHappened(t *testing.T) {
 			t.Errorf("%s is %v, want %v", key, line[key], want)
 		}
 	}
+	if took, ok := line["took_us"].(float64); !ok || took < 0 || took > float64(time.Minute.Microseconds()) {
+		t.Errorf("took_us is %v, want microseconds", line["took_us"])
+	}
 }
 
 // eventually waits for what another goroutine brings about.

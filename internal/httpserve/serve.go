@@ -72,7 +72,7 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("shut down %s: %w", ln.Addr(), err)
 	}
-	o.Log.Warn("cutting requests that outlived the grace period", "grace", o.Grace, "requests", running.Load())
+	o.Log.Warn("cutting requests that outlived the grace period", "grace_ms", o.Grace.Milliseconds(), "requests", running.Load())
 	cut()
 	if err := srv.Close(); err != nil {
 		return fmt.Errorf("close %s: %w", ln.Addr(), err)
