@@ -115,7 +115,10 @@ func (c Config) Validate() error {
 	if c.Data == "" {
 		return &SettingError{"data", "a directory is needed"}
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
 	if err != nil {
 		return &SettingError{"listen", fmt.Sprintf("%q is no address; want HOST:PORT, for example 127.0.0.1:5000", c.Listen)}
 	}

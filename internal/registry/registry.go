@@ -31,6 +31,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
+	"github.com/fairway-registry/fairway/internal/unit"
 )
 
 // Registry is an open registry that listens.
@@ -129,6 +130,9 @@ func (r *Registry) openData(ctx context.Context) error {
 		return err
 	}
 	r.closers = append(r.closers, r.blobs.Close)
+	if err := r.checkSpace(); err != nil {
+		return err
+	}
 	if filepath.Dir(path) != filepath.Clean(dir) {
 		// The lock of the storage does not guard a database elsewhere.
 		lock, err := lockDatabase(path)
@@ -141,6 +145,28 @@ func (r *Registry) openData(ctx context.Context) error {
 		return err
 	}
 	r.closers = append(r.closers, r.store.Close)
+	return nil
+}
+
+// checkSpace refuses what the disk could never give, and warns where it cannot
+// now: uploads are refused until it can.
+func (r *Registry) checkSpace() error {
+	sp, err := r.blobs.Space()
+	if err != nil {
+		return fmt.Errorf("look at the disk: %w", err)
+	}
+	for _, s := range []struct {
+		key  string
+		size unit.Size
+	}{{"reserve", r.cfg.Reserve}, {"min_free", r.cfg.MinFree}} {
+		if int64(s.size) >= sp.Total {
+			return &SettingError{s.key, fmt.Sprintf("%s is more than the disk has, which is %s", s.size, unit.Size(sp.Total))}
+		}
+	}
+	if sp.Reserve == 0 || sp.Free < sp.MinFree {
+		r.log.Warn("the disk has too little free space for uploads, which are refused until there is more; see the settings reserve and min_free",
+			"free_bytes", sp.Free, "min_free_bytes", sp.MinFree, "reserve_filled", sp.Reserve != 0)
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -14,8 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
+	"github.com/fairway-registry/fairway/internal/unit"
 )
 
 func testConfig(t *testing.T) Config {
@@ -290,6 +294,51 @@ func TestHandler_APageUnderANameThatWasPointedHereDoesNothing(t *testing.T) {
 		c.server.observer.Wrap(c.server.handler()).ServeHTTP(w, req)
 		if denied := w.Code == http.StatusForbidden && strings.Contains(w.Body.String(), `"code":"DENIED"`); denied != c.denied {
 			t.Errorf("%s %s at %s with %s: status %d, want denied %v: %s", c.method, c.path, c.host, c.header, w.Code, c.denied, w.Body)
+		}
+	}
+}
+
+func TestOpen_MoreThanTheDiskHasIsRefused(t *testing.T) {
+	for key, change := range map[string]func(*Config){
+		"reserve":  func(c *Config) { c.Reserve = 1 << 62 },
+		"min_free": func(c *Config) { c.MinFree = 1 << 62 },
+	} {
+		cfg := testConfig(t)
+		change(&cfg)
+		var bad *SettingError
+		if _, err := open(t, cfg); !errors.As(err, &bad) || bad.Key != key || !strings.Contains(bad.Reason, "disk") {
+			t.Errorf("%s: error %v", key, err)
+		}
+	}
+}
+
+func TestOpen_ADiskTooFullForUploadsIsWarnedOf(t *testing.T) {
+	cfg := testConfig(t)
+	var disk unix.Statfs_t
+	if err := unix.Statfs(t.TempDir(), &disk); err != nil {
+		t.Fatal(err)
+	}
+	cfg.MinFree = unit.Size(int64(disk.Blocks)*disk.Bsize - 1<<20)
+	var lines bytes.Buffer
+	r, err := Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&lines, nil)), adminapi.Version{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(lines.String(), "level=WARN") || !strings.Contains(lines.String(), "min_free") {
+		t.Errorf("log: %s", lines.String())
+	}
+}
+
+func TestValidate_PortsThatAreNone(t *testing.T) {
+	for _, listen := range []string{"127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:no such port"} {
+		cfg := testConfig(t)
+		cfg.Listen = listen
+		var bad *SettingError
+		if err := cfg.Validate(); !errors.As(err, &bad) || bad.Key != "listen" {
+			t.Errorf("%s: error %v", listen, err)
 		}
 	}
 }
