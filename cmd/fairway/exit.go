@@ -52,6 +52,8 @@ var (
 	errInterrupted = errors.New("interrupted")
 	// errTold ends a command that failed and has said all about it.
 	errTold = errors.New("failed")
+	// errUnknown ends a command whose output has told that there is no such thing.
+	errUnknown = errors.New("unknown")
 )
 
 // exitCode is the exit status for err.
@@ -72,8 +74,10 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &unreachable):
 		return exitUnreachable
-	case errors.As(err, &answer) && answer.Status == http.StatusNotFound:
+	case errors.Is(err, errUnknown), errors.As(err, &answer) && answer.Status == http.StatusNotFound:
 		return exitNotFound
+	case errors.As(err, &answer) && answer.Status == http.StatusBadRequest:
+		return exitUsage // a value that the server has to know the rules of
 	}
 	return exitFailed
 }
@@ -84,7 +88,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	code := exitCode(err)
 	var unreachable *adminclient.Unreachable
 	switch {
-	case err == nil, errors.Is(err, errHelped), errors.Is(err, errTold), errors.Is(err, errPartly):
+	case err == nil, errors.Is(err, errHelped), errors.Is(err, errTold), errors.Is(err, errUnknown), errors.Is(err, errPartly):
 	case code == exitInterrupted:
 		a.stderr.printf("interrupted\n")
 	case errors.As(err, &unreachable):

@@ -31,6 +31,8 @@ func TestExit_StatusAndWordsForEachKindOfEnd(t *testing.T) {
 		"help shown":         {errHelped, 2, ""},
 		"nobody there":       {fmt.Errorf("ask: %w", away), 3, "fairway serve"},
 		"not found":          {&adminclient.Error{Status: 404, Message: "there is no run 7"}, 4, "no run 7"},
+		"a value refused":    {&adminclient.Error{Status: 400, Message: "n: too many"}, 2, "n: too many"},
+		"unknown and told":   {errUnknown, 4, ""},
 		"partly":             {errPartly, 5, ""},
 		"stopped by Ctrl-C":  {errInterrupted, 130, "interrupted"},
 		"cut by Ctrl-C":      {fmt.Errorf("ask: %w", context.Canceled), 130, "interrupted"},

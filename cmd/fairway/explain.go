@@ -27,9 +27,15 @@ when it went.`,
 			return err
 		}
 		if q.json {
-			return a.stdout.json(e)
+			if err := a.stdout.json(e); err != nil {
+				return err
+			}
+		} else {
+			a.printExplanation(e, "")
 		}
-		a.printExplanation(e, "")
+		if e.Verdict == gc.VerdictUnknown {
+			return errUnknown
+		}
 		return nil
 	})
 }

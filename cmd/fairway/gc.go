@@ -111,7 +111,7 @@ func (a *app) gcHistoryCommand() *cobra.Command {
 		Args:    exactly(),
 	}, func(cmd *cobra.Command, _ []string, q *asking, c *adminclient.Client) error {
 		query := url.Values{"n": {strconv.Itoa(n)}}
-		if before > 0 {
+		if cmd.Flags().Changed("before") {
 			query.Set("before", strconv.FormatInt(before, 10))
 		}
 		var list adminapi.RunList

@@ -103,6 +103,7 @@ func (a *app) asks(cmd *cobra.Command, act func(cmd *cobra.Command, args []strin
 		if err != nil {
 			return usagef("--server %w", err)
 		}
+		c.Raw = q.json
 		return act(cmd, args, q, c)
 	}
 	return cmd

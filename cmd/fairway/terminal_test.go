@@ -163,9 +163,19 @@ func TestTerminal_TrashLsSaysWhatToType(t *testing.T) {
 	digest := oci.Digest("sha256:" + strings.Repeat("cd", 32))
 	var out bytes.Buffer
 	a := &app{stdout: &terminal{Writer: &out, tty: true, now: time.Now}}
-	a.printTrash([]meta.TrashItem{{Repo: "team/app", Digest: digest, Tags: []string{"v1", "v2"}, Size: 3 << 20, TrashedAt: time.Now().Add(-2 * time.Minute), Actor: "me", Reason: "deleted"}})
-	if got := out.String(); !strings.HasPrefix(got, "RESTORE WITH") || !strings.Contains(got, "\nteam/app@sha256:cdcdcdcdcdcd  v1,v2  3 MiB  2m ago   me  deleted\n") {
-		t.Errorf("got:\n%s", got)
+	now := time.Now()
+	item := meta.TrashItem{Repo: "team/app", Digest: digest, Tags: []string{"v1", "v2"}, Size: 3 << 20, TrashedAt: now.Add(-2 * time.Minute), Actor: "me", Reason: "deleted"}
+	for want, at := range map[string]time.Time{"in 5h": now.Add(5 * time.Hour), "with the next run": now.Add(-time.Minute)} {
+		out.Reset()
+		a := &app{stdout: &terminal{Writer: &out, tty: true, now: func() time.Time { return now }}}
+		a.printTrash([]adminapi.TrashItem{{TrashItem: item, ExpiresAt: at}})
+		if got := out.String(); !strings.HasPrefix(got, "RESTORE WITH") || !strings.Contains(got, "\nteam/app@sha256:cdcdcdcdcdcd  v1,v2  3 MiB  2m ago   "+want+"  ") {
+			t.Errorf("got:\n%s", got)
+		}
+	}
+	item.Holder = "cluster"
+	if got := a.expiry(adminapi.TrashItem{TrashItem: item, ExpiresAt: now}); got != "after its lease" {
+		t.Errorf("what a lease keeps expires %s", got)
 	}
 	out.Reset()
 	if a.printTrash(nil); out.String() != "The trash is empty.\n" {

@@ -29,7 +29,8 @@ func (a *app) trashListCommand() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List deleted manifests that can still be restored",
 		Long: `List deleted manifests that can still be restored, newest first. What stands
-in the first column is what "fairway trash restore" takes.`,
+in the first column is what "fairway trash restore" takes. After EXPIRES, at the
+server's policy of now, a collection may remove it for good.`,
 		Example: `  fairway trash ls --repository 'team/*'`,
 		Args:    exactly(),
 	}, func(cmd *cobra.Command, _ []string, q *asking, c *adminclient.Client) error {
@@ -47,19 +48,31 @@ in the first column is what "fairway trash restore" takes.`,
 	return cmd
 }
 
-func (a *app) printTrash(items []meta.TrashItem) {
+func (a *app) printTrash(items []adminapi.TrashItem) {
 	t := a.stdout
 	var rows [][]string
 	for _, i := range items {
 		rows = append(rows, []string{
-			string(i.Repo) + "@" + t.digest(string(i.Digest)), orDash(strings.Join(i.Tags, ",")), t.size(i.Size), t.when(i.TrashedAt), i.Actor, i.Reason,
+			string(i.Repo) + "@" + t.digest(string(i.Digest)), orDash(strings.Join(i.Tags, ",")), t.size(i.Size), t.when(i.TrashedAt), a.expiry(i), i.Actor, i.Reason,
 		})
 	}
 	if len(rows) == 0 && t.tty {
 		t.printf("The trash is empty.\n")
 		return
 	}
-	t.table([]string{"RESTORE WITH", "TAGS", "SIZE", "DELETED", "BY", "REASON"}, rows)
+	t.table([]string{"RESTORE WITH", "TAGS", "SIZE", "DELETED", "EXPIRES", "BY", "REASON"}, rows)
+}
+
+// expiry is when the trash lets i go, at the earliest.
+func (a *app) expiry(i adminapi.TrashItem) string {
+	switch t := a.stdout; {
+	case !t.tty:
+	case i.Holder != "":
+		return "after its lease"
+	case i.ExpiresAt.Before(t.now()):
+		return "with the next run"
+	}
+	return a.stdout.when(i.ExpiresAt)
 }
 
 func (a *app) trashRestoreCommand() *cobra.Command {

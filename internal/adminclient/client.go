@@ -5,7 +5,9 @@
 // It knows no endpoint: callers name the path under /api/v1 and the value to
 // decode into, so that each noun of the API has one Go type, the server's.
 //
-// It refuses answers that are not JSON: something else listens there.
+// It refuses answers that are not JSON: something else listens there. What a
+// terminal could take for a command in an answer's texts is escaped, unless the
+// caller wants them as they are.
 package adminclient
 
 import (
@@ -19,12 +21,18 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Client calls one server.
 type Client struct {
+	// Raw leaves the texts in answers as they are. Those in errors are escaped
+	// in any case.
+	Raw bool
+
 	server string
 	http   *http.Client
 }
@@ -141,6 +149,7 @@ func (c *Client) answer(res *http.Response, content []byte, out any) error {
 				"%s answered %q, but not as Fairway's admin API does; does something else listen there?", c.server, res.Status)}
 		}
 		e.Error.Status = res.StatusCode
+		e.Error.Message, e.Error.RequestID = printable(e.Error.Message), printable(e.Error.RequestID)
 		return e.Error
 	}
 	if out == nil || res.StatusCode == http.StatusNoContent {
@@ -149,8 +158,61 @@ func (c *Client) answer(res *http.Response, content []byte, out any) error {
 	if mt, _, err := mime.ParseMediaType(res.Header.Get("Content-Type")); err != nil || mt != "application/json" {
 		return &Error{Status: http.StatusBadGateway, Message: c.server + " answers, but not as Fairway's admin API does; does something else listen there?"}
 	}
-	if err := json.Unmarshal(content, out); err != nil {
+	if err := c.decode(content, out); err != nil {
 		return &Error{Status: http.StatusBadGateway, Message: fmt.Sprintf("%s sent an answer that this program cannot read: %v", c.server, err)}
 	}
 	return nil
+}
+
+func (c *Client) decode(content []byte, out any) error {
+	if c.Raw {
+		return json.Unmarshal(content, out)
+	}
+	var v any
+	dec := json.NewDecoder(bytes.NewReader(content))
+	dec.UseNumber()
+	if err := dec.Decode(&v); err != nil {
+		return err
+	}
+	safe, err := json.Marshal(escaped(v))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(safe, out)
+}
+
+// escaped is v with all texts made printable.
+func escaped(v any) any {
+	switch v := v.(type) {
+	case string:
+		return printable(v)
+	case []any:
+		for i := range v {
+			v[i] = escaped(v[i])
+		}
+	case map[string]any:
+		safe := make(map[string]any, len(v))
+		for name, value := range v {
+			safe[printable(name)] = escaped(value)
+		}
+		return safe
+	}
+	return v
+}
+
+// printable escapes, as Go does, what does not print: somebody else may have
+// chosen the text, and a terminal obeys some of it.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }

@@ -107,3 +107,33 @@ func TestCall_ErrorsAreToldApart(t *testing.T) {
 		}
 	})
 }
+
+func TestCall_WhatATerminalWouldObeyIsEscaped(t *testing.T) {
+	status := http.StatusOK
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(`{"n":9007199254740993,"holder":"a\u001b[2Jb\nc\u202ed é 'x'","list":["\u0007"],"m":{"k\u001b":1},"error":{"message":"no\u001b[31m"}}`))
+	})
+	type answer struct {
+		N      int64
+		Holder string
+		List   []string
+		M      map[string]int
+	}
+	var got, raw answer
+	if err := c.Call(t.Context(), "GET", "/x", nil, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.N != 9007199254740993 || got.Holder != `a\x1b[2Jb\nc\u202ed é 'x'` || got.List[0] != `\a` || got.M[`k\x1b`] != 1 {
+		t.Errorf("got %q", fmt.Sprint(got))
+	}
+	c.Raw = true
+	if err := c.Call(t.Context(), "GET", "/x", nil, &raw); err != nil || raw.Holder != "a\x1b[2Jb\nc\u202ed é 'x'" {
+		t.Errorf("raw: %q, %v", raw.Holder, err)
+	}
+	status = http.StatusConflict
+	if err := c.Call(t.Context(), "GET", "/x", nil, nil); err == nil || err.Error() != `no\x1b[31m` {
+		t.Errorf("error %q", err)
+	}
+}

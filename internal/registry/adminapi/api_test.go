@@ -124,6 +124,11 @@ func TestTrash_RestoreBringsTheTagBack(t *testing.T) {
 	if len(trash.Items) != 1 || trash.Items[0].Digest != m || !slices.Equal(trash.Items[0].Tags, []string{"v1"}) || trash.Items[0].Actor != "test" {
 		t.Fatalf("trash %+v", trash)
 	}
+	var status gc.Status
+	s.do("GET", "/gc/status", nil).ok(200, &status)
+	if got := trash.Items[0].ExpiresAt.Sub(trash.Items[0].TrashedAt); got <= 0 || got != time.Duration(status.Policy.Trash) {
+		t.Errorf("it expires after %s, the policy is %s", got, time.Duration(status.Policy.Trash))
+	}
 	var r meta.Restored
 	s.do("POST", "/trash/restore", adminapi.ItemRequest{Repository: "team/app", Digest: string(m)}).ok(200, &r)
 	if r.Digest != m || !slices.Equal(r.Tags, []string{"v1"}) {

@@ -1,6 +1,8 @@
 package adminapi
 
 import (
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -18,7 +20,14 @@ func (a *API) explain(c *call) (any, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	e, err := a.Collector.Explain(c.Context(), q.text("subject"))
+	subject := q.text("subject")
+	e, err := a.Collector.Explain(c.Context(), subject)
+	if errors.Is(err, fault.NotFound) && (strings.HasPrefix(subject, "sha256:") || strings.HasPrefix(subject, "sha512:")) {
+		// No repository of that name is there, so that a digest was meant.
+		if _, invalid := oci.ParseDigest(subject); invalid != nil {
+			err = invalid
+		}
+	}
 	return spelledOut(e), err
 }
 
@@ -36,7 +45,14 @@ func spelledOut(e gc.Explanation) gc.Explanation {
 
 // TrashList lists what can be restored.
 type TrashList struct {
-	Items []meta.TrashItem `json:"items"`
+	Items []TrashItem `json:"items"`
+}
+
+// TrashItem is a deleted manifest, and when the server's policy of now lets it
+// go, at the earliest: a lease or an index may keep it longer.
+type TrashItem struct {
+	meta.TrashItem
+	ExpiresAt time.Time `json:"expires_at"`
 }
 
 // ItemRequest names a manifest in the trash.
@@ -57,10 +73,12 @@ func (a *API) listTrash(c *call) (any, error) {
 		return nil, q.err
 	}
 	items, err := a.Store.Trash(c.Context(), q.text("repository"), n)
-	for i := range items {
-		items[i].Tags = orEmpty(items[i].Tags)
+	list, keep := make([]TrashItem, len(items)), time.Duration(a.Collector.Policy().Trash)
+	for i, item := range items {
+		item.Tags = orEmpty(item.Tags)
+		list[i] = TrashItem{TrashItem: item, ExpiresAt: item.TrashedAt.Add(keep)}
 	}
-	return TrashList{orEmpty(items)}, err
+	return TrashList{list}, err
 }
 
 func (a *API) restore(c *call) (any, error) {
