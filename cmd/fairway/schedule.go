@@ -49,8 +49,10 @@ func (a *app) scheduleAddCommand() *cobra.Command {
 		Use:   "add CRON",
 		Short: "Let a collection run at the times that CRON says",
 		Long: `Let a collection run at the times that CRON says: minute, hour, day of the
-month, month and day of the week, or @hourly, @daily, @weekly, @every 6h. What
-the flags do not override is fixed to the server's policy of now.`,
+month, month and day of the week, or @hourly, @daily, @weekly, @every 6h (a
+minute at least). What the flags do not override is fixed to the server's policy
+of now. A repository that is not there when its time comes is an error in the
+server's log, and the schedule stays.`,
 		Example: `  fairway gc schedule add '30 3 * * *' --untagged 30d
   fairway gc schedule add @weekly --repository 'team/*'`,
 		Args: exactly("a cron schedule, in quotes"),
