@@ -19,7 +19,8 @@ type model struct {
 	blobs    map[oci.Digest]int64 // stored → the latest confirmation of links that went
 	uploads  map[string]*uploadModel
 	leases   map[string]leaseModel
-	leaseEnd int64 // the latest time at which a lease ended or will
+	leaseEnd int64             // the latest time at which a lease ended or will
+	held     map[heldKey]int64 // until when somebody holds, or held, a digest
 }
 
 type repoModel struct {
@@ -68,12 +69,18 @@ type content struct {
 }
 
 func newModel() *model {
-	return &model{repos: map[oci.Name]*repoModel{}, blobs: map[oci.Digest]int64{}, uploads: map[string]*uploadModel{}, leases: map[string]leaseModel{}}
+	return &model{repos: map[oci.Name]*repoModel{}, blobs: map[oci.Digest]int64{}, uploads: map[string]*uploadModel{}, leases: map[string]leaseModel{},
+		held: map[heldKey]int64{}}
+}
+
+type heldKey struct {
+	holder string
+	digest oci.Digest
 }
 
 func (m *model) clone() *model {
 	c := newModel()
-	c.blobs, c.leases, c.leaseEnd = maps.Clone(m.blobs), maps.Clone(m.leases), m.leaseEnd
+	c.blobs, c.leases, c.leaseEnd, c.held = maps.Clone(m.blobs), maps.Clone(m.leases), m.leaseEnd, maps.Clone(m.held)
 	for id, u := range m.uploads {
 		v := *u
 		c.uploads[id] = &v
@@ -151,6 +158,11 @@ func (r *repoModel) neededByLiving(d oci.Digest) bool {
 	return false
 }
 
+// wants reports that a manifest names a blob.
+func (x *manifestModel) wants(d oci.Digest) bool {
+	return slices.ContainsFunc(x.content.parsed.Blobs, func(b oci.Descriptor) bool { return b.Digest == d })
+}
+
 func (x *manifestModel) names(child oci.Digest) bool {
 	return slices.ContainsFunc(x.content.parsed.Children, func(c oci.Descriptor) bool { return c.Digest == child })
 }
@@ -194,8 +206,27 @@ func (r *repoModel) indexed(d oci.Digest) bool {
 				up = append(up, p)
 			}
 		}
+		if x := r.manifests[up[i]]; x != nil {
+			if s := r.manifests[x.content.parsed.Subject]; s != nil && !s.living && !slices.Contains(up, x.content.parsed.Subject) {
+				up = append(up, x.content.parsed.Subject)
+			}
+		}
 	}
 	return false
+}
+
+// below lists what is in the trash below a manifest: it may be wanted with it.
+func (r *repoModel) below(d oci.Digest) []oci.Digest {
+	down := []oci.Digest{d}
+	for i := 0; i < len(down); i++ {
+		x := r.manifests[down[i]]
+		for k, y := range r.manifests {
+			if !y.living && (x.names(k) || y.content.parsed.Subject == down[i]) && !slices.Contains(down, k) {
+				down = append(down, k)
+			}
+		}
+	}
+	return down[1:]
 }
 
 // settle notes since when manifests are loose. An orphan is one no longer once
@@ -218,10 +249,10 @@ func (m *model) settle(now int64) {
 
 // leased reports whether somebody holds a lease on a manifest or on what is
 // above it: indexes, subjects, and what is above those.
-func (m *model) leased(r *repoModel, d oci.Digest, now int64) bool {
+func (m *model) leased(r *repoModel, d oci.Digest, now int64, window meta.Duration) bool {
 	up := []oci.Digest{d}
 	for i := 0; i < len(up); i++ {
-		if m.leasedItself(up[i], now) {
+		if m.leasedItself(up[i], now, window) {
 			return true
 		}
 		for p, x := range r.manifests {
@@ -236,9 +267,11 @@ func (m *model) leased(r *repoModel, d oci.Digest, now int64) bool {
 	return false
 }
 
-func (m *model) leasedItself(d oci.Digest, now int64) bool {
-	for _, l := range m.leases {
-		if l.expires > now && slices.Contains(l.digests, d) {
+// leasedItself reports whether a lease on d is in force, or has ended within
+// the window.
+func (m *model) leasedItself(d oci.Digest, now int64, window meta.Duration) bool {
+	for k, until := range m.held {
+		if k.digest == d && until > now-time.Duration(window).Milliseconds() {
 			return true
 		}
 	}
@@ -255,6 +288,11 @@ func (m *model) link(name oci.Name, d oci.Digest, now int64) {
 	}
 	r.links[d].hidden = false
 	r.links[d].confirmed = now
+	for _, x := range r.manifests {
+		if x.names(d) || x.wants(d) {
+			x.edges[d] = true // it came after the manifest that names it
+		}
+	}
 }
 
 func (m *model) confirm(name oci.Name, d oci.Digest, now int64) fault.Kind {
@@ -365,6 +403,9 @@ func (m *model) trash(r *repoModel, d, cause oci.Digest, now int64) {
 		}
 	}
 	slices.Sort(x.trashTags)
+	for _, k := range r.below(d) {
+		r.manifests[k].trashedAt = now
+	}
 	for b := range x.edges {
 		if !r.neededByLiving(b) {
 			r.links[b].confirmed = max(r.links[b].confirmed, now)
@@ -417,7 +458,11 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 	return out, ""
 }
 
-func (m *model) putLease(holder string, ds []oci.Digest, expires int64) {
+func (m *model) putLease(holder string, ds []oci.Digest, expires, now int64) {
+	m.letGo(holder, now)
+	for _, d := range ds {
+		m.held[heldKey{holder, d}] = expires
+	}
 	m.leases[holder] = leaseModel{ds, expires}
 	m.leaseEnd = max(m.leaseEnd, expires)
 }
@@ -427,8 +472,18 @@ func (m *model) deleteLease(holder string, now int64) fault.Kind {
 		return fault.NotFound
 	}
 	delete(m.leases, holder)
+	m.letGo(holder, now)
 	m.leaseEnd = max(m.leaseEnd, now)
 	return ""
+}
+
+// letGo ends what a holder holds.
+func (m *model) letGo(holder string, now int64) {
+	for k, until := range m.held {
+		if k.holder == holder {
+			m.held[k] = min(until, now)
+		}
+	}
 }
 
 // slack is how much later than the model says things may go: a confirmation is
@@ -476,13 +531,13 @@ func (m *model) learn(seen *observed, p meta.Policy, inScope func(oci.Name) bool
 		}
 		_, there := seen.blobs[d]
 		switch {
-		case there && complete && !linked && inScope("") && !m.leasedItself(d, now) && passed(max(touched, m.leaseEnd)+slack, now, p.Window):
+		case there && complete && !linked && inScope("") && !m.leasedItself(d, now, p.Window) && passed(max(touched, m.leaseEnd)+slack, now, p.Window):
 			return fmt.Errorf("the run left blob %s without links, touched at %d", d, touched)
 		case there:
 			continue
 		case linked:
 			return fmt.Errorf("R1: the run removed blob %s, which has links", d)
-		case m.leasedItself(d, now):
+		case m.leasedItself(d, now, p.Window):
 			return fmt.Errorf("the run removed blob %s, which is leased", d)
 		case !passed(touched, now, p.Window):
 			return fmt.Errorf("R3: the run removed blob %s, confirmed at %d", d, touched)
@@ -538,7 +593,7 @@ func (m *model) learnRepo(name oci.Name, r *repoModel, seen *observedRepo, p met
 		}
 	}
 	for d, l := range r.links {
-		leased := m.leasedItself(d, now)
+		leased := m.leasedItself(d, now, p.Window)
 		if _, there := seen.links[d]; there {
 			if complete && inScope && !r.needed(d) && !leased && passed(max(l.confirmed, m.leaseEnd)+slack, now, p.Window) {
 				return fmt.Errorf("the run left the link of %s, which nothing needs and which was confirmed at %d", d, l.confirmed)
@@ -582,7 +637,7 @@ func (m *model) mayTrash(r *repoModel, d oci.Digest, gone map[oci.Digest]bool, p
 	orphan := x.orphanAt != 0 && passed(max(x.orphanAt, x.loose, x.touched), now, p.Window) || bereft && p.Window == 0
 	untagged := p.Untagged != 0 && x.loose != 0 && passed(max(x.loose, x.touched), now, p.Untagged)
 	switch {
-	case m.leased(r, d, now):
+	case m.leased(r, d, now, p.Window):
 		return fmt.Errorf("R1: the run deleted manifest %s, which is leased", d)
 	case !inScope:
 		return fmt.Errorf("the run deleted manifest %s out of its scope", d)
@@ -593,7 +648,7 @@ func (m *model) mayTrash(r *repoModel, d oci.Digest, gone map[oci.Digest]bool, p
 }
 
 func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen *observedManifest, p meta.Policy, inScope bool, now int64, complete bool) error {
-	leased := m.leased(r, d, now)
+	leased := m.leased(r, d, now, p.Window)
 	if x.living {
 		last := max(x.touched, x.orphanAt, x.loose, m.leaseEnd) + slack
 		if complete && inScope && !leased && x.orphanAt != 0 && x.loose != 0 && passed(last, now, p.Window) {

@@ -126,7 +126,7 @@ func (w *world) observe() (*observed, error) {
 			o.purges[key] = size
 			return err
 		}),
-		w.audit.each("SELECT l.holder, l.expires_at, coalesce(d.digest, '') FROM leases l LEFT JOIN lease_digests d ON d.holder = l.holder ORDER BY 1, 3", nil, func(r *sql.Rows) error {
+		w.audit.each("SELECT l.holder, l.expires_at, coalesce(d.digest, '') FROM leases l LEFT JOIN lease_digests d ON d.holder = l.holder AND d.expires_at = l.expires_at ORDER BY 1, 3", nil, func(r *sql.Rows) error {
 			var holder string
 			var l leaseModel
 			var d oci.Digest

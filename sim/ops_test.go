@@ -578,7 +578,7 @@ func (s *sim) lease() {
 	s.do(fmt.Sprintf("lease of %s on %.15s for %d ms", holder, ds, ttl), func(ctx context.Context) error {
 		_, err := s.w.store.PutLease(ctx, holder, ds, ttl)
 		return err
-	}, func(m *model) fault.Kind { m.putLease(holder, ds, s.now()+ttl); return "" })
+	}, func(m *model) fault.Kind { m.putLease(holder, ds, s.now()+ttl, s.now()); return "" })
 }
 
 type errReader struct{}

@@ -236,9 +236,20 @@ func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
 // Maintain is Write for the collector: clients' writes go first, and a full
 // disk makes it use the space held in reserve.
 func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
-	err := db.enqueue(ctx, db.idle, &op{fn: fn})
+	return db.reserved(ctx, db.idle, fn)
+}
+
+// Relieve is Write for what makes room, or must not fail for the lack of it: a
+// full disk makes it use the space held in reserve.
+func (db *DB) Relieve(ctx context.Context, fn func(*Tx) error) error {
+	db.asked.Store(int64(time.Since(db.opened)))
+	return db.reserved(ctx, db.urgent, fn)
+}
+
+func (db *DB) reserved(ctx context.Context, queue chan *op, fn func(*Tx) error) error {
+	err := db.enqueue(ctx, queue, &op{fn: fn})
 	if IsFull(err) && db.opts.Release != nil && db.opts.Release() {
-		err = db.enqueue(ctx, db.idle, &op{fn: fn})
+		err = db.enqueue(ctx, queue, &op{fn: fn})
 	}
 	return err
 }

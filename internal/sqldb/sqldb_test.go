@@ -185,6 +185,32 @@ func TestMaintain_GoesOnUnderConstantLoad(t *testing.T) {
 	wg.Wait()
 }
 
+func TestRelieve_UsesTheReserveOfAFullDisk(t *testing.T) {
+	var db *sqldb.DB
+	released := 0
+	limit := func(pages int) {
+		t.Helper()
+		if err := db.Maintain(context.Background(), func(tx *sqldb.Tx) error {
+			var n int
+			return tx.Row(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&n)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db = open(t, sqldb.Options{Release: func() bool { released++; limit(1 << 20); return true }})
+	limit(1) // as many as there are: the next page finds the disk full
+	big := strings.Repeat("x", 1<<16)
+	if err := db.Write(context.Background(), insert(1, big)); !sqldb.IsFull(err) || released != 0 {
+		t.Fatalf("a write on a full disk: %v, released %d times", err, released)
+	}
+	if err := db.Relieve(context.Background(), insert(2, big)); err != nil || released != 1 {
+		t.Errorf("a deletion on a full disk: %v, released %d times", err, released)
+	}
+	if n := count(t, db); n != 1 {
+		t.Errorf("%d rows, want that of the deletion", n)
+	}
+}
+
 func TestClose_CommitsWhatWaitsAndRefusesWhatComes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "t.db")
 	db := open(t, sqldb.Options{Path: path})

@@ -1,10 +1,14 @@
 package gc_test
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,6 +179,7 @@ func TestLeaseDeletedBetweenJudgementAndItsAnswerPutsNothingOff(t *testing.T) {
 	h.must(err)
 	h.must(h.store.DeleteLease(h.ctx(), "node"))
 	h.claim(meta.Work{Postponed: []meta.Postponed{{Settled: meta.Settled{Kind: "link", Target: f.ID, Version: fs[0].Review.Version}, EventAt: f.Lease.ExpiresAt, Holder: "node"}}})
+	h.pass(window + time.Minute)
 	h.collect(h.gc.Policy())
 	h.wants(!h.hasBlob("a", "x"), "the blob stays though its lease was deleted")
 }
@@ -182,7 +187,7 @@ func TestLeaseDeletedBetweenJudgementAndItsAnswerPutsNothingOff(t *testing.T) {
 func TestExpiredLeasesAreForgotten(t *testing.T) {
 	h := newHouse(t)
 	h.leaseFor(time.Second, h.push("a", "x"))
-	h.pass(time.Hour)
+	h.pass(8 * 24 * time.Hour)
 	h.collect(h.gc.Policy())
 	var n int
 	h.must(h.raw().QueryRow("SELECT (SELECT count(*) FROM leases) + (SELECT count(*) FROM lease_digests)").Scan(&n))
@@ -221,4 +226,103 @@ func TestR9_BytesFreedWhileARunIsStoppedAreCounted(t *testing.T) {
 	run, err = h.gc.Wait(h.ctx(), run.ID)
 	h.must(err)
 	h.wants(run.FreedBytes == 5, "freed 5 bytes, counted %d", run.FreedBytes)
+}
+
+func TestR3_EndOfALeaseBeginsTheWindow(t *testing.T) {
+	for name, end := range map[string]func(h *house){
+		"deleted": func(h *house) { h.must(h.store.DeleteLease(h.ctx(), "node")) },
+		"expired": func(h *house) { h.pass(time.Second) },
+		"dropped": func(h *house) { h.leaseFor(time.Hour) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			d := h.image("a", []string{"layer"}, "v1")
+			h.push("a", "loose")
+			h.leaseFor(30*24*time.Hour, d, digest.FromString("loose"))
+			h.delete("a", d)
+			h.pass(30*24*time.Hour - time.Second) // no run has seen the lease
+			end(h)
+			h.pass(window - time.Minute)
+			want, _, err := h.gc.DryRun(h.ctx(), h.gc.Policy(), 0, nil)
+			h.must(err)
+			run := h.collect(h.gc.Policy())
+			h.wants(run.Collected == 0 && want.Collected == 0, "collected within the window after the lease: %+v", run.Counts)
+			_, err = h.store.Restore(h.ctx(), "a", d, "tester")
+			h.must(err)
+			h.delete("a", d)
+			h.pass(trash + window)
+			h.collect(h.gc.Policy())
+			h.wants(len(h.objects()) == 0, "it stays long after the lease: %v", h.objects())
+		})
+	}
+}
+
+func TestR1_BlobThatComesAfterTheManifestThatNamesItIsBound(t *testing.T) {
+	h := newHouse(t)
+	layer := digest.FromString("layer")
+	i := h.index("a", "cache", layer)
+	h.push("a", "layer")
+	foreign := render(map[string]any{"schemaVersion": 2, "mediaType": oci.MediaTypeImage, "config": descriptor("c", h.push("a", "{}"), 2),
+		"layers": []any{descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", digest.FromString("foreign"), 7)}})
+	h.must(h.put("a", foreign, "foreign"))
+	h.push("a", "foreign")
+	h.collectAll()
+	h.wants(h.hasBlob("a", "layer") && h.hasBlob("a", "foreign"), "a blob went that a tagged manifest names")
+	h.delete("a", i)
+	h.collectAll()
+	h.wants(!h.hasBlob("a", "layer") && h.hasBlob("a", "foreign"), "the wrong blob is left")
+}
+
+func TestR10_ReferrerOfADeletedChildStaysWithItForTheIndex(t *testing.T) {
+	h := newHouse(t)
+	c := h.image("a", []string{"layer"})
+	signature := manifest(c)
+	h.must(h.put("a", signature))
+	h.index("a", "top", c)
+	h.delete("a", c)
+	for range 3 {
+		h.pass(2 * trash)
+		want, _, err := h.gc.DryRun(h.ctx(), h.gc.Policy(), 0, nil)
+		h.must(err)
+		got := h.collect(h.gc.Policy())
+		h.wants(want.Collected == got.Collected && want.Trashed == got.Trashed, "predicted %+v, did %+v", want.Counts, got.Counts)
+	}
+	_, err := h.store.Restore(h.ctx(), "a", c, "tester")
+	h.must(err)
+	h.wants(h.hasManifest("a", c) && h.hasManifest("a", digest.FromBytes(signature)), "the signature of a restored child is gone")
+}
+
+func TestR10_ChildInTheTrashBeginsItsTimeAnewWhenItsIndexGoesThere(t *testing.T) {
+	h := newHouse(t)
+	c := h.image("a", []string{"layer"})
+	i := h.index("a", "top", c)
+	h.delete("a", c)
+	h.pass(100 * trash)
+	h.delete("a", i)
+	h.pass(trash - time.Minute)
+	h.collect(h.gc.Policy())
+	_, err := h.store.Restore(h.ctx(), "a", c, "tester")
+	h.must(err)
+	h.wants(h.hasBlob("a", "layer"), "the child is not whole")
+}
+
+func TestBackgroundRunThatOnlyKeepsThingsIsNoError(t *testing.T) {
+	h := newHouse(t)
+	d := h.image("a", []string{"layer"}, "v1")
+	h.leaseFor(365*24*time.Hour, d)
+	h.delete("a", d)
+	h.pass(2 * trash)
+	var log bytes.Buffer
+	h.opts.Log = slog.New(slog.NewTextHandler(&log, nil))
+	h.opts.Interval = time.Millisecond
+	var turns atomic.Int64
+	h.opts.Upkeep = func() error { turns.Add(1); return nil }
+	h.withStore(h.files)
+	ctx, cancel := context.WithCancel(h.ctx())
+	done := make(chan error, 1)
+	go func() { done <- h.gc.Run(ctx) }()
+	waitFor(t, func() bool { return turns.Load() > 5 })
+	cancel()
+	h.must(<-done)
+	h.wants(!strings.Contains(log.String(), "ERROR"), "the log has\n%s", log.String())
 }

@@ -109,7 +109,7 @@ func (d *dryRun) act(del meta.Deletion) {
 }
 
 func (d *dryRun) due(duration int64) meta.Due {
-	return meta.Due{Scope: d.scope, Limit: batchMax, Before: min(d.limits.cutoff(duration), d.limits.Now+meta.ConfirmAhead)}
+	return meta.Due{Scope: d.scope, Limit: batchMax, Window: d.limits.Window, Before: min(d.limits.cutoff(duration), d.limits.Now+meta.ConfirmAhead)}
 }
 
 // dueNow reports whether what would be touched by the run itself would be due
@@ -200,7 +200,7 @@ func (d *dryRun) judgeKin(ctx context.Context) error {
 		n := min(batchMax, len(d.kin))
 		ids := d.kin[:n]
 		d.kin = d.kin[n:]
-		fs, err := d.store.Orphans(ctx, meta.Due{IDs: ids})
+		fs, err := d.store.Orphans(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
 		if err != nil {
 			return err
 		}
@@ -267,7 +267,7 @@ func (d *dryRun) bereave(ctx context.Context, of oci.Digest, children, referrers
 	}
 	kin := append(children, referrers...)
 	for i := 0; i < len(kin); i += batchMax {
-		fs, err := d.store.Orphans(ctx, meta.Due{IDs: kin[i:min(len(kin), i+batchMax)]})
+		fs, err := d.store.Orphans(ctx, meta.Due{IDs: kin[i:min(len(kin), i+batchMax)], Window: d.limits.Window})
 		if err != nil {
 			return err
 		}
@@ -308,6 +308,9 @@ func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 			if f.Indexed, err = d.indexed(ctx, f.ID); err != nil {
 				return err
 			}
+			if !f.Indexed && !d.inTrash[f.ID] {
+				f.TrashedAt = d.limits.Now // renewed by what went and had kept it
+			}
 		}
 		v := JudgeTrash(f, d.limits)
 		if !d.examined(v) {
@@ -331,7 +334,7 @@ func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 func (d *dryRun) indexed(ctx context.Context, id int64) (bool, error) {
 	seen, queue := map[int64]bool{id: true}, []int64{id}
 	for len(queue) > 0 {
-		living, trashed, err := d.store.Indexes(ctx, queue[0])
+		living, trashed, err := d.store.Above(ctx, queue[0])
 		if err != nil {
 			return false, err
 		}
@@ -376,7 +379,7 @@ func (d *dryRun) linkQueue(ctx context.Context) error {
 		n := min(batchMax, len(links))
 		ids := links[:n]
 		links = links[n:]
-		fs, err := d.store.Links(ctx, meta.Due{IDs: ids})
+		fs, err := d.store.Links(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
 		if err != nil {
 			return err
 		}
@@ -421,7 +424,9 @@ func (d *dryRun) judgeLinks(ctx context.Context, fs []meta.LinkFacts) error {
 			continue
 		}
 		d.run.Unlinked++
-		d.act(meta.Deletion{Kind: "link", Act: "removed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+		if !f.Hidden { // else the client's DELETE was logged when it came
+			d.act(meta.Deletion{Kind: "link", Act: "removed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
+		}
 		d.linksGone[f.BlobID]++
 		d.touched[f.BlobID] = max(d.touched[f.BlobID], f.TouchedAt)
 		blobs = append(blobs, f.BlobID)
@@ -456,7 +461,7 @@ func (d *dryRun) blobQueue(ctx context.Context) error {
 		n := min(batchMax, len(d.unlinked))
 		ids := d.unlinked[:n]
 		d.unlinked = d.unlinked[n:]
-		fs, err := d.store.Blobs(ctx, meta.Due{IDs: ids})
+		fs, err := d.store.Blobs(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
 		if err != nil {
 			return err
 		}

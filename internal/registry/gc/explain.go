@@ -218,7 +218,7 @@ func (e *explainer) repository(repo oci.Name) (Explanation, error) {
 func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 	x := Explanation{Kind: "manifest", Repo: string(m.Repo), Digest: string(m.Digest)}
 	if m.Trashed {
-		fs, err := e.store.Trashed(e.ctx, meta.Due{IDs: []int64{m.ID}})
+		fs, err := e.store.Trashed(e.ctx, meta.Due{IDs: []int64{m.ID}, Window: e.limits.Window})
 		if err != nil || len(fs) == 0 {
 			return x, err
 		}
@@ -234,7 +234,7 @@ func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 		}
 		return e.fill(x, v, holders, fs[0].Lease, fullName(m)), nil
 	}
-	fs, err := e.store.Orphans(e.ctx, meta.Due{IDs: []int64{m.ID}})
+	fs, err := e.store.Orphans(e.ctx, meta.Due{IDs: []int64{m.ID}, Window: e.limits.Window})
 	if err != nil || len(fs) == 0 {
 		return x, err
 	}
@@ -264,7 +264,7 @@ func verdict(v Verdict) string {
 // said if that is none of these.
 func (e *explainer) fill(x Explanation, v Verdict, paths []Reason, lease meta.LeaseHold, self string) Explanation {
 	x.Reasons = append(x.Reasons, paths...)
-	if lease.Held() {
+	if lease.ExpiresAt > e.limits.Now {
 		x.Reasons = append(x.Reasons, Reason{Code: KeptLease, Path: []string{"lease " + lease.Holder, self}, Until: at(lease.ExpiresAt),
 			Text: fmt.Sprintf("%s holds a lease on it or on what is above it", lease.Holder)})
 	}
@@ -322,7 +322,7 @@ func (e *explainer) paths(m meta.ManifestAt, depth int) ([]Reason, error) {
 
 func (e *explainer) link(l meta.LinkAt, d oci.Digest) (Explanation, error) {
 	x := Explanation{Kind: "blob", Repo: string(l.Repo), Digest: string(d), Subject: string(l.Repo) + "@" + string(d)}
-	fs, err := e.store.Links(e.ctx, meta.Due{IDs: []int64{l.ID}})
+	fs, err := e.store.Links(e.ctx, meta.Due{IDs: []int64{l.ID}, Window: e.limits.Window})
 	if err != nil || len(fs) == 0 {
 		return x, err
 	}
@@ -359,7 +359,7 @@ func (e *explainer) link(l meta.LinkAt, d oci.Digest) (Explanation, error) {
 
 func (e *explainer) blob(id int64, d oci.Digest) (Explanation, error) {
 	x := Explanation{Kind: "blob", Digest: string(d), Subject: string(d)}
-	fs, err := e.store.Blobs(e.ctx, meta.Due{IDs: []int64{id}})
+	fs, err := e.store.Blobs(e.ctx, meta.Due{IDs: []int64{id}, Window: e.limits.Window})
 	if err != nil || len(fs) == 0 {
 		return x, err
 	}

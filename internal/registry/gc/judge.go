@@ -79,8 +79,16 @@ func some(n int64, one, more string) string {
 	return fmt.Sprintf("%d %s", n, more)
 }
 
-func lease(h meta.LeaseHold) Verdict {
-	v := keep(KeptLease, h.ExpiresAt, "%s holds a lease on it or on what is above it", h.Holder)
+// leased reports a lease that is in force, or has ended within the window.
+func leased(h meta.LeaseHold, l Limits) bool { return h.Held() && h.ExpiresAt > l.Now-l.Window }
+
+// lease is the verdict on what a lease keeps, or has kept until within the
+// window: its end is an event like the loss of a reference.
+func lease(h meta.LeaseHold, l Limits) Verdict {
+	if h.ExpiresAt <= l.Now {
+		return keep(KeptWindow, h.ExpiresAt+l.Window, "the lease of %s on it or on what is above it ended within the window", h.Holder)
+	}
+	v := keep(KeptLease, h.ExpiresAt+l.Window, "%s holds a lease on it or on what is above it", h.Holder)
 	v.Holder = h.Holder
 	return v
 }
@@ -94,8 +102,8 @@ func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 		return keep(KeptIndex, 0, "%s it", some(f.Parents, "index names", "indexes name"))
 	case f.Subjects > 0:
 		return keep(KeptSubject, 0, "it refers to a manifest that is there")
-	case f.Lease.Held():
-		return lease(f.Lease)
+	case leased(f.Lease, l):
+		return lease(f.Lease, l)
 	}
 	if f.OrphanedAt != 0 {
 		last := max(f.OrphanedAt, f.LooseAt, f.TouchedAt)
@@ -116,15 +124,20 @@ func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 
 // JudgeTrash decides whether a manifest leaves the trash for good.
 func JudgeTrash(f meta.TrashFacts, l Limits) Verdict {
+	v := Verdict{Go: true, Reason: "its time in the trash was over"}
 	switch {
 	case f.Indexed:
-		return keep(KeptIndex, 0, "it was deleted, but an index that names it is there")
-	case f.Lease.Held():
-		return lease(f.Lease)
-	case !l.due(f.TrashedAt, l.Trash):
-		return keep(KeptTrash, f.TrashedAt+l.Trash, "it is in the trash and can be restored")
+		return keep(KeptIndex, 0, "it was deleted, but an index that may want it back is there")
+	case leased(f.Lease, l):
+		v = lease(f.Lease, l)
 	}
-	return Verdict{Go: true, Reason: "its time in the trash was over"}
+	if !l.due(f.TrashedAt, l.Trash) {
+		if v.Kept != KeptLease {
+			v = keep(KeptTrash, v.Again, "it is in the trash and can be restored")
+		}
+		v.Again = max(v.Again, f.TrashedAt+l.Trash)
+	}
+	return v
 }
 
 // JudgeLink decides whether a repository serves a blob no longer.
@@ -134,8 +147,8 @@ func JudgeLink(f meta.LinkFacts, l Limits) Verdict {
 		return keep(KeptReferenced, 0, "%s it", some(f.Living, "manifest needs", "manifests need"))
 	case f.Trashed > 0:
 		return keep(KeptTrash, 0, "%s in the trash may want it back", some(f.Trashed, "manifest", "manifests"))
-	case f.Lease.Held():
-		return lease(f.Lease)
+	case leased(f.Lease, l):
+		return lease(f.Lease, l)
 	case !l.due(f.TouchedAt, l.Window):
 		return keep(KeptWindow, f.TouchedAt+l.Window, "a client was told of it, or its last manifest went, within the window")
 	}
@@ -147,8 +160,8 @@ func JudgeBlob(f meta.BlobFacts, l Limits) Verdict {
 	switch {
 	case f.Links > 0:
 		return keep(KeptLinked, 0, "%s it", some(f.Links, "repository has", "repositories have"))
-	case f.Lease.Held():
-		return lease(f.Lease)
+	case leased(f.Lease, l):
+		return lease(f.Lease, l)
 	case !l.due(f.TouchedAt, l.Window):
 		return keep(KeptWindow, f.TouchedAt+l.Window, "a client was told of it within the window")
 	}

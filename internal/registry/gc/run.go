@@ -81,7 +81,7 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 	case v.Kept == KeptLease:
 		// The end of a lease is an event like the loss of a reference. It is put
 		// beyond what this run reads, which so meets it once.
-		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again + meta.ConfirmAhead, Holder: v.Holder})
+		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: v.Again - window + meta.ConfirmAhead, Holder: v.Holder})
 	default:
 		b.Postponed = append(b.Postponed, meta.Postponed{Settled: s, EventAt: max(v.Again-window, row.EventAt+1)})
 	}
@@ -120,7 +120,7 @@ func (r *runner) execute(ctx context.Context) error {
 // due says what to read: in the first pass what was due at the beginning, in
 // later ones what this run has uncovered and is due by now.
 func (r *runner) due(first bool, duration int64) meta.Due {
-	d := meta.Due{Scope: r.scope, Limit: batchMax}
+	d := meta.Due{Scope: r.scope, Limit: batchMax, Window: r.limits.Window}
 	if first {
 		// Bounded even where no window applies, so that a run does not follow for
 		// ever what is deleted while it works.
@@ -397,7 +397,7 @@ func (r *runner) trash(ctx context.Context, first bool) (int, error) {
 			if n == 0 {
 				return 0, nil
 			}
-			fs, err := r.store.Trashed(ctx, meta.Due{IDs: ids[:n]})
+			fs, err := r.store.Trashed(ctx, meta.Due{IDs: ids[:n], Window: r.limits.Window})
 			ids = ids[n:]
 			r.judgeTrash(b, fs)
 			return n, err

@@ -144,6 +144,13 @@ func (s *Store) linkBlob(tx *sqldb.Tx, repo oci.Name, repoID, blobID int64, d oc
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'blob' AND target = ?", blobID); err != nil {
 		return err
 	}
+	// Manifests that name it may have come before it: an index of layers, or a
+	// type whose blobs need not be here.
+	if _, err := tx.Exec(`INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living)
+		SELECT c.manifest_id, ?, m.trashed_at IS NULL FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
+		WHERE c.repo_id = ? AND c.child_digest = ?`, link, repoID, string(d)); err != nil {
+		return fmt.Errorf("bind manifests that wait for the blob: %w", err)
+	}
 	_, err = reviewLinks(tx, []int64{link}, event, 0)
 	return err
 }
@@ -171,7 +178,7 @@ func reviewLinks(tx *sqldb.Tx, links []int64, event string, run int64) (n int64,
 // living manifest of the repository needs it (R1), NotFound where it is not
 // served. A manifest in the trash that may want it back keeps the bytes.
 func (s *Store) DeleteBlob(ctx context.Context, repo oci.Name, d oci.Digest, actor string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		var link, size int64
 		var needed bool
 		err := tx.Row(`SELECT l.id, b.size, `+livingEdge+`

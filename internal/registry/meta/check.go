@@ -430,7 +430,7 @@ func (s *Store) CheckExtent(ctx context.Context) (e CheckExtent, err error) {
 // DatabaseChecks are the parts of CheckDatabase, in order. All but the last
 // look at one table each.
 func DatabaseChecks() []string {
-	return []string{"links", "manifests", "manifest_blobs", "manifest_children", "tags", "trash", "uploads", "lease_digests", "run_events", "structure"}
+	return []string{"links", "manifests", "manifest_blobs", "manifest_children", "tags", "trash", "uploads", "run_events", "structure"}
 }
 
 // CheckDatabase runs one of DatabaseChecks and returns what is wrong, n

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -133,6 +134,12 @@ type collection struct {
 	done Counts
 }
 
+// leasedAfter is the time after which a lease must have ended to keep what it
+// was on: a window before now.
+func (c *collection) leasedAfter() int64 {
+	return c.tx.Now() - time.Duration(c.w.Policy.Window).Milliseconds()
+}
+
 func (c *collection) raced(n int) {
 	if n > 0 {
 		c.done.Kept["raced"] += int64(n)
@@ -165,7 +172,7 @@ func (c *collection) trash() error {
 	for _, t := range c.w.Trash {
 		n, err := c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
 			WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
-			t.ID, t.Version, t.Before, c.tx.Now())
+			t.ID, t.Version, t.Before, c.leasedAfter())
 		if err != nil {
 			return fmt.Errorf("claim manifest %s: %w", t.Digest, err)
 		}
@@ -226,7 +233,7 @@ func (c *collection) remove() error {
 	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
 			AND NOT `+indexed+` AND `+manifestLease+` IS NULL
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
-		claims, before, c.tx.Now())
+		claims, before, c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove manifests: %w", err)
 	}
@@ -293,11 +300,10 @@ func (c *collection) unlink() error {
 		c.s.dropBlobs(c.tx, oci.Name(d.Repo), oci.Digest(d.Digest))
 		return nil
 	}, `DELETE FROM links AS l WHERE (l.id, l.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND l.touched_at <= ? AND NOT `+anyEdge+`
-			AND NOT EXISTS (SELECT 1 FROM blobs b JOIN lease_digests ld ON ld.digest = b.digest JOIN leases ls ON ls.holder = ld.holder
-				WHERE b.id = l.blob_id AND ls.expires_at > ?)
+			AND NOT EXISTS (SELECT 1 FROM blobs b CROSS JOIN lease_digests ld ON ld.digest = b.digest WHERE b.id = l.blob_id AND ld.expires_at > ?)
 		RETURNING id, blob_id, repo_id, touched_at, hidden, (SELECT name FROM repositories r WHERE r.id = repo_id),
 			(SELECT digest FROM blobs b WHERE b.id = blob_id), (SELECT size FROM blobs b WHERE b.id = blob_id)`,
-		claims, before, c.tx.Now())
+		claims, before, c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove links: %w", err)
 	}
@@ -359,8 +365,8 @@ func (c *collection) collect() error {
 		return nil
 	}, `DELETE FROM blobs AS b WHERE (b.id, b.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND b.touched_at <= ?
 			AND NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
-			AND NOT EXISTS (SELECT 1 FROM lease_digests ld JOIN leases ls ON ls.holder = ld.holder WHERE ld.digest = b.digest AND ls.expires_at > ?)
-		RETURNING id, digest, size, key`, claims, before, c.tx.Now())
+			AND NOT EXISTS (SELECT 1 FROM lease_digests ld WHERE ld.digest = b.digest AND ld.expires_at > ?)
+		RETURNING id, digest, size, key`, claims, before, c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove blobs: %w", err)
 	}
@@ -444,7 +450,7 @@ func (c *collection) settle() error {
 		// A lease that has ended since it was seen puts nothing off: its end would
 		// not find this review.
 		if _, err := c.tx.Exec(`UPDATE reviews SET event_at = ?1, holder = nullif(?2, ''), run_id = NULL, version = version + 1
-			WHERE kind = ?3 AND target = ?4 AND version = ?5 AND (?2 = '' OR EXISTS (SELECT 1 FROM leases WHERE holder = ?2 AND expires_at >= ?6))`,
+			WHERE kind = ?3 AND target = ?4 AND version = ?5 AND (?2 = '' OR EXISTS (SELECT 1 FROM lease_digests WHERE holder = ?2 AND expires_at >= ?6))`,
 			p.EventAt, p.Holder, p.Kind, p.Target, p.Version, p.EventAt-ConfirmAhead); err != nil {
 			return fmt.Errorf("postpone reviews: %w", err)
 		}

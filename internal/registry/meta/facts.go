@@ -52,6 +52,7 @@ type LinkFacts struct {
 	Size                        int64
 	Living, Trashed             int64 // manifests that need it
 	TouchedAt                   int64
+	Hidden                      bool // deleted by a client, and logged then
 	Lease                       LeaseHold
 	Review                      ReviewRow
 }
@@ -88,6 +89,7 @@ type Due struct {
 	Before int64   // events at or before this time, ms
 	Run    int64   // only reviews that this run caused; 0 = any
 	Scope  Scope   // repositories
+	Window int64   // ms for which what a lease has kept stays after its end
 	After  Cursor  // position
 	IDs    []int64 // instead of the queue: just these
 	Limit  int     // of rows read from the queue; none for IDs
@@ -233,7 +235,7 @@ func (s *Store) Orphans(ctx context.Context, d Due) (fs []ManifestFacts, err err
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(scanManifestFacts(&fs), "SELECT "+manifestFactsColumns+manifestLease+`, q.event_at, q.version
 			FROM `+source+` q CROSS JOIN manifests m ON m.id = q.id JOIN repositories r ON r.id = m.repo_id WHERE m.trashed_at IS NULL`,
-			append([]any{tx.Now()}, args...)...)
+			append([]any{tx.Now() - d.Window}, args...)...)
 	})
 	return fs, wrapFacts("manifests", err)
 }
@@ -245,7 +247,7 @@ func (s *Store) Loose(ctx context.Context, d Due) (fs []ManifestFacts, err error
 		return tx.All(scanManifestFacts(&fs), "SELECT "+manifestFactsColumns+manifestLease+`, m.loose_at, 0
 			FROM manifests m JOIN repositories r ON r.id = m.repo_id
 			WHERE m.loose_at <= ? AND m.orphaned_at IS NULL AND (m.loose_at, m.id) > (?, ?) AND (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`))
-			ORDER BY m.loose_at, m.id LIMIT ?`, tx.Now(), d.Before, d.After.At, d.After.ID, d.Scope.all, d.Scope.list(), d.Limit)
+			ORDER BY m.loose_at, m.id LIMIT ?`, tx.Now()-d.Window, d.Before, d.After.At, d.After.ID, d.Scope.all, d.Scope.list(), d.Limit)
 	})
 	return fs, wrapFacts("untagged manifests", err)
 }
@@ -266,7 +268,7 @@ func (s *Store) Trashed(ctx context.Context, d Due) (fs []TrashFacts, err error)
 			return err
 		}, `SELECT m.id, m.version, m.repo_id, r.name, m.digest, m.size, q.trashed_at, `+indexed+`, `+manifestLease+`
 			FROM trash q CROSS JOIN manifests m ON m.id = q.manifest_id JOIN repositories r ON r.id = m.repo_id
-			WHERE `+where+` ORDER BY q.trashed_at, q.manifest_id LIMIT ?`, append(append([]any{tx.Now()}, args...), limit)...)
+			WHERE `+where+` ORDER BY q.trashed_at, q.manifest_id LIMIT ?`, append(append([]any{tx.Now() - d.Window}, args...), limit)...)
 	})
 	return fs, wrapFacts("the trash", err)
 }
@@ -277,16 +279,16 @@ func (s *Store) Links(ctx context.Context, d Due) (fs []LinkFacts, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.All(func(rows *sql.Rows) error {
 			var f LinkFacts
-			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.BlobID, &f.Repo, &f.Digest, &f.Size, &f.Living, &f.Trashed, &f.TouchedAt,
+			err := rows.Scan(&f.ID, &f.Version, &f.RepoID, &f.BlobID, &f.Repo, &f.Digest, &f.Size, &f.Living, &f.Trashed, &f.TouchedAt, &f.Hidden,
 				&f.Lease, &f.Review.EventAt, &f.Review.Version)
 			fs = append(fs, f)
 			return err
 		}, `SELECT l.id, l.version, l.repo_id, l.blob_id, r.name, b.digest, b.size,
 				(SELECT count(*) FROM manifest_blobs e WHERE e.link_id = l.id AND e.living = 1),
 				(SELECT count(*) FROM manifest_blobs e WHERE e.link_id = l.id AND e.living = 0),
-				l.touched_at, `+blobLease+`, q.event_at, q.version
+				l.touched_at, l.hidden, `+blobLease+`, q.event_at, q.version
 			FROM `+source+` q CROSS JOIN links l ON l.id = q.id JOIN blobs b ON b.id = l.blob_id JOIN repositories r ON r.id = l.repo_id`,
-			append([]any{tx.Now()}, args...)...)
+			append([]any{tx.Now() - d.Window}, args...)...)
 	})
 	return fs, wrapFacts("links", err)
 }
@@ -301,7 +303,7 @@ func (s *Store) Blobs(ctx context.Context, d Due) (fs []BlobFacts, err error) {
 			fs = append(fs, f)
 			return err
 		}, `SELECT b.id, b.version, b.digest, b.size, (SELECT count(*) FROM links l WHERE l.blob_id = b.id), b.touched_at, `+blobLease+`, q.event_at, q.version
-			FROM `+source+` q CROSS JOIN blobs b ON b.id = q.id`, append([]any{tx.Now()}, args...)...)
+			FROM `+source+` q CROSS JOIN blobs b ON b.id = q.id`, append([]any{tx.Now() - d.Window}, args...)...)
 	})
 	return fs, wrapFacts("blobs", err)
 }
@@ -348,17 +350,21 @@ func (s *Store) NeededByMore(ctx context.Context, link, n int64) (more bool, err
 	return more, wrapFacts("a link's manifests", err)
 }
 
-// Indexes lists the indexes that name a manifest, the living ones apart.
-func (s *Store) Indexes(ctx context.Context, id int64) (living, trashed []int64, err error) {
+// Above lists what may want a manifest back: the living indexes that name it,
+// and those in the trash with its subject, if that is there.
+func (s *Store) Above(ctx context.Context, id int64) (living, trashed []int64, err error) {
 	const query = `SELECT p.id FROM manifests k CROSS JOIN manifest_children c ON c.repo_id = k.repo_id AND c.child_digest = k.digest
 		CROSS JOIN manifests p ON p.id = c.manifest_id WHERE k.id = ? AND (p.trashed_at IS NULL) = ?`
 	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
 		if err := tx.All(scanInto(&living), query, id, true); err != nil {
 			return err
 		}
-		return tx.All(scanInto(&trashed), query, id, false)
+		if err := tx.All(scanInto(&trashed), query, id, false); err != nil {
+			return err
+		}
+		return tx.All(scanInto(&trashed), "SELECT s.id FROM manifests k CROSS JOIN manifests s ON s.repo_id = k.repo_id AND s.digest = k.subject WHERE k.id = ? AND s.trashed_at IS NOT NULL", id)
 	})
-	return living, trashed, wrapFacts("indexes", err)
+	return living, trashed, wrapFacts("what is above a manifest", err)
 }
 
 func wrapFacts(of string, err error) error {

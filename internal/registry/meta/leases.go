@@ -18,7 +18,8 @@ type LeaseHold struct {
 	ExpiresAt int64 // ms; 0: no lease
 }
 
-// Held reports whether there is a lease.
+// Held reports whether there is a lease, in force or within the window after
+// its end.
 func (h LeaseHold) Held() bool { return h.ExpiresAt != 0 }
 
 // Scan reads what manifestLease and blobLease select.
@@ -37,25 +38,28 @@ func (h *LeaseHold) Scan(v any) error {
 // A lease on a digest keeps the manifest or blob of that digest, in whichever
 // repository, and everything below it. So a manifest m is leased if it, or an
 // index above it, or the subject that it refers to, or an index above that, is
-// leased; living or in the trash. Both expressions take the time as their only
-// parameter and select "expires_at holder", or NULL.
+// leased; living or in the trash. Both expressions take a time as their only
+// parameter, and select "expires_at holder" of the lease that ends last if it
+// ends after that time, or NULL. The time is a window before now: the end of a
+// lease is an event like the loss of a reference, and what it kept stays for
+// the window. So its rows stay after its end for as long.
 const (
-	manifestLease = `CASE WHEN EXISTS (SELECT 1 FROM leases) THEN (
+	manifestLease = `CASE WHEN EXISTS (SELECT 1 FROM lease_digests) THEN (
 		WITH RECURSIVE up (digest) AS (
 			SELECT m.digest
 			UNION SELECT a.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest CROSS JOIN manifests a ON a.id = c.manifest_id
 			UNION SELECT a.subject FROM up CROSS JOIN manifests a ON a.repo_id = m.repo_id AND a.digest = up.digest WHERE a.subject IS NOT NULL)
-		SELECT ls.expires_at || ' ' || ls.holder FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest CROSS JOIN leases ls ON ls.holder = ld.holder
-		WHERE ls.expires_at > ? ORDER BY ls.expires_at DESC LIMIT 1) END`
-	blobLease = `(SELECT ls.expires_at || ' ' || ls.holder FROM lease_digests ld JOIN leases ls ON ls.holder = ld.holder
-		WHERE ld.digest = b.digest AND ls.expires_at > ? ORDER BY ls.expires_at DESC LIMIT 1)`
+		SELECT ld.expires_at || ' ' || ld.holder FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest
+		WHERE ld.expires_at > ? ORDER BY ld.expires_at DESC LIMIT 1) END`
+	blobLease = `(SELECT ld.expires_at || ' ' || ld.holder FROM lease_digests ld
+		WHERE ld.digest = b.digest AND ld.expires_at > ? ORDER BY ld.expires_at DESC LIMIT 1)`
 )
 
 // PutLease sets what a holder needs, in place of what it needed before, for
 // ttlMS milliseconds of the database's clock from now.
 func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Digest, ttlMS int64) (Lease, error) {
 	l := Lease{Holder: holder, Digests: digests}
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		l.ExpiresAt = Time(tx.Now() + ttlMS)
 		var before int64
 		if err := tx.Row("SELECT coalesce(max(expires_at), 0) FROM leases WHERE holder = ?", holder).Scan(&before); err != nil {
@@ -67,7 +71,7 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 			return err
 		}
 		list := sqldb.List(digests)
-		dropped, err := tx.Exec("DELETE FROM lease_digests WHERE holder = ? AND digest NOT IN (SELECT a FROM "+sqldb.Each+")", holder, list)
+		dropped, err := tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1 AND digest NOT IN (SELECT value FROM json_each(?3))", tx.Now(), holder, list)
 		if err != nil {
 			return err
 		}
@@ -76,18 +80,19 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 				return err
 			}
 		}
-		_, err = tx.Exec("INSERT OR IGNORE INTO lease_digests (holder, digest) SELECT ?, a FROM "+sqldb.Each, holder, list)
+		_, err = tx.Exec("INSERT INTO lease_digests (holder, digest, expires_at) SELECT ?, a, ? FROM "+sqldb.Each+
+			" WHERE true ON CONFLICT (holder, digest) DO UPDATE SET expires_at = excluded.expires_at", holder, tx.Now()+ttlMS, list)
 		return err
 	})
 	if err != nil {
-		return Lease{}, fmt.Errorf("put lease of %s: %w", holder, err)
+		return Lease{}, told(fmt.Errorf("put lease of %s: %w", holder, err))
 	}
 	return l, nil
 }
 
-// DeleteLease ends a lease. Reviews that it put off are due a window from now.
+// DeleteLease ends a lease. What it kept stays for a window from now.
 func (s *Store) DeleteLease(ctx context.Context, holder string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM leases WHERE holder = ?", holder)
 		if err != nil {
 			return err
@@ -95,10 +100,13 @@ func (s *Store) DeleteLease(ctx context.Context, holder string) error {
 		if n == 0 {
 			return fault.New(fault.NotFound, "there is no lease of holder %q", holder)
 		}
+		if _, err := tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1", tx.Now(), holder); err != nil {
+			return err
+		}
 		return leaseEnds(tx, holder)
 	})
 	if err != nil {
-		return fmt.Errorf("delete lease of %s: %w", holder, err)
+		return told(fmt.Errorf("delete lease of %s: %w", holder, err))
 	}
 	return nil
 }
@@ -110,10 +118,18 @@ func leaseEnds(tx *sqldb.Tx, holder string) error {
 	return err
 }
 
-// dropExpiredLeases forgets leases that are over, some at a time. What they put
-// off is due at their end by itself.
-func dropExpiredLeases(tx *sqldb.Tx) error {
-	_, err := tx.Exec("DELETE FROM leases WHERE holder IN (SELECT holder FROM leases WHERE expires_at <= ? LIMIT 100)", tx.Now())
+// leaseMemory is how long the digests of a lease are remembered after its end
+// at least, in ms, so that any window can count from it.
+const leaseMemory = 7 * 24 * 3600 * 1000
+
+// dropExpiredLeases forgets leases that are over, some at a time, and their
+// digests when no window, nor the given one in ms, would look for them.
+func dropExpiredLeases(tx *sqldb.Tx, window int64) error {
+	if _, err := tx.Exec("DELETE FROM leases WHERE holder IN (SELECT holder FROM leases WHERE expires_at <= ? LIMIT 100)", tx.Now()); err != nil {
+		return err
+	}
+	_, err := tx.Exec("DELETE FROM lease_digests WHERE (holder, digest) IN (SELECT holder, digest FROM lease_digests WHERE expires_at < ? LIMIT 1000)",
+		tx.Now()-max(window, leaseMemory))
 	return err
 }
 
@@ -137,8 +153,8 @@ func (s *Store) Leases(ctx context.Context, holder string) ([]Lease, error) {
 				last.Digests = append(last.Digests, oci.Digest(d.String))
 			}
 			return nil
-		}, `SELECT l.holder, l.expires_at, d.digest FROM leases l LEFT JOIN lease_digests d ON d.holder = l.holder
-			WHERE l.expires_at > ? AND (?2 = '' OR l.holder = ?2) ORDER BY l.holder, d.digest`, tx.Now(), holder)
+		}, `SELECT l.holder, l.expires_at, d.digest FROM leases l LEFT JOIN lease_digests d ON d.holder = l.holder AND d.expires_at > ?1
+			WHERE l.expires_at > ?1 AND (?2 = '' OR l.holder = ?2) ORDER BY l.holder, d.digest`, tx.Now(), holder)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list leases: %w", err)

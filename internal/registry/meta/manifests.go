@@ -31,13 +31,16 @@ const (
 		WHERE s.repo_id = m.repo_id AND s.digest = m.subject AND s.trashed_at IS NULL))`
 )
 
-// indexed says that a living index names manifest m, or names an index in the
-// trash that does, at whatever depth: m may be wanted to make that one whole.
+// indexed says that a living index names manifest m, or what is above m in the
+// trash (an index, or the subject that it refers to), at whatever depth: m may
+// be wanted to make that index whole.
 const indexed = `EXISTS (
 	WITH RECURSIVE up (digest) AS (
 		SELECT m.digest
 		UNION SELECT p.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest
-			CROSS JOIN manifests p ON p.id = c.manifest_id WHERE p.trashed_at IS NOT NULL)
+			CROSS JOIN manifests p ON p.id = c.manifest_id WHERE p.trashed_at IS NOT NULL
+		UNION SELECT s.digest FROM up CROSS JOIN manifests a ON a.repo_id = m.repo_id AND a.digest = up.digest
+			CROSS JOIN manifests s ON s.repo_id = m.repo_id AND s.digest = a.subject WHERE s.trashed_at IS NOT NULL)
 	SELECT 1 FROM up CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = up.digest
 		CROSS JOIN manifests p ON p.id = c.manifest_id WHERE p.trashed_at IS NULL)`
 
@@ -121,7 +124,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err != nil {
 			return err
 		}
-		links, err := resolveBlobs(tx, repo, p)
+		links, wanted, err := resolveBlobs(tx, repo, p)
 		if err != nil {
 			return err
 		}
@@ -130,7 +133,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		created = isNew
-		if err := writeEdges(tx, repo, id, links, p.Manifest.Children); err != nil {
+		if err := writeEdges(tx, repo, id, links, wanted); err != nil {
 			return err
 		}
 		losers, err := writeTags(tx, repo, id, p.Tags)
@@ -168,22 +171,30 @@ func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
 }
 
 // refs lists what may be a blob of the repository: the blobs that the manifest
-// names, and the entries of an index, which are blobs where a build cache was
-// pushed as an index of layers.
+// names, the entries of an index, which are blobs where a build cache was
+// pushed as an index of layers, and even the subject.
 func (p Push) refs() []oci.Descriptor {
 	refs := slices.Clone(p.Manifest.Blobs)
 	for _, c := range p.Manifest.Children {
 		c.Optional = true
 		refs = append(refs, c)
 	}
+	if p.Manifest.Subject != "" {
+		refs = append(refs, oci.Descriptor{Digest: p.Manifest.Subject, Optional: true})
+	}
 	return refs
 }
 
-// resolveBlobs finds the link of each blob that the manifest names.
-func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) ([]int64, error) {
+// resolveBlobs finds the link of each blob that the manifest names. wanted are
+// the digests to be bound when they come: the children of an index, and blobs
+// that may be missing and are.
+func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, wanted []string, err error) {
+	for _, c := range p.Manifest.Children {
+		wanted = append(wanted, string(c.Digest))
+	}
 	want := p.refs()
 	if len(want) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	digests := make([]string, len(want))
 	for i, d := range want {
@@ -191,7 +202,7 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) ([]int64, error) {
 	}
 	type found struct{ link, size int64 }
 	have := make(map[oci.Digest]found, len(want))
-	err := tx.All(func(rows *sql.Rows) error {
+	err = tx.All(func(rows *sql.Rows) error {
 		var d oci.Digest
 		var f found
 		if err := rows.Scan(&d, &f.link, &f.size); err != nil {
@@ -202,27 +213,29 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) ([]int64, error) {
 	}, `SELECT b.digest, l.id, b.size FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.digest = i.a CROSS JOIN links l ON l.repo_id = ? AND l.blob_id = b.id
 		WHERE l.hidden = 0 AND b.lost_at IS NULL`, sqldb.List(digests), repo)
 	if err != nil {
-		return nil, fmt.Errorf("resolve blobs: %w", err)
+		return nil, nil, fmt.Errorf("resolve blobs: %w", err)
 	}
-	links := make([]int64, 0, len(want))
+	links = make([]int64, 0, len(want))
 	var missing []map[string]string
 	for _, d := range want {
 		f, ok := have[d.Digest]
 		switch {
 		case !ok && !d.Optional:
 			missing = append(missing, map[string]string{"digest": string(d.Digest)})
+		case !ok && d.Digest != p.Manifest.Subject:
+			wanted = append(wanted, string(d.Digest))
 		case !ok:
 		case f.size != d.Size && !d.Optional:
-			return nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
+			return nil, nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
 		default:
 			links = append(links, f.link)
 		}
 	}
 	if missing != nil {
-		return nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
+		return nil, nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
 			WithCode(oci.CodeManifestBlobUnknown).WithDetail(missing)
 	}
-	return links, nil
+	return links, wanted, nil
 }
 
 // writeManifest inserts the manifest, or revives it from the trash, or
@@ -270,10 +283,10 @@ func outOfTrash(tx *sqldb.Tx, id int64) error {
 	return err
 }
 
-// writeEdges binds links and children. Edges are added and never taken away: a
+// writeEdges binds links, and notes the digests to be bound when they come. Edges are added and never taken away: a
 // second push with another media type may be read to need less, and less is a
 // reason to delete.
-func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, children []oci.Descriptor) error {
+func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, wanted []string) error {
 	if len(links) > 0 {
 		list := sqldb.List(links)
 		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, id, list); err != nil {
@@ -286,12 +299,8 @@ func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, children []oci.Desc
 			return fmt.Errorf("close reviews: %w", err)
 		}
 	}
-	if len(children) > 0 {
-		digests := make([]string, len(children))
-		for i, c := range children {
-			digests[i] = string(c.Digest)
-		}
-		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(digests)); err != nil {
+	if len(wanted) > 0 {
+		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(wanted)); err != nil {
 			return fmt.Errorf("write children: %w", err)
 		}
 	}
@@ -416,7 +425,7 @@ func reviewOrphans(tx *sqldb.Tx, list string) error {
 // DeleteTag removes a tag; the manifest stays. The error is NotFound where
 // there is no such tag.
 func (s *Store) DeleteTag(ctx context.Context, repo oci.Name, tag oci.Tag, actor string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		repoID, err := repoID(tx, repo)
 		if err != nil {
 			return err
@@ -449,7 +458,7 @@ func (s *Store) DeleteTag(ctx context.Context, repo oci.Name, tag oci.Tag, actor
 // DeleteManifest moves a manifest to the trash and its tags' names with it.
 // The error is NotFound where the repository does not serve it.
 func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest, actor string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		repoID, err := repoID(tx, repo)
 		if err != nil {
 			return err
@@ -513,6 +522,9 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
 	if _, err := tx.Exec("UPDATE manifest_blobs SET living = 0 WHERE manifest_id = ?", t.id); err != nil {
 		return err
 	}
+	if err := renewBelow(tx, t.id); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
 		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
 		return fmt.Errorf("begin the window of its blobs: %w", err)
@@ -524,6 +536,29 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
 		return err
 	}
 	return logDeletions(tx, t.run, t.actor, []Deletion{{Kind: "manifest", Act: "trashed", Repo: string(t.repo), Digest: string(t.digest), Bytes: size, Reason: t.reason}})
+}
+
+// renewBelow begins the time in the trash anew of what is there already and was
+// kept by a manifest that now goes there too: whoever restores the one may want
+// the other.
+func renewBelow(tx *sqldb.Tx, id int64) error {
+	var below []int64
+	err := tx.All(scanInto(&below), `WITH RECURSIVE down (id) AS (
+			SELECT ?1
+			UNION SELECT k.id FROM down CROSS JOIN manifest_children c ON c.manifest_id = down.id
+				CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest WHERE k.trashed_at IS NOT NULL
+			UNION SELECT k.id FROM down CROSS JOIN manifests a ON a.id = down.id
+				CROSS JOIN manifests k INDEXED BY manifests_subject ON k.repo_id = a.repo_id AND k.subject = a.digest WHERE k.trashed_at IS NOT NULL)
+		SELECT id FROM down WHERE id <> ?1`, id)
+	if err != nil || len(below) == 0 {
+		return err
+	}
+	list := sqldb.List(below)
+	if _, err := tx.Exec("UPDATE trash SET trashed_at = ? WHERE manifest_id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
+		return err
+	}
+	_, err = tx.Exec("UPDATE manifests SET trashed_at = ?, version = version + 1 WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list)
+	return err
 }
 
 // dropTrashed drops from the caches what the deletion of a manifest changes.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -32,7 +33,7 @@ func (s *Store) StartRun(ctx context.Context, trigger, actor string, p Policy) (
 		if _, err := tx.Exec("DELETE FROM runs WHERE id <= ? AND state <> 'running'", r.ID-runsKept); err != nil {
 			return err
 		}
-		return dropExpiredLeases(tx)
+		return dropExpiredLeases(tx, time.Duration(p.Window).Milliseconds())
 	})
 	if err != nil {
 		return Run{}, fmt.Errorf("start a run: %w", err)

@@ -112,6 +112,14 @@ func repoID(tx *sqldb.Tx, repo oci.Name) (id int64, err error) {
 	return id, err
 }
 
+// told says in words that the disk is full, where that is what err is about.
+func told(err error) error {
+	if !sqldb.IsFull(err) {
+		return err
+	}
+	return fault.Wrap(fault.Full, err, "the registry's disk is full: delete images that are not needed and run a collection, or add space, then try again").WithCode(oci.CodeStorageFull)
+}
+
 func nameUnknown(repo oci.Name) error {
 	return fault.New(fault.NotFound, "there is no repository %s", repo).WithCode(oci.CodeNameUnknown)
 }

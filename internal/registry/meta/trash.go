@@ -56,7 +56,7 @@ func (s *Store) Trash(ctx context.Context, pattern string, n int) ([]TrashItem, 
 // it needs are gone.
 func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor string) (Restored, error) {
 	var out Restored
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		out = Restored{Repo: repo, Digest: d, Tags: []string{}, TagsTaken: []string{}, Along: []oci.Digest{}}
 		repoID, err := repoID(tx, repo)
 		if err != nil {

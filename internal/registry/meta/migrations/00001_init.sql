@@ -109,11 +109,13 @@ CREATE TABLE leases (
 );
 CREATE INDEX leases_end ON leases (expires_at);
 CREATE TABLE lease_digests (
-    holder TEXT NOT NULL REFERENCES leases (holder) ON DELETE CASCADE,
-    digest TEXT NOT NULL,
+    holder     TEXT    NOT NULL,
+    digest     TEXT    NOT NULL,
+    expires_at INTEGER NOT NULL,
     PRIMARY KEY (holder, digest)
 ) WITHOUT ROWID;
-CREATE INDEX lease_digests_digest ON lease_digests (digest);
+CREATE INDEX lease_digests_digest ON lease_digests (digest, expires_at);
+CREATE INDEX lease_digests_end ON lease_digests (expires_at);
 
 CREATE TABLE reviews (
     kind     TEXT    NOT NULL,
