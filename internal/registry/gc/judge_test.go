@@ -40,7 +40,9 @@ func anyLease(t *rapid.T) meta.LeaseHold {
 }
 
 // leases says that a lease holds, or did when the window began.
-func leases(h meta.LeaseHold, l gc.Limits) bool { return h.Holder != "" && l.Now-h.ExpiresAt < l.Window || h.ExpiresAt > l.Now }
+func leases(h meta.LeaseHold, l gc.Limits) bool {
+	return h.Holder != "" && l.Now-h.ExpiresAt < l.Window || h.ExpiresAt > l.Now
+}
 
 // over reports that d has passed since then; a d of 0 protects nothing.
 func over(now, then, d int64) bool { return d == 0 || now-then >= d }
