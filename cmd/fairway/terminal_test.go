@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -243,5 +244,20 @@ func TestServe_GreetsAPerson(t *testing.T) {
 		if !strings.Contains(errs.String(), part) {
 			t.Errorf("it does not say %q:\n%s", part, errs.String())
 		}
+	}
+}
+
+func TestTerminal_TextThatOthersChoseCommandsNothing(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"subject":"a","kind":"repository","verdict":"kept","summary":"held by x\u001b[2J\ny","reasons":[]}`)
+	}))
+	defer server.Close()
+	code, out, errs := onTerminal(false, "explain", "a", "--server", server.URL)
+	if code != 0 || strings.Contains(out, "\x1b") || !strings.Contains(out, `held by x\x1b[2J\ny`) {
+		t.Errorf("status %d, %q, %q", code, out, errs)
+	}
+	if _, out, _ = onTerminal(false, "explain", "a", "--json", "--server", server.URL); !strings.Contains(out, `held by x\u001b[2J\ny"`) {
+		t.Errorf("for programs: %q", out)
 	}
 }
