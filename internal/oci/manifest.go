@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ type Manifest struct {
 	Children     []Descriptor      // manifests of an index, each digest once; they may be missing
 	Subject      Digest            // "" where there is none
 	Annotations  map[string]string // as in the manifest
+	Mentions     []Digest          // all digests in a manifest of a type not known here
 }
 
 type document struct {
@@ -109,7 +111,34 @@ func ParseManifest(contentType string, content []byte) (Manifest, error) {
 	if err := m.collect(&doc, strict); err != nil {
 		return Manifest{}, err
 	}
+	if !strict {
+		m.Mentions = mentions(content)
+	}
 	return m, nil
+}
+
+// mentions finds the digests in content, whatever its form, each once.
+func mentions(content []byte) (found []Digest) {
+	seen := map[Digest]bool{}
+	for _, alg := range []string{"sha256:", "sha512:"} {
+		for rest := content; ; {
+			i := bytes.Index(rest, []byte(alg))
+			if i < 0 {
+				break
+			}
+			rest = rest[i:]
+			n := len(alg)
+			for n < len(rest) && (rest[n] >= '0' && rest[n] <= '9' || rest[n] >= 'a' && rest[n] <= 'f') {
+				n++
+			}
+			if d, err := ParseDigest(string(rest[:min(n, 256)])); err == nil && !seen[d] {
+				seen[d] = true
+				found = append(found, d)
+			}
+			rest = rest[n:]
+		}
+	}
+	return found
 }
 
 func (d *document) impliedMediaType() string {

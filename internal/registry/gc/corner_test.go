@@ -273,6 +273,21 @@ func TestR1_BlobThatComesAfterTheManifestThatNamesItIsBound(t *testing.T) {
 	h.wants(!h.hasBlob("a", "layer") && h.hasBlob("a", "foreign"), "the wrong blob is left")
 }
 
+func TestR1_BlobThatAManifestOfUnknownTypeMentionsStays(t *testing.T) {
+	h := newHouse(t)
+	d := h.push("a", "deep")
+	raw := render(map[string]any{"schemaVersion": 2, "stages": []any{map[string]any{"files": []any{d}}}})
+	m, err := oci.ParseManifest("application/vnd.example.build+json", raw)
+	h.must(err)
+	_, err = h.store.PutManifest(h.ctx(), meta.Push{Repo: "a", Tags: []oci.Tag{"v1"}, Digest: digest.FromBytes(raw), Manifest: m, Content: raw})
+	h.must(err)
+	h.collectAll()
+	h.wants(h.hasBlob("a", "deep"), "a blob went that a tagged manifest mentions")
+	h.delete("a", digest.FromBytes(raw))
+	h.collectAll()
+	h.wants(len(h.objects()) == 0, "it stays without the manifest: %v", h.objects())
+}
+
 func TestR10_ReferrerOfADeletedChildStaysWithItForTheIndex(t *testing.T) {
 	h := newHouse(t)
 	c := h.image("a", []string{"layer"})

@@ -124,7 +124,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err != nil {
 			return err
 		}
-		links, wanted, err := resolveBlobs(tx, repo, p)
+		links, err := resolveBlobs(tx, repo, p)
 		if err != nil {
 			return err
 		}
@@ -133,7 +133,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		created = isNew
-		if err := writeEdges(tx, repo, id, links, wanted); err != nil {
+		if err := writeEdges(tx, repo, id, links, p.wanted()); err != nil {
 			return err
 		}
 		losers, err := writeTags(tx, repo, id, p.Tags)
@@ -172,7 +172,8 @@ func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
 
 // refs lists what may be a blob of the repository: the blobs that the manifest
 // names, the entries of an index, which are blobs where a build cache was
-// pushed as an index of layers, and even the subject.
+// pushed as an index of layers, even the subject, and whatever digest a manifest
+// of an unknown type mentions.
 func (p Push) refs() []oci.Descriptor {
 	refs := slices.Clone(p.Manifest.Blobs)
 	for _, c := range p.Manifest.Children {
@@ -182,19 +183,31 @@ func (p Push) refs() []oci.Descriptor {
 	if p.Manifest.Subject != "" {
 		refs = append(refs, oci.Descriptor{Digest: p.Manifest.Subject, Optional: true})
 	}
+	for _, d := range p.Manifest.Mentions {
+		refs = append(refs, oci.Descriptor{Digest: d, Optional: true})
+	}
 	return refs
 }
 
-// resolveBlobs finds the link of each blob that the manifest names. wanted are
-// the digests to be bound when they come: the children of an index, and blobs
-// that may be missing and are.
-func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, wanted []string, err error) {
+// wanted lists what is to be bound when it comes: the children of an index, and
+// blobs that may be missing.
+func (p Push) wanted() (digests []string) {
 	for _, c := range p.Manifest.Children {
-		wanted = append(wanted, string(c.Digest))
+		digests = append(digests, string(c.Digest))
 	}
+	for _, b := range p.Manifest.Blobs {
+		if b.Optional {
+			digests = append(digests, string(b.Digest))
+		}
+	}
+	return digests
+}
+
+// resolveBlobs finds the link of each blob that the manifest names.
+func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
 	want := p.refs()
 	if len(want) == 0 {
-		return nil, nil, nil
+		return nil, nil
 	}
 	digests := make([]string, len(want))
 	for i, d := range want {
@@ -213,7 +226,7 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, wanted []str
 	}, `SELECT b.digest, l.id, b.size FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.digest = i.a CROSS JOIN links l ON l.repo_id = ? AND l.blob_id = b.id
 		WHERE l.hidden = 0 AND b.lost_at IS NULL`, sqldb.List(digests), repo)
 	if err != nil {
-		return nil, nil, fmt.Errorf("resolve blobs: %w", err)
+		return nil, fmt.Errorf("resolve blobs: %w", err)
 	}
 	links = make([]int64, 0, len(want))
 	var missing []map[string]string
@@ -222,20 +235,18 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, wanted []str
 		switch {
 		case !ok && !d.Optional:
 			missing = append(missing, map[string]string{"digest": string(d.Digest)})
-		case !ok && d.Digest != p.Manifest.Subject:
-			wanted = append(wanted, string(d.Digest))
 		case !ok:
 		case f.size != d.Size && !d.Optional:
-			return nil, nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
+			return nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
 		default:
 			links = append(links, f.link)
 		}
 	}
 	if missing != nil {
-		return nil, nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
+		return nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
 			WithCode(oci.CodeManifestBlobUnknown).WithDetail(missing)
 	}
-	return links, wanted, nil
+	return links, nil
 }
 
 // writeManifest inserts the manifest, or revives it from the trash, or
