@@ -128,3 +128,41 @@ func TestR7_KilledAtEveryFailpoint(t *testing.T) {
 		t.Error("that is less than the script does: the failpoints are not seen")
 	}
 }
+
+// TestR7_CrashInMidManifestPut ends the process at each statement of a manifest
+// PUT in turn. What the client was not told of is not there, or whole; the
+// model sees which, and that nothing else changed.
+func TestR7_CrashInMidManifestPut(t *testing.T) {
+	b := newBench(t)
+	for n := 1; ; n++ {
+		if n > 100 {
+			t.Fatal("a PUT has no end")
+		}
+		ended := false
+		log, err := b.history(1, func(s *sim) {
+			s.rng = rand.New(rand.NewPCG(1, 1))
+			s.hold = func() {}
+			p := s.pool
+			image := p.image(oci.MediaTypeImage, p.blobs[0], []oci.Digest{p.blobs[4], p.blobs[2]}, "", 1)
+			for _, d := range []oci.Digest{p.blobs[0], p.blobs[4], p.blobs[2]} {
+				if id, ok := s.start("a/x", "sha256"); ok {
+					s.complete("a/x", id, d, p.content[d])
+				}
+			}
+			lives := s.w.lives
+			s.w.fuse.arm(n, false)
+			s.put("a/x", image, "v1")
+			ended = s.w.lives > lives
+			s.finish()
+		})
+		if err != nil {
+			t.Fatalf("statement %d:\n%s\n%v", n, strings.Join(log, "\n"), err)
+		}
+		if !ended {
+			if n < 8 {
+				t.Errorf("a PUT had only %d statements: the failpoints are not seen", n-1)
+			}
+			return
+		}
+	}
+}

@@ -160,51 +160,57 @@ func (d *dryRun) freed(size int64) {
 
 func (d *dryRun) manifests(ctx context.Context) error {
 	if d.limits.Untagged != 0 {
-		q := d.due(d.limits.Untagged)
-		for {
-			fs, err := d.store.Loose(ctx, q)
-			if err != nil {
-				return err
-			}
-			if len(fs) == 0 {
-				break
-			}
-			last := fs[len(fs)-1]
-			q.After = meta.Cursor{At: last.LooseAt, ID: last.ID}
-			if err := d.judgeManifests(ctx, fs); err != nil {
-				return err
-			}
-		}
-	}
-	q := d.due(d.limits.Window)
-	for {
-		fs, err := d.store.Orphans(ctx, q)
+		err := drain(ctx, d.due(d.limits.Untagged), d.store.Loose, d.judgeManifests,
+			func(f meta.ManifestFacts) meta.Cursor { return meta.Cursor{At: f.LooseAt, ID: f.ID} })
 		if err != nil {
 			return err
 		}
-		if len(fs) == 0 {
-			break
+	}
+	err := drain(ctx, d.due(d.limits.Window), d.store.Orphans, d.judgeManifests,
+		func(f meta.ManifestFacts) meta.Cursor { return meta.Cursor{At: f.Review.EventAt, ID: f.ID} })
+	if err != nil {
+		return err
+	}
+	return d.judgeKin(ctx)
+}
+
+// drain reads a queue batch by batch to its end and has each batch judged.
+// place is where in the queue an item is.
+func drain[F any](ctx context.Context, q meta.Due, read func(context.Context, meta.Due) ([]F, error),
+	judge func(context.Context, []F) error, place func(F) meta.Cursor) error {
+	for {
+		fs, err := read(ctx, q)
+		if err != nil || len(fs) == 0 {
+			return err
 		}
-		last := fs[len(fs)-1]
-		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
-		if err := d.judgeManifests(ctx, fs); err != nil {
+		q.After = place(fs[len(fs)-1])
+		if err := judge(ctx, fs); err != nil {
 			return err
 		}
 	}
-	return d.judgeKin(ctx)
+}
+
+// byID reads things by their ids, some at a time, and has them judged.
+func byID[F any](ctx context.Context, ids []int64, window int64, read func(context.Context, meta.Due) ([]F, error),
+	judge func(context.Context, []F) error) error {
+	for batch := range slices.Chunk(ids, batchMax) {
+		fs, err := read(ctx, meta.Due{IDs: batch, Window: window})
+		if err != nil {
+			return err
+		}
+		if err := judge(ctx, fs); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // judgeKin judges the children and referrers of what would go, and theirs.
 func (d *dryRun) judgeKin(ctx context.Context) error {
 	for len(d.kin) > 0 {
-		n := min(batchMax, len(d.kin))
-		ids := d.kin[:n]
-		d.kin = d.kin[n:]
-		fs, err := d.store.Orphans(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
-		if err != nil {
-			return err
-		}
-		if err := d.judgeManifests(ctx, fs); err != nil {
+		kin := d.kin
+		d.kin = nil
+		if err := byID(ctx, kin, d.limits.Window, d.store.Orphans, d.judgeManifests); err != nil {
 			return err
 		}
 	}
@@ -265,38 +271,23 @@ func (d *dryRun) bereave(ctx context.Context, of oci.Digest, children, referrers
 	if !d.dueNow(d.limits.Window) {
 		return nil
 	}
-	kin := append(children, referrers...)
-	for i := 0; i < len(kin); i += batchMax {
-		fs, err := d.store.Orphans(ctx, meta.Due{IDs: kin[i:min(len(kin), i+batchMax)], Window: d.limits.Window})
-		if err != nil {
-			return err
-		}
+	return byID(ctx, append(children, referrers...), d.limits.Window, d.store.Orphans, func(_ context.Context, fs []meta.ManifestFacts) error {
 		for _, f := range fs {
 			k := d.loseKeeper[f.ID]
 			if f.Tags == 0 && f.Parents == k.parents && f.Subjects == k.subjects {
 				d.kin = append(d.kin, f.ID)
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // trash judges what is in the trash, and what the run would have put there.
 func (d *dryRun) trash(ctx context.Context) error {
-	q := d.due(d.limits.Trash)
-	for {
-		fs, err := d.store.Trashed(ctx, q)
-		if err != nil {
-			return err
-		}
-		if len(fs) == 0 {
-			break
-		}
-		last := fs[len(fs)-1]
-		q.After = meta.Cursor{At: last.TrashedAt, ID: last.ID}
-		if err := d.judgeTrash(ctx, fs); err != nil {
-			return err
-		}
+	err := drain(ctx, d.due(d.limits.Trash), d.store.Trashed, d.judgeTrash,
+		func(f meta.TrashFacts) meta.Cursor { return meta.Cursor{At: f.TrashedAt, ID: f.ID} })
+	if err != nil {
+		return err
 	}
 	return d.judgeTrash(ctx, d.uncovered)
 }
@@ -356,42 +347,22 @@ func (d *dryRun) indexed(ctx context.Context, id int64) (bool, error) {
 }
 
 func (d *dryRun) linkQueue(ctx context.Context) error {
-	q := d.due(d.limits.Window)
-	for {
-		fs, err := d.store.Links(ctx, q)
-		if err != nil {
-			return err
-		}
-		if len(fs) == 0 {
-			break
-		}
-		last := fs[len(fs)-1]
-		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
-		if err := d.judgeLinks(ctx, fs); err != nil {
-			return err
-		}
+	err := drain(ctx, d.due(d.limits.Window), d.store.Links, d.judgeLinks,
+		func(f meta.LinkFacts) meta.Cursor { return meta.Cursor{At: f.Review.EventAt, ID: f.ID} })
+	if err != nil {
+		return err
 	}
 	links, err := d.bereftLinks(ctx)
 	if err != nil {
 		return err
 	}
-	for len(links) > 0 {
-		n := min(batchMax, len(links))
-		ids := links[:n]
-		links = links[n:]
-		fs, err := d.store.Links(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
-		if err != nil {
-			return err
-		}
+	return byID(ctx, links, d.limits.Window, d.store.Links, func(ctx context.Context, fs []meta.LinkFacts) error {
 		for i := range fs {
 			fs[i].Living, fs[i].Trashed = 0, 0
 			fs[i].TouchedAt = max(fs[i].TouchedAt, d.linkTouched[fs[i].ID])
 		}
-		if err := d.judgeLinks(ctx, fs); err != nil {
-			return err
-		}
-	}
-	return nil
+		return d.judgeLinks(ctx, fs)
+	})
 }
 
 // bereftLinks are those that no manifest would need any more.
@@ -444,37 +415,21 @@ func (d *dryRun) judgeLinks(ctx context.Context, fs []meta.LinkFacts) error {
 }
 
 func (d *dryRun) blobQueue(ctx context.Context) error {
-	q := d.due(d.limits.Window)
-	for {
-		fs, err := d.store.Blobs(ctx, q)
-		if err != nil {
-			return err
-		}
-		if len(fs) == 0 {
-			break
-		}
-		last := fs[len(fs)-1]
-		q.After = meta.Cursor{At: last.Review.EventAt, ID: last.ID}
-		d.judgeBlobs(fs)
+	err := drain(ctx, d.due(d.limits.Window), d.store.Blobs, d.judgeBlobs,
+		func(f meta.BlobFacts) meta.Cursor { return meta.Cursor{At: f.Review.EventAt, ID: f.ID} })
+	if err != nil {
+		return err
 	}
-	for len(d.unlinked) > 0 {
-		n := min(batchMax, len(d.unlinked))
-		ids := d.unlinked[:n]
-		d.unlinked = d.unlinked[n:]
-		fs, err := d.store.Blobs(ctx, meta.Due{IDs: ids, Window: d.limits.Window})
-		if err != nil {
-			return err
-		}
+	return byID(ctx, d.unlinked, d.limits.Window, d.store.Blobs, func(ctx context.Context, fs []meta.BlobFacts) error {
 		for i := range fs {
 			fs[i].Links = 0
 			fs[i].TouchedAt = max(fs[i].TouchedAt, d.touched[fs[i].ID])
 		}
-		d.judgeBlobs(fs)
-	}
-	return nil
+		return d.judgeBlobs(ctx, fs)
+	})
 }
 
-func (d *dryRun) judgeBlobs(fs []meta.BlobFacts) {
+func (d *dryRun) judgeBlobs(_ context.Context, fs []meta.BlobFacts) error {
 	for _, f := range fs {
 		if f.Review.Version == 0 && f.TouchedAt > d.limits.cutoff(d.limits.Window) {
 			continue
@@ -490,6 +445,7 @@ func (d *dryRun) judgeBlobs(fs []meta.BlobFacts) {
 		d.freed(f.Size)
 		d.act(meta.Deletion{Kind: "blob", Act: "removed", Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
 	}
+	return nil
 }
 
 // purges adds what waits in the purge queue already.
