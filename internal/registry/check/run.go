@@ -123,7 +123,7 @@ func row(rep Report, cursor string) (meta.CheckRow, error) {
 	if err != nil {
 		return meta.CheckRow{}, fmt.Errorf("render request: %w", err)
 	}
-	c := meta.CheckRow{ID: rep.ID, State: rep.State, Options: string(options), Phase: rep.Phase, Cursor: cursor, Report: string(text)}
+	c := meta.CheckRow{ID: rep.ID, State: rep.State, Options: string(options), Phase: rep.Phase, UpdatedAt: rep.UpdatedAt.UnixMilli(), Cursor: cursor, Report: string(text)}
 	if rep.FinishedAt != nil {
 		c.FinishedAt = rep.FinishedAt.UnixMilli()
 	}

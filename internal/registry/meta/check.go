@@ -126,7 +126,7 @@ func (s *Store) SaveCheck(ctx context.Context, acts CheckActs, save func(CheckDo
 			return err
 		}
 		_, err = tx.Exec("UPDATE checks SET state = ?, phase = ?, cursor = ?, report = ?, updated_at = ?, finished_at = nullif(?, 0) WHERE id = ?",
-			c.State, c.Phase, c.Cursor, c.Report, tx.Now(), c.FinishedAt, c.ID)
+			c.State, c.Phase, c.Cursor, c.Report, c.UpdatedAt, c.FinishedAt, c.ID)
 		return err
 	})
 	if err != nil {
