@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -340,4 +341,29 @@ func TestBackgroundRunThatOnlyKeepsThingsIsNoError(t *testing.T) {
 	cancel()
 	h.must(<-done)
 	h.wants(!strings.Contains(log.String(), "ERROR"), "the log has\n%s", log.String())
+}
+
+// What the run itself sends to the trash begins the time anew of what is there
+// below it: an old child, and an old referrer that nothing kept.
+func TestDryRunKnowsWhoseTimeInTheTrashBeginsAnew(t *testing.T) {
+	for _, p := range []meta.Policy{policy(time.Second, time.Hour, time.Second), policy(0, time.Hour, time.Second), policy(0, 0, time.Second)} {
+		h := newHouse(t)
+		c := h.image("a", []string{"layer"})
+		i := h.index("a", "", c)
+		signature := manifest(i, "signed")
+		h.push("a", "signed")
+		h.must(h.put("a", signature))
+		h.delete("a", c)
+		h.delete("a", digest.FromBytes(signature))
+		h.pass(2 * time.Hour)
+		want, items, err := h.gc.DryRun(h.ctx(), p, 100, nil)
+		h.must(err)
+		got := h.collect(p)
+		h.wants(got.Trashed == 1, "the index was to be trashed: %+v", got.Counts)
+		want.Total, got.Total = 0, 0
+		h.wants(reflect.DeepEqual(want.Counts, got.Counts), "with %+v: predicted %+v, did %+v", p, want.Counts, got.Counts)
+		ds, err := h.store.Deletions(h.ctx(), "", got.ID, 0, 100)
+		h.must(err)
+		h.wants(reflect.DeepEqual(acts(items), acts(ds)), "with %+v: predicted %v, did %v", p, acts(items), acts(ds))
+	}
 }

@@ -26,6 +26,7 @@ type dryRun struct {
 
 	loseKeeper map[int64]keepers // living manifests that lost an index or a subject
 	inTrash    map[int64]bool    // living manifests that would be in the trash
+	renewed    map[int64]bool    // in the trash, whose time there would begin anew
 	edgesGone  map[int64]int64   // link → manifests gone that needed it
 	linksGone  map[int64]int64   // blob → repositories gone that had it
 	touched    map[int64]int64   // blob → latest confirmation of the links gone
@@ -63,7 +64,7 @@ func (c *Collector) DryRun(ctx context.Context, p meta.Policy, items int, progre
 		Collector: c, scope: scope, limits: LimitsOf(p, now), itemsMax: items, progress: progress, items: []meta.Deletion{},
 		run: meta.Run{Trigger: TriggerManual, State: meta.RunDone, DryRun: true, Policy: p, StartedAt: meta.Time(now),
 			Counts: meta.Counts{Kept: map[string]int64{}}},
-		loseKeeper: map[int64]keepers{}, inTrash: map[int64]bool{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
+		loseKeeper: map[int64]keepers{}, inTrash: map[int64]bool{}, renewed: map[int64]bool{}, edgesGone: map[int64]int64{}, linksGone: map[int64]int64{}, touched: map[int64]int64{},
 		seen: map[seenKey]bool{}, linkTouched: map[int64]int64{},
 	}
 	if d.run.Total, err = c.store.CountDue(ctx, cutoffs(d.limits), scope, totalMax); err != nil {
@@ -236,6 +237,13 @@ func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) er
 		}
 		d.run.Trashed++
 		d.inTrash[f.ID] = true
+		below, err := d.store.TrashedBelow(ctx, f.ID)
+		if err != nil {
+			return err
+		}
+		for _, id := range below {
+			d.renewed[id] = true
+		}
 		d.act(meta.Deletion{Kind: "manifest", Act: "trashed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
 		links, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
 		if err != nil {
@@ -294,13 +302,13 @@ func (d *dryRun) trash(ctx context.Context) error {
 
 func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 	for _, f := range fs {
+		if d.renewed[f.ID] && !d.dueNow(d.limits.Trash) {
+			continue // too young for the run to get to it
+		}
 		if f.Indexed {
 			var err error
 			if f.Indexed, err = d.indexed(ctx, f.ID); err != nil {
 				return err
-			}
-			if !f.Indexed && !d.inTrash[f.ID] {
-				f.TrashedAt = d.limits.Now // renewed by what went and had kept it
 			}
 		}
 		v := JudgeTrash(f, d.limits)

@@ -342,6 +342,16 @@ func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (link
 	return links, children, referrers, wrapFacts("what is below a manifest", err)
 }
 
+// TrashedBelow lists what is in the trash below a manifest, whose time there
+// begins anew when that one goes to the trash too.
+func (s *Store) TrashedBelow(ctx context.Context, id int64) (below []int64, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		below, err = trashedBelow(tx, id)
+		return err
+	})
+	return below, wrapFacts("the trash below a manifest", err)
+}
+
 // NeededByMore reports whether more than n manifests need a link.
 func (s *Store) NeededByMore(ctx context.Context, link, n int64) (more bool, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {

@@ -553,14 +553,7 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
 // kept by a manifest that now goes there too: whoever restores the one may want
 // the other.
 func renewBelow(tx *sqldb.Tx, id int64) error {
-	var below []int64
-	err := tx.All(scanInto(&below), `WITH RECURSIVE down (id) AS (
-			SELECT ?1
-			UNION SELECT k.id FROM down CROSS JOIN manifest_children c ON c.manifest_id = down.id
-				CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest WHERE k.trashed_at IS NOT NULL
-			UNION SELECT k.id FROM down CROSS JOIN manifests a ON a.id = down.id
-				CROSS JOIN manifests k INDEXED BY manifests_subject ON k.repo_id = a.repo_id AND k.subject = a.digest WHERE k.trashed_at IS NOT NULL)
-		SELECT id FROM down WHERE id <> ?1`, id)
+	below, err := trashedBelow(tx, id)
 	if err != nil || len(below) == 0 {
 		return err
 	}
@@ -570,6 +563,19 @@ func renewBelow(tx *sqldb.Tx, id int64) error {
 	}
 	_, err = tx.Exec("UPDATE manifests SET trashed_at = ?, version = version + 1 WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list)
 	return err
+}
+
+// trashedBelow lists what is in the trash below a manifest: children and
+// referrers, and what is in the trash below those.
+func trashedBelow(tx *sqldb.Tx, id int64) (below []int64, err error) {
+	err = tx.All(scanInto(&below), `WITH RECURSIVE down (id) AS (
+			SELECT ?1
+			UNION SELECT k.id FROM down CROSS JOIN manifest_children c ON c.manifest_id = down.id
+				CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest WHERE k.trashed_at IS NOT NULL
+			UNION SELECT k.id FROM down CROSS JOIN manifests a ON a.id = down.id
+				CROSS JOIN manifests k INDEXED BY manifests_subject ON k.repo_id = a.repo_id AND k.subject = a.digest WHERE k.trashed_at IS NOT NULL)
+		SELECT id FROM down WHERE id <> ?1`, id)
+	return below, err
 }
 
 // dropTrashed drops from the caches what the deletion of a manifest changes.
