@@ -1,0 +1,26 @@
+// Package inuse owns what this node believes about its container runtimes:
+// which containers exist, in what state, of which images, which images are
+// present, and which content is being pulled right now.
+//
+// A Source is one runtime; its drivers are in the folders below, and
+// inusetest is the suite that drivers and the fake both pass. A Tracker asks
+// all sources, listens to their events, and merges the answers to one Usage.
+//
+// What holds:
+//
+//   - Unknown is not empty (N3). A source that has not answered, or whose last
+//     request failed, is listed in Usage.Unknown, and what it last said stays
+//     in Containers and Images.
+//   - A loss is believed only when a second full reading agrees. Whatever was
+//     in the last reading and is missing from the next one stays until a later
+//     reading, begun after that one ended, does not have it either. What is new
+//     is believed at once.
+//   - Usage.At is when the oldest answer in it was asked for, so whoever
+//     compares it with the time of data knows which data the runtimes cannot
+//     have told of yet.
+//   - A container's content is never named by a tag, which may have moved: see
+//     Container.Digests.
+//
+// The package refuses to judge: it evicts nothing and knows no cache. It never
+// changes anything in a runtime.
+package inuse
