@@ -1,0 +1,146 @@
+package nodeapi
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// The agent's admin API, below /api/v1 on its socket:
+//
+//	GET    /status             Status
+//	GET    /cache              CacheList
+//	GET    /cache/{digest}     Verdict: why it stays or would go
+//	GET    /cache/plan         Plan: what an eviction would do
+//	POST   /cache/evict        Evicted: does it
+//	GET    /events             EventList
+//	GET    /pins               PinList
+//	POST   /pins               PinRequest → Pin
+//	DELETE /pins?ref=REF       204
+
+// Tiers of a blob.
+const (
+	TierActive = "active"
+	TierWarm   = "warm"
+	TierCold   = "cold"
+)
+
+// CacheItem is a blob of the cache.
+type CacheItem struct {
+	Digest       digest.Digest `json:"digest"`
+	SizeBytes    int64         `json:"size_bytes"`
+	PresentBytes int64         `json:"present_bytes"` // verified and on disk
+	State        string        `json:"state"`         // partial, complete, claimed
+	MediaType    string        `json:"media_type,omitempty"`
+	Tier         string        `json:"tier"`
+	Images       []string      `json:"images"` // that it belongs to, as names or digests
+	PinnedBy     []string      `json:"pinned_by"`
+	Readers      int           `json:"readers"`
+	Writers      int           `json:"writers"`
+	Source       string        `json:"source,omitempty"` // where it came from
+	Uses         int64         `json:"uses"`
+	CreatedAt    time.Time     `json:"created_at"`
+	UsedAt       time.Time     `json:"used_at"`
+}
+
+// CacheList is what the cache has.
+type CacheList struct {
+	Items []CacheItem `json:"items"`
+}
+
+// Verdict is what the judge says of a blob.
+type Verdict struct {
+	Digest    digest.Digest `json:"digest"`
+	SizeBytes int64         `json:"size_bytes"` // that its eviction would free
+	Tier      string        `json:"tier"`
+	Evict     bool          `json:"evict"`
+	Reason    string        `json:"reason"` // one sentence
+	Value     float64       `json:"value"`  // the least valuable of a tier goes first
+	Images    []string      `json:"images"`
+	PinnedBy  []string      `json:"pinned_by"`
+	UsedAt    time.Time     `json:"used_at"`
+}
+
+// Plan is an eviction that has not been done.
+type Plan struct {
+	Reason      string    `json:"reason"` // why there would be one, or why not
+	UsedBytes   int64     `json:"used_bytes"`
+	QuotaBytes  int64     `json:"quota_bytes"`
+	TargetBytes int64     `json:"target_bytes"` // at which it would end
+	FreeBytes   int64     `json:"free_bytes"`   // that it would free
+	Unknown     []string  `json:"unknown"`      // runtimes that do not answer
+	Verdicts    []Verdict `json:"verdicts"`
+}
+
+// Evicted is an eviction that has been done.
+type Evicted struct {
+	Examined   int            `json:"examined"`
+	Evicted    int            `json:"evicted"`
+	FreedBytes int64          `json:"freed_bytes"`
+	Kept       map[string]int `json:"kept"` // reason → blobs
+	Failed     int            `json:"failed"`
+	UsedBytes  int64          `json:"used_bytes"` // afterwards
+	Reason     string         `json:"reason"`
+}
+
+// Status is the state of an agent.
+type Status struct {
+	Node      string        `json:"node"`
+	Version   string        `json:"version"`
+	StartedAt time.Time     `json:"started_at"`
+	Registry  string        `json:"registry"`
+	Listen    string        `json:"listen"`
+	Upstreams []string      `json:"upstreams"`
+	Cache     Cache         `json:"cache"`
+	Runtimes  []Runtime     `json:"runtimes"`
+	Report    ReportStatus  `json:"report"`
+	Peers     []PeerStatus  `json:"peers,omitempty"`
+	LastEvent *Event        `json:"last_event,omitempty"`
+	Uptime    time.Duration `json:"uptime_ns"`
+}
+
+// ReportStatus tells how the agent gets on with telling the registry what runs.
+type ReportStatus struct {
+	Digests    int        `json:"digests"`               // in the last report
+	Pending    bool       `json:"pending"`               // there is something that the registry has not heard
+	AcceptedAt *time.Time `json:"accepted_at,omitempty"` // by the node's clock
+	KeptUntil  *time.Time `json:"kept_until,omitempty"`  // by the registry's clock
+	Error      string     `json:"error,omitempty"`       // of the last attempt
+}
+
+// PeerStatus is another node of the swarm.
+type PeerStatus struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	State   string `json:"state"`
+}
+
+// Event is something that the agent's owner should know of.
+type Event struct {
+	At    time.Time `json:"at"`
+	Level string    `json:"level"` // info, warn, error
+	Kind  string    `json:"kind"`  // evicted, full, corrupt, runtime, …
+	Text  string    `json:"text"`
+}
+
+// EventList is the latest events, newest first.
+type EventList struct {
+	Events []Event `json:"events"`
+}
+
+// PinRequest asks for a pin.
+type PinRequest struct {
+	Ref string `json:"ref"` // a name with a tag or a digest, or a digest
+}
+
+// Pin keeps an image in the cache.
+type Pin struct {
+	Ref     string          `json:"ref"`
+	Digests []digest.Digest `json:"digests"`
+	At      time.Time       `json:"at"`
+}
+
+// PinList is all pins.
+type PinList struct {
+	Pins []Pin `json:"pins"`
+}

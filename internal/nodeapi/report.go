@@ -1,0 +1,63 @@
+package nodeapi
+
+import "github.com/opencontainers/go-digest"
+
+// Report is the whole of what an agent knows to be in use on its node, the body
+// of PUT /api/v1/nodes/{name}. Each one takes the place of the one before, so
+// that one that got lost needs no repeating.
+type Report struct {
+	Node string `json:"node"`
+	// Instance is of this installation of the agent: it stays when the agent
+	// restarts, and another one under the same name is another installation.
+	Instance string `json:"instance"`
+	// Seq grows with each report of an instance, restarts included. The registry
+	// refuses what is not newer than what it has.
+	Seq     int64  `json:"seq"`
+	Version string `json:"version"` // of the agent's program
+	// Complete says that every runtime has answered. Where it is false the
+	// registry adds to what the node had in use, and takes nothing away.
+	Complete bool      `json:"complete"`
+	Runtimes []Runtime `json:"runtimes"`
+	Cache    Cache     `json:"cache"`
+	InUse    []InUse   `json:"in_use"`
+	// TTLSeconds is for how long the report holds. The node renews it well before.
+	TTLSeconds int64 `json:"ttl_seconds"`
+	// GraceSeconds is for how long what it names stays when no renewal comes.
+	// 0 is what the registry is set to.
+	GraceSeconds int64 `json:"grace_seconds,omitempty"`
+}
+
+// Runtime is a container runtime of a node, or another place that names what is
+// in use.
+type Runtime struct {
+	Name       string `json:"name"`            // containerd, cri, docker, …
+	Answers    bool   `json:"answers"`         // it could be asked the last time
+	Error      string `json:"error,omitempty"` // why it could not
+	Containers int    `json:"containers"`
+	Images     int    `json:"images"`
+	// AgeSeconds is how old the answer is that the report goes by; -1 says that
+	// there never was one.
+	AgeSeconds int64 `json:"age_seconds"`
+}
+
+// Cache is the state of a node's cache.
+type Cache struct {
+	UsedBytes   int64 `json:"used_bytes"`
+	QuotaBytes  int64 `json:"quota_bytes"`
+	ActiveBytes int64 `json:"active_bytes"` // of blobs that may not be evicted
+	Blobs       int64 `json:"blobs"`
+	// DiskFreeBytes and DiskBytes are of the file system that the cache is on.
+	DiskFreeBytes int64 `json:"disk_free_bytes"`
+	DiskBytes     int64 `json:"disk_bytes"`
+}
+
+// InUse is an image that the node needs: a manifest, and the indexes that it was
+// found through.
+type InUse struct {
+	Digests    []digest.Digest `json:"digests"`
+	Image      string          `json:"image,omitempty"` // as people call it
+	Containers int             `json:"containers"`      // 0: it is pinned
+	Pinned     bool            `json:"pinned,omitempty"`
+	// ForSeconds is for how long it has been in use.
+	ForSeconds int64 `json:"for_seconds"`
+}
