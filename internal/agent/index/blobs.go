@@ -1,0 +1,144 @@
+package index
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+const blobColumns = "digest, size, state, media_type, version, created_at, used_at, uses, fetch_ms, source, chain_id, deleted_at, private"
+
+func scanBlob(scan func(...any) error, b *Blob) error {
+	return scan(&b.Digest, &b.Size, &b.State, &b.MediaType, &b.Version, &b.CreatedAt, &b.UsedAt, &b.Uses,
+		&b.FetchMS, &b.Source, &b.ChainID, &b.DeletedAt, &b.Private)
+}
+
+// PutBlob makes the row of a blob that is about to have bytes. CreatedAt and
+// UsedAt are now unless set. Conflict where there is a row already.
+func (x *Index) PutBlob(ctx context.Context, b Blob) (Blob, error) {
+	err := x.note(ctx, "put the row of "+string(b.Digest), func(tx *sqldb.Tx) error {
+		if b.CreatedAt == 0 {
+			b.CreatedAt = tx.Now()
+		}
+		if b.UsedAt == 0 {
+			b.UsedAt = b.CreatedAt
+		}
+		b.Version = 1
+		n, err := tx.Exec("INSERT INTO blobs (digest, size, state, media_type, version, created_at, used_at, uses, fetch_ms, source, chain_id, deleted_at, private) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+			string(b.Digest), b.Size, b.State, b.MediaType, b.Version, b.CreatedAt, b.UsedAt, b.Uses, b.FetchMS, b.Source, string(b.ChainID), b.DeletedAt, b.Private)
+		if err == nil && n == 0 {
+			return fault.New(fault.Conflict, "the cache has %s already", b.Digest)
+		}
+		return err
+	})
+	return b, err
+}
+
+// Blob returns a row; NotFound if there is none.
+func (x *Index) Blob(ctx context.Context, d oci.Digest) (b Blob, err error) {
+	err = x.read(ctx, "read the row of "+string(d), func(tx *sqldb.Tx) error {
+		err := scanBlob(tx.Row("SELECT "+blobColumns+" FROM blobs WHERE digest = ?", string(d)).Scan, &b)
+		if errors.Is(err, sql.ErrNoRows) {
+			return unknown(d)
+		}
+		return err
+	})
+	return b, err
+}
+
+func unknown(d oci.Digest) error {
+	return fault.New(fault.NotFound, "the cache has no %s", d).WithCode(oci.CodeBlobUnknown)
+}
+
+// Blobs calls fn for every row, in order of the digest. fn must not write.
+func (x *Index) Blobs(ctx context.Context, fn func(Blob) error) error {
+	return x.blobs(ctx, fn, "SELECT "+blobColumns+" FROM blobs ORDER BY digest")
+}
+
+// BlobsFrom is Blobs for the digests that begin with prefix, which ends in a hex digit.
+func (x *Index) BlobsFrom(ctx context.Context, prefix string, fn func(Blob) error) error {
+	return x.blobs(ctx, fn, "SELECT "+blobColumns+" FROM blobs WHERE digest >= ? AND digest < ? ORDER BY digest", prefix, prefix+"g")
+}
+
+func (x *Index) blobs(ctx context.Context, fn func(Blob) error, query string, args ...any) error {
+	// A few media types and sources stand in all rows.
+	same := map[string]string{}
+	one := func(s string) string {
+		if t, ok := same[s]; ok {
+			return t
+		}
+		if len(same) < 1000 {
+			same[s] = s
+		}
+		return s
+	}
+	return x.read(ctx, "list the cache", func(tx *sqldb.Tx) error {
+		return tx.All(func(rows *sql.Rows) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			var b Blob
+			if err := scanBlob(rows.Scan, &b); err != nil {
+				return err
+			}
+			b.State, b.MediaType, b.Source = one(b.State), one(b.MediaType), one(b.Source)
+			return fn(b)
+		}, query, args...)
+	})
+}
+
+// Totals is what the rows add up to.
+type Totals struct{ Blobs, Bytes int64 }
+
+// Touch counts uses of blobs. Each raises the blob's version.
+func (x *Index) Touch(ctx context.Context, uses []Use) error {
+	if len(uses) == 0 {
+		return nil
+	}
+	rows := make([][3]any, len(uses))
+	for i, u := range uses {
+		rows[i] = [3]any{string(u.Digest), u.At, u.Uses}
+	}
+	return x.note(ctx, "count uses", func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET used_at = max(used_at, u.b), uses = uses + u.c, version = version + 1 FROM "+sqldb.Each3+" AS u WHERE digest = u.a", sqldb.List(rows))
+		return err
+	})
+}
+
+// SetState moves a blob from one state to another and returns its new version.
+// Conflict unless it has that version and state.
+func (x *Index) SetState(ctx context.Context, d oci.Digest, version int64, from, to string) (int64, error) {
+	err := x.relieve(ctx, "set the state of "+string(d), func(tx *sqldb.Tx) error {
+		n, err := tx.Exec("UPDATE blobs SET state = ?, version = version + 1 WHERE digest = ? AND version = ? AND state = ?", to, string(d), version, from)
+		if err == nil && n == 0 {
+			return changed(d)
+		}
+		return err
+	})
+	return version + 1, err
+}
+
+func changed(d oci.Digest) error {
+	return fault.New(fault.Conflict, "%s has changed since it was looked at", d)
+}
+
+// SetFetched notes what a blob cost to get, and from where it came.
+func (x *Index) SetFetched(ctx context.Context, d oci.Digest, ms int64, source string) error {
+	return x.note(ctx, "note the cost of "+string(d), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET fetch_ms = ?, source = ? WHERE digest = ?", ms, source, string(d))
+		return err
+	})
+}
+
+// SetDeleted notes when the upstream said that the image of these blobs is
+// deleted; 0 takes it back.
+func (x *Index) SetDeleted(ctx context.Context, all []oci.Digest, at int64) error {
+	return x.note(ctx, "note deleted images", func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET deleted_at = ? WHERE digest IN "+sqldb.Each, at, sqldb.List(all))
+		return err
+	})
+}
