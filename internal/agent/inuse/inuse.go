@@ -43,8 +43,14 @@ type Container struct {
 	// config.md §Layer ChainID). A container with neither Digests nor ChainIDs
 	// cannot be traced to any content.
 	ChainIDs []oci.Digest
-	Blobs    []oci.Digest // configs and layers, where the runtime can list them
-	Since    time.Time    // when it was created, or started where that is all that is known; zero if unknown
+	// Blobs are configs and layers, where the runtime can list them. Where the
+	// content could not be traced, those that the image's name leads to now are
+	// here: to be kept on doubt, not known to be what runs.
+	Blobs []oci.Digest
+	// Sandbox is what holds a pod's namespaces (pause). It uses its image as any
+	// container does, but is not counted as one.
+	Sandbox bool
+	Since   time.Time // when it was created; zero if unknown
 }
 
 // Image is an image that is present in a runtime.
@@ -103,3 +109,23 @@ type Usage struct {
 	Unknown    []SourceStatus // sources that could not be asked; what they said last is still above
 	Sources    []SourceStatus // all of them
 }
+
+// None is the source of a node that has no container runtime: it answers that
+// there is nothing, which is different from not answering.
+type None struct{}
+
+// Name says so.
+func (None) Name() string { return "none" }
+
+// Snapshot is empty.
+func (None) Snapshot(context.Context) (Snapshot, error) { return Snapshot{}, nil }
+
+// Watch waits for ctx.
+func (None) Watch(ctx context.Context, changed func()) error {
+	changed()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Close does nothing.
+func (None) Close() error { return nil }
