@@ -11,13 +11,13 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/fairway-registry/fairway/internal/registry"
+	houses "github.com/fairway-registry/fairway/internal/setting"
 )
 
+// Variables that commands read which ask a server or a node.
 const (
-	envPrefix = "FAIRWAY_"
-	envConfig = envPrefix + "CONFIG" // the configuration file
-	envServer = envPrefix + "SERVER" // read by the other commands
+	envServer = envPrefix + "SERVER"
+	envNode   = envPrefix + "NODE"
 )
 
 // value is the text of a setting with where it was found.
@@ -29,13 +29,13 @@ type value struct {
 // layer maps the keys that one source sets to their values.
 type layer map[string]value
 
-// loadConfig merges the sources of configuration: flags over environment over
-// file over defaults. A wrong value is an error that names its source even
-// where a stronger source overrides it. warn is called for a FAIRWAY_ variable
-// that nothing reads.
-func loadConfig(path string, environ []string, flags *pflag.FlagSet, warn func(string)) (registry.Config, error) {
-	cfg := registry.Default()
-	known := settings(&cfg)
+// load merges the sources of configuration: flags over environment over file
+// over defaults. A wrong value is an error that names its source even where a
+// stronger source overrides it. warn is called for a FAIRWAY_ variable that no
+// command reads.
+func (h house[C]) load(path string, environ []string, flags *pflag.FlagSet, warn func(string)) (C, error) {
+	cfg := h.defaults()
+	known := h.settings(&cfg)
 	var layers []layer
 	if path != "" {
 		content, err := os.ReadFile(path)
@@ -67,7 +67,7 @@ func loadConfig(path string, environ []string, flags *pflag.FlagSet, warn func(s
 
 // located adds to an error about a setting where its value came from.
 func located(err error, where layer) error {
-	var bad *registry.SettingError
+	var bad *houses.Error
 	if !errors.As(err, &bad) {
 		return err
 	}
@@ -79,10 +79,9 @@ func located(err error, where layer) error {
 
 func fromEnvironment(environ []string, known []*setting, warn func(string)) layer {
 	l := layer{}
-	names := []string{envConfig, envServer}
+	names := environment()
 	keys := map[string]string{}
 	for _, s := range known {
-		names = append(names, s.env())
 		keys[s.env()] = s.key
 	}
 	for _, entry := range environ {

@@ -14,8 +14,14 @@ import (
 	"github.com/fairway-registry/fairway/internal/unit"
 )
 
-// load runs loadConfig with a file, an environment and a command line.
+// load reads a registry's configuration from a file, an environment and a
+// command line.
 func load(t testing.TB, file string, environ []string, args ...string) (registry.Config, []string, error) {
+	t.Helper()
+	return loadHouse(t, registryHouse(), file, environ, args...)
+}
+
+func loadHouse[C interface{ Validate() error }](t testing.TB, h house[C], file string, environ []string, args ...string) (C, []string, error) {
 	t.Helper()
 	path := ""
 	if file != "" {
@@ -26,14 +32,11 @@ func load(t testing.TB, file string, environ []string, args ...string) (registry
 	}
 	var warnings []string
 	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
-	scratch := registry.Default()
-	for _, s := range settings(&scratch) {
-		flags.VarP(s, s.flag(), "", s.doc)
-	}
+	h.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := loadConfig(path, environ, flags, func(w string) { warnings = append(warnings, w) })
+	cfg, err := h.load(path, environ, flags, func(w string) { warnings = append(warnings, w) })
 	return cfg, warnings, err
 }
 
@@ -73,8 +76,24 @@ func TestConfig_EverySettingGoesEveryWay(t *testing.T) {
 		"check_interval": "9h", "gc.window": "1d", "gc.trash": "0", "gc.interval": "5s", "gc.untagged": "2w", "gc.uploads": "6h", "gc.workers": "9", "gc.rate": "1.5",
 		"log.format": "json", "log.level": "debug", "log.requests": "all",
 	}
-	base := registry.Default()
-	for _, s := range settings(&base) {
+	everyWay(t, registryHouse(), texts)
+}
+
+func TestConfig_EverySettingOfANodeGoesEveryWay(t *testing.T) {
+	everyWay(t, nodeHouse(), map[string]string{
+		"registry": "http://r.test:5000", "name": "n1", "data": "d", "listen": "127.0.0.1:7", "docker_listen": "127.0.0.1:8",
+		"allow_anyone_on_the_network": "true", "hosts": "a.test,b.test", "admin_socket": "/s/a.sock",
+		"quota": "1MiB", "high": "95%", "low": "60.5%", "margin": "2MiB", "floor": "3MiB", "warm": "2h", "deleted_ttl": "3h",
+		"runtime": "containerd:///a.sock,cri:///b.sock", "upstreams": "docker.io,r.test=http://10.0.0.1:5000", "credentials": "/c.json", "ca": "/ca.pem",
+		"tag_ttl": "1s", "stale_max": "1h", "grant_ttl": "2s", "lease_ttl": "3s", "lease_grace": "4s",
+		"log.format": "json", "log.level": "debug", "log.requests": "all", "pprof": "true", "shutdown_grace": "7s",
+	})
+}
+
+func everyWay[C interface{ Validate() error }](t *testing.T, h house[C], texts map[string]string) {
+	t.Helper()
+	base := h.defaults()
+	for _, s := range h.settings(&base) {
 		text, ok := texts[s.key]
 		if !ok {
 			t.Errorf("the test has no value for %s", s.key)
@@ -87,39 +106,76 @@ func TestConfig_EverySettingGoesEveryWay(t *testing.T) {
 		if section, key, ok := strings.Cut(s.key, "."); ok {
 			file = section + ":\n  " + key + ": " + text
 		}
-		for way, give := range map[string]func() (registry.Config, []string, error){
-			"flag":        func() (registry.Config, []string, error) { return load(t, "", nil, "--"+s.flag()+"="+text) },
-			"environment": func() (registry.Config, []string, error) { return load(t, "", []string{s.env() + "=" + text}) },
-			"file":        func() (registry.Config, []string, error) { return load(t, file, nil) },
+		for way, give := range map[string]func() (C, []string, error){
+			"flag":        func() (C, []string, error) { return loadHouse(t, h, "", nil, "--"+s.flag()+"="+text) },
+			"environment": func() (C, []string, error) { return loadHouse(t, h, "", []string{s.env() + "=" + text}) },
+			"file":        func() (C, []string, error) { return loadHouse(t, h, file, nil) },
 		} {
 			cfg, warnings, err := give()
 			if err != nil || len(warnings) > 0 {
 				t.Errorf("%s by %s: error %v, warnings %q", s.key, way, err, warnings)
 				continue
 			}
-			for _, got := range settings(&cfg) {
-				want := text
-				if got.key != s.key {
-					continue
-				}
-				if err := s.Set(text); err == nil {
-					want = s.String() // 1d is rendered as 24h
-				}
-				if got.String() != want || got.String() == (settingOf(registry.Default(), s.key)) {
-					t.Errorf("%s by %s is %q, want %q and not the default", s.key, way, got, want)
-				}
+			want := text
+			if err := s.Set(text); err == nil {
+				want = s.String() // 1d is rendered as 24h
+			}
+			if got := settingOf(h, cfg, s.key); got != want || got == settingOf(h, h.defaults(), s.key) {
+				t.Errorf("%s by %s is %q, want %q and not the default", s.key, way, got, want)
 			}
 		}
 	}
 }
 
-func settingOf(cfg registry.Config, key string) string {
-	for _, s := range settings(&cfg) {
+func settingOf[C interface{ Validate() error }](h house[C], cfg C, key string) string {
+	for _, s := range h.settings(&cfg) {
 		if s.key == key {
 			return s.String()
 		}
 	}
 	return "?"
+}
+
+func TestConfig_ListsOnTheCommandLineGrow(t *testing.T) {
+	cfg, _, err := loadHouse(t, nodeHouse(), "runtime: docker:///of/file.sock\n", nil, "--runtime=cri:///a.sock", "--runtime", "docker:///b.sock", "--quota=1", "--quota=2")
+	if err != nil || cfg.Runtime.String() != "cri:///a.sock,docker:///b.sock" || cfg.Quota != 2 {
+		t.Errorf("runtimes %q, quota %s, error %v", cfg.Runtime, cfg.Quota, err)
+	}
+}
+
+func TestConfig_MistakesOfANodeAreNamedWithTheirPlace(t *testing.T) {
+	for name, c := range map[string]struct {
+		file, environ string
+		args          []string
+		want          []string
+	}{
+		"low above high":              {args: []string{"--high=50%", "--low=60%"}, want: []string{"--low", "60% is not below high, which is 50%"}},
+		"low as high":                 {environ: "FAIRWAY_NODE_HIGH=80%", want: []string{"80% is not below high"}},
+		"over the whole":              {args: []string{"--high=101%"}, want: []string{"--high", "more than the whole"}},
+		"high of nothing":             {args: []string{"--high=0", "--low=0"}, want: []string{"--high", "not between"}},
+		"a fraction":                  {file: "high: 0.9\n", want: []string{"f.yaml:1", "hundredths", "90%"}},
+		"a runtime and none":          {args: []string{"--runtime=none", "--runtime=cri:///x"}, want: []string{"--runtime", "no runtime"}},
+		"a registry that is no URL":   {args: []string{"--registry=ftp://h"}, want: []string{"--registry", "http://127.0.0.1:5000"}},
+		"an upstream with a path":     {environ: "FAIRWAY_NODE_UPSTREAMS=docker.io/library", want: []string{"FAIRWAY_NODE_UPSTREAMS", "docker.io"}},
+		"an upstream at nothing":      {args: []string{"--upstreams=a.test=x"}, want: []string{"--upstreams", "no URL"}},
+		"open to the network":         {args: []string{"--listen=0.0.0.0:5001"}, want: []string{"--listen", "--allow-anyone-on-the-network"}},
+		"open to it for Docker":       {args: []string{"--docker-listen=:5002"}, want: []string{"--docker-listen", "--allow-anyone-on-the-network"}},
+		"a name of two words":         {args: []string{"--name=a b"}, want: []string{"--name", "one word"}},
+		"a lease of nothing":          {args: []string{"--lease-ttl=0"}, want: []string{"--lease-ttl"}},
+		"a setting of the registry's": {file: "gc:\n  window: 1h\n", want: []string{"f.yaml:1", `no setting "gc"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := loadHouse(t, nodeHouse(), c.file, strings.Fields(c.environ), c.args...)
+			if err == nil || exitCode(err) != exitUsage {
+				t.Fatalf("error %v, want one of usage", err)
+			}
+			for _, part := range c.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not say %q", err, part)
+				}
+			}
+		})
+	}
 }
 
 func TestConfig_MistakesAreNamedWithTheirPlace(t *testing.T) {
@@ -181,6 +237,31 @@ func TestConfig_UnknownVariablesWarn(t *testing.T) {
 	}
 }
 
+// TestConfig_HousesShareAnEnvironment has a registry and a node on one machine.
+func TestConfig_HousesShareAnEnvironment(t *testing.T) {
+	environ := []string{"FAIRWAY_DATA=r", "FAIRWAY_NODE_DATA=n", "FAIRWAY_NODE=x", "FAIRWAY_NODE_CONFIG=", "FAIRWAY_NODE_QUOTE=1"}
+	r, ofRegistry, err := load(t, "", environ)
+	if err != nil || r.Data != "r" {
+		t.Errorf("the registry's data are in %q, error %v", r.Data, err)
+	}
+	n, ofNode, err := loadHouse(t, nodeHouse(), "", environ)
+	if err != nil || n.Data != "n" {
+		t.Errorf("the node's data are in %q, error %v", n.Data, err)
+	}
+	for _, warnings := range [][]string{ofRegistry, ofNode} {
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "FAIRWAY_NODE_QUOTE; did you mean FAIRWAY_NODE_QUOTA?") {
+			t.Errorf("warnings %q", warnings)
+		}
+	}
+	seen := map[string]bool{}
+	for _, name := range environment() {
+		if seen[name] {
+			t.Errorf("%s means two things", name)
+		}
+		seen[name] = true
+	}
+}
+
 func TestConfig_EmptyFilesAndSectionsAreFine(t *testing.T) {
 	for _, file := range []string{"\n", "# nothing\n", "gc:\n", "---\n", "{}", "hosts: [a.test, B.test]", "a: &x 1\n"} {
 		cfg, _, err := load(t, file, nil)
@@ -203,7 +284,7 @@ func TestConfig_EmptyFilesAndSectionsAreFine(t *testing.T) {
 
 func TestConfig_MissingFileIsAMistake(t *testing.T) {
 	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
-	if _, err := loadConfig(filepath.Join(t.TempDir(), "none.yaml"), nil, flags, nil); err == nil || exitCode(err) != exitUsage {
+	if _, err := registryHouse().load(filepath.Join(t.TempDir(), "none.yaml"), nil, flags, nil); err == nil || exitCode(err) != exitUsage {
 		t.Errorf("error %v", err)
 	}
 }
@@ -216,30 +297,38 @@ func FuzzConfig(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, file, text string) {
-		cfg := registry.Default()
-		known := settings(&cfg)
-		l, err := parseFile("f", []byte(file), known)
-		if err != nil && exitCode(err) != exitUsage {
-			t.Fatalf("%q: error %v is not one of usage", file, err)
+		r := fuzzHouse(t, registryHouse(), file, text)
+		if r.GC.Window < 0 || r.Reserve < 0 || r.GC.Trash > unit.Duration(time.Duration(1<<63-1)) {
+			t.Fatalf("%q gave %+v", text, r)
 		}
-		for key := range l {
-			if settingOf(cfg, key) == "?" {
-				t.Fatalf("%q set %q, which there is not", file, key)
-			}
-		}
-		for _, s := range known {
-			if s.Set(text) != nil {
-				continue
-			}
-			// What was accepted reads back as the same.
-			first := s.String()
-			if err := s.Set(first); err != nil || s.String() != first {
-				t.Fatalf("%s: %q renders as %q, which reads as %q, %v", s.key, text, first, s, err)
-			}
-		}
-		_ = cfg.Validate()
-		if cfg.GC.Window < 0 || cfg.Reserve < 0 || cfg.GC.Trash > unit.Duration(time.Duration(1<<63-1)) {
-			t.Fatalf("%q gave %+v", text, cfg)
+		if n := fuzzHouse(t, nodeHouse(), file, text); n.Quota < 0 || n.High < 0 || n.High > 100 {
+			t.Fatalf("%q gave %+v", text, n)
 		}
 	})
+}
+
+func fuzzHouse[C interface{ Validate() error }](t *testing.T, h house[C], file, text string) C {
+	cfg := h.defaults()
+	known := h.settings(&cfg)
+	l, err := parseFile("f", []byte(file), known)
+	if err != nil && exitCode(err) != exitUsage {
+		t.Fatalf("%q: error %v is not one of usage", file, err)
+	}
+	for key := range l {
+		if settingOf(h, cfg, key) == "?" {
+			t.Fatalf("%q set %q, which there is not", file, key)
+		}
+	}
+	for _, s := range known {
+		if s.Set(text) != nil {
+			continue
+		}
+		// What was accepted reads back as the same.
+		first := s.String()
+		if err := s.Set(first); err != nil || s.String() != first {
+			t.Fatalf("%s: %q renders as %q, which reads as %q, %v", s.key, text, first, s, err)
+		}
+	}
+	_ = cfg.Validate()
+	return cfg
 }

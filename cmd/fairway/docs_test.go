@@ -11,8 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"github.com/fairway-registry/fairway/internal/registry"
 )
 
 //go:generate go test -run TestDocs -update .
@@ -41,38 +39,47 @@ func current(t *testing.T, path string, want []byte) {
 }
 
 func TestDocs_ConfigIsCurrent(t *testing.T) {
-	cfg := registry.Default()
 	var b bytes.Buffer
 	b.WriteString(`# Configuration
 
 Generated from the code; ` + "`go generate ./cmd/fairway`" + ` renews it.
 
-Every setting of ` + "`fairway serve`" + ` can be given in three ways. A flag wins over the environment, the
-environment over the file of ` + "`--config`" + ` (or ` + "`$FAIRWAY_CONFIG`" + `), the file over the default. A key that does not exist, or
-a value that cannot be read, is an error that names its place. An unknown ` + "`FAIRWAY_`" + ` variable is
-a warning.
+Every setting of ` + "`fairway serve`" + ` and of ` + "`fairway node`" + ` can be given in three ways. A flag wins over the
+environment, the environment over the file of ` + "`--config`" + ` (or ` + "`$FAIRWAY_CONFIG`, `$FAIRWAY_NODE_CONFIG`" + `), the file over the
+default. A key that does not exist, or a value that cannot be read, is an error that names its place. A ` + "`FAIRWAY_`" + `
+variable that no command reads is a warning. Those of a node begin with ` + "`FAIRWAY_NODE_`" + `, so that a registry and a node
+on one machine can share an environment; ` + "`FAIRWAY_NODE`" + ` itself is what ` + "`fairway cache`" + ` asks.
 
 - Durations: ` + "`90s`, `2h`, `1h30m`, `30d`, `2w`" + `, or a number of seconds.
 - Sizes: ` + "`64MiB`, `10GB`" + `, or a number of bytes. ` + "`KiB MiB GiB TiB`" + ` are powers of 1024, ` + "`KB MB GB TB`" + ` of 1000.
+- Shares: ` + "`90%`" + `. Lists: items separated by commas, a list in the file, or the flag once for each item.
 
-| key in the file | flag | environment | default |
-|---|---|---|---|
+# The registry: fairway serve
 `)
-	for _, s := range settings(&cfg) {
+	describe(&b, registryHouse())
+	b.WriteString("\n# The node: fairway node\n")
+	describe(&b, nodeHouse())
+	current(t, "../../docs/config.md", b.Bytes())
+}
+
+func describe[C interface{ Validate() error }](b *bytes.Buffer, h house[C]) {
+	cfg := h.defaults()
+	b.WriteString("\n| key in the file | flag | environment | default |\n|---|---|---|---|\n")
+	for _, s := range h.settings(&cfg) {
 		flag := strings.TrimSuffix("--"+s.flag()+" "+strings.ReplaceAll(s.Type(), "|", `\|`), " bool")
-		fmt.Fprintf(&b, "| `%s` | `%s` | `%s` | %s |\n", s.key, flag, s.env(), orNone(s.String()))
+		fmt.Fprintf(b, "| `%s` | `%s` | `%s` | %s |\n", s.key, flag, s.env(), orNone(s.String()))
 	}
 	b.WriteString("\n## What they do\n\n")
-	for _, s := range settings(&cfg) {
-		fmt.Fprintf(&b, "**`%s`** %s\n\n", s.key, s.doc)
+	for _, s := range h.settings(&cfg) {
+		fmt.Fprintf(b, "**`%s`** %s\n\n", s.key, s.doc)
 	}
 	b.WriteString("## The file\n\nAll defaults, as a file:\n\n```yaml\n")
 	section := ""
-	for _, s := range settings(&cfg) {
+	for _, s := range h.settings(&cfg) {
 		indent, key := "", s.key
 		if head, rest, nested := strings.Cut(s.key, "."); nested {
 			if head != section {
-				fmt.Fprintf(&b, "%s:\n", head)
+				fmt.Fprintf(b, "%s:\n", head)
 			}
 			section, indent, key = head, "  ", rest
 		} else {
@@ -82,10 +89,9 @@ a warning.
 		if text == "" {
 			text = `""`
 		}
-		fmt.Fprintf(&b, "%s%s: %s\n", indent, key, text)
+		fmt.Fprintf(b, "%s%s: %s\n", indent, key, text)
 	}
 	b.WriteString("```\n")
-	current(t, "../../docs/config.md", b.Bytes())
 }
 
 func orNone(s string) string {
@@ -101,10 +107,17 @@ func TestDocs_TheFileInConfigIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, example, _ := strings.Cut(string(content), "```yaml\n")
+	serve, node, _ := strings.Cut(string(content), "# The node")
+	readBack(t, registryHouse(), serve)
+	readBack(t, nodeHouse(), node)
+}
+
+func readBack[C interface{ Validate() error }](t *testing.T, h house[C], page string) {
+	t.Helper()
+	_, example, _ := strings.Cut(page, "```yaml\n")
 	example, _, _ = strings.Cut(example, "```")
-	cfg, _, err := load(t, example, nil)
-	if err != nil || fmt.Sprint(cfg) != fmt.Sprint(registry.Default()) {
+	cfg, _, err := loadHouse(t, h, example, nil)
+	if err != nil || fmt.Sprint(cfg) != fmt.Sprint(h.defaults()) {
 		t.Errorf("config %+v, error %v", cfg, err)
 	}
 }

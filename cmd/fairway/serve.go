@@ -10,13 +10,14 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fairway-registry/fairway/internal/registry"
+	houses "github.com/fairway-registry/fairway/internal/setting"
 )
 
 func (a *app) serveCommand() *cobra.Command {
-	scratch := registry.Default()
-	var path string
+	var path *string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the registry",
@@ -34,29 +35,32 @@ in. Durations are written as 90s, 2h, 30d or 2w; a bare number counts seconds.`,
   fairway serve --config /etc/fairway.yaml`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if path == "" {
-				path = a.env(envConfig)
-			}
-			var warnings []string
-			cfg, err := loadConfig(path, a.environ, cmd.Flags(), func(w string) { warnings = append(warnings, w) })
+			cfg, log, err := configured(a, registryHouse(), *path, cmd.Flags(), func(c registry.Config) houses.Log { return c.Log })
 			if err != nil {
 				return err
-			}
-			log := newLogger(a.stderr, cfg.Log)
-			for _, w := range warnings {
-				log.Warn(w)
 			}
 			return a.serve(cmd.Context(), cfg, log)
 		},
 	}
-	cmd.Flags().StringVar(&path, "config", "", "YAML `FILE` with settings (or $"+envConfig+")")
-	for _, s := range settings(&scratch) {
-		f := cmd.Flags().VarPF(s, s.flag(), "", s.doc)
-		if s.IsBoolFlag() {
-			f.NoOptDefVal = "true"
-		}
-	}
+	path = registryHouse().flags(cmd.Flags())
 	return cmd
+}
+
+// configured reads a server's configuration and makes its log.
+func configured[C interface{ Validate() error }](a *app, h house[C], path string, flags *pflag.FlagSet, logOf func(C) houses.Log) (C, *slog.Logger, error) {
+	if path == "" {
+		path = a.env(h.envConfig())
+	}
+	var warnings []string
+	cfg, err := h.load(path, a.environ, flags, func(w string) { warnings = append(warnings, w) })
+	if err != nil {
+		return cfg, nil, err
+	}
+	log := newLogger(a.stderr, logOf(cfg))
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	return cfg, log, nil
 }
 
 func (a *app) serve(ctx context.Context, cfg registry.Config, log *slog.Logger) error {
@@ -66,7 +70,7 @@ func (a *app) serve(ctx context.Context, cfg registry.Config, log *slog.Logger) 
 	case err != nil && ctx.Err() != nil:
 		return nil // told to end before it had begun
 	case err != nil:
-		return startError(cfg, err)
+		return startError(cfg.Listen, err)
 	}
 	a.greet(cfg, r.Addr().String())
 	log.Info("serving", "address", r.Addr().String(), "data", cfg.Data, "version", v.Version)
@@ -75,16 +79,16 @@ func (a *app) serve(ctx context.Context, cfg registry.Config, log *slog.Logger) 
 	return errors.Join(err, r.Close())
 }
 
-// startError says what to do about a registry that does not start.
-func startError(cfg registry.Config, err error) error {
-	var bad *registry.SettingError
+// startError says what to do about a server that does not start.
+func startError(listen string, err error) error {
+	var bad *houses.Error
 	switch {
 	case errors.As(err, &bad):
 		return usagef("%w", err)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%s is in use by another program; end it, or choose another address with --listen", cfg.Listen)
+		return fmt.Errorf("%s is in use by another program; end it, or choose another address with --listen", listen)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("%s is no address of this machine; choose another with --listen", cfg.Listen)
+		return fmt.Errorf("%s is no address of this machine; choose another with --listen", listen)
 	}
 	return err
 }
@@ -105,7 +109,7 @@ func (a *app) greet(cfg registry.Config, addr string) {
 }
 
 // newLogger logs as text for a person and as JSON for programs.
-func newLogger(t *terminal, cfg registry.Log) *slog.Logger {
+func newLogger(t *terminal, cfg houses.Log) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
 		level = slog.LevelInfo // the settings allow known levels only

@@ -7,34 +7,108 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spf13/pflag"
+
+	"github.com/fairway-registry/fairway/internal/agent"
 	"github.com/fairway-registry/fairway/internal/registry"
 )
 
-// setting is one value of registry.Config that can be set. It is the value of
-// its flag as well (pflag.Value).
-type setting struct {
-	key   string // as in the file: "gc.window"
-	doc   string
-	arg   string // what help texts call the value
-	oneof []string
-	field reflect.Value // addressable
+// Beginnings of the names of variables in the environment. Those of a node
+// have one of their own, since both may run on one machine, with a directory, a
+// quota and a log each.
+const (
+	envPrefix     = "FAIRWAY_"
+	envNodePrefix = envPrefix + "NODE_"
+)
+
+// house is a server with settings of its own.
+type house[C interface{ Validate() error }] struct {
+	prefix   string // of its variables in the environment
+	defaults func() C
 }
+
+func registryHouse() house[registry.Config] {
+	return house[registry.Config]{envPrefix, registry.Default}
+}
+
+func nodeHouse() house[agent.Config] { return house[agent.Config]{envNodePrefix, agent.Default} }
+
+// envConfig is the variable that names the configuration file.
+func (h house[C]) envConfig() string { return h.prefix + "CONFIG" }
 
 // settings lists all that can be set in cfg, in the order of the struct.
-func settings(cfg *registry.Config) []*setting {
-	return appendSettings(nil, "", reflect.ValueOf(cfg).Elem())
+func (h house[C]) settings(cfg *C) []*setting {
+	return appendSettings(nil, h.prefix, "", reflect.ValueOf(cfg).Elem())
 }
 
-func appendSettings(list []*setting, prefix string, v reflect.Value) []*setting {
+// flags gives flags one for each setting, and one for the file. It returns
+// where the file's path will be.
+func (h house[C]) flags(flags *pflag.FlagSet) (path *string) {
+	path = flags.String("config", "", "YAML `FILE` with settings (or $"+h.envConfig()+")")
+	scratch := h.defaults()
+	for _, s := range h.settings(&scratch) {
+		f := flags.VarPF(&flagValue{setting: s}, s.flag(), "", s.doc)
+		if s.IsBoolFlag() {
+			f.NoOptDefVal = "true"
+		}
+	}
+	return path
+}
+
+// environment lists every variable that some command reads.
+func environment() []string {
+	names := []string{envServer, envNode, registryHouse().envConfig(), nodeHouse().envConfig()}
+	r, n := registryHouse().defaults(), nodeHouse().defaults()
+	for _, s := range append(registryHouse().settings(&r), nodeHouse().settings(&n)...) {
+		names = append(names, s.env())
+	}
+	return names
+}
+
+// flagValue is a setting on the command line, where a list may be given item by
+// item.
+type flagValue struct {
+	*setting
+	given bool
+}
+
+// Set reads a value from text; a list that was given before grows.
+func (v *flagValue) Set(text string) error {
+	if v.given && v.field.Kind() == reflect.Slice {
+		text = v.String() + "," + text
+	}
+	v.given = true
+	return v.setting.Set(text)
+}
+
+// String is also asked of a zero value, by pflag.
+func (v *flagValue) String() string {
+	if v.setting == nil {
+		return ""
+	}
+	return v.setting.String()
+}
+
+// setting is one value of a Config that can be set.
+type setting struct {
+	prefix string
+	key    string // as in the file: "gc.window"
+	doc    string
+	arg    string // what help texts call the value
+	oneof  []string
+	field  reflect.Value // addressable
+}
+
+func appendSettings(list []*setting, prefix, section string, v reflect.Value) []*setting {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
-		key := prefix + f.Tag.Get("key")
+		key := section + f.Tag.Get("key")
 		if f.Type.Kind() == reflect.Struct {
-			list = appendSettings(list, key+".", v.Field(i))
+			list = appendSettings(list, prefix, key+".", v.Field(i))
 			continue
 		}
 		list = append(list, &setting{
-			key: key, doc: f.Tag.Get("doc"), arg: f.Tag.Get("arg"),
+			prefix: prefix, key: key, doc: f.Tag.Get("doc"), arg: f.Tag.Get("arg"),
 			oneof: strings.Fields(f.Tag.Get("oneof")), field: v.Field(i),
 		})
 	}
@@ -46,7 +120,7 @@ func (s *setting) flag() string { return strings.NewReplacer(".", "-", "_", "-")
 
 // env is the setting's name in the environment.
 func (s *setting) env() string {
-	return envPrefix + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
+	return s.prefix + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
 }
 
 // Set reads a value from text.

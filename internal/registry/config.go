@@ -1,13 +1,12 @@
 package registry
 
 import (
-	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
 
@@ -20,15 +19,15 @@ import (
 //	arg    what the value is called in help texts, where the type does not tell
 //	oneof  the values it may have
 type Config struct {
-	Data        string   `key:"data" arg:"DIR" doc:"Directory of the database and the blobs. It is created if it is missing. One server at a time may use it."`
-	Listen      string   `key:"listen" arg:"HOST:PORT" doc:"Address to listen on. An address that is not loopback needs allow_anyone_on_the_network, because neither authentication nor TLS is built in yet."`
-	AllowAnyone bool     `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then push, delete and collect."`
-	Hosts       HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called, and anything by a browser, while the server listens on loopback: those of a proxy in front of it. Any other name is refused there, since a web page could have pointed it here."`
-	Database    string   `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
-	Storage     string   `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
-	GC          GC       `key:"gc"`
-	Log         Log      `key:"log"`
-	Pprof       bool     `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
+	Data        string           `key:"data" arg:"DIR" doc:"Directory of the database and the blobs. It is created if it is missing. One server at a time may use it."`
+	Listen      string           `key:"listen" arg:"HOST:PORT" doc:"Address to listen on. An address that is not loopback needs allow_anyone_on_the_network, because neither authentication nor TLS is built in yet."`
+	AllowAnyone bool             `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then push, delete and collect."`
+	Hosts       setting.HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called, and anything by a browser, while the server listens on loopback: those of a proxy in front of it. Any other name is refused there, since a web page could have pointed it here."`
+	Database    string           `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
+	Storage     string           `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
+	GC          GC               `key:"gc"`
+	Log         setting.Log      `key:"log"`
+	Pprof       bool             `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 
 	Reserve       unit.Size     `key:"reserve" doc:"Disk space held back in a file of the data directory. When the disk is full the file is given up, so that the collector can still write what it needs to free space. 0: 16 MiB, or a sixteenth of the disk if that is less."`
 	MinFree       unit.Size     `key:"min_free" doc:"Uploads are refused when the disk has less free space than this, so that the database can still write. 0: 64 MiB, or 2 % of the disk if that is less."`
@@ -47,13 +46,6 @@ type GC struct {
 	Rate     float64       `key:"rate" arg:"N" doc:"Items a second that the collector judges at most. 0: no limit."`
 }
 
-// Log is the logging part of Config.
-type Log struct {
-	Format   string `key:"format" oneof:"auto text json" doc:"auto is text on a terminal and JSON otherwise."`
-	Level    string `key:"level" oneof:"debug info warn error" doc:"The least serious messages to log."`
-	Requests string `key:"requests" oneof:"none errors writes all" doc:"Requests to log: none, failed ones, also those that change something, or all."`
-}
-
 // Default is the configuration of a registry started without any.
 func Default() Config {
 	return Config{
@@ -65,31 +57,10 @@ func Default() Config {
 			Interval: unit.Duration(time.Minute),
 			Workers:  4,
 		},
-		Log:           Log{Format: "auto", Level: "info", Requests: "writes"},
+		Log:           setting.DefaultLog(),
 		CheckInterval: unit.Duration(24 * time.Hour),
 		ShutdownGrace: unit.Duration(30 * time.Second),
 	}
-}
-
-// HostList is a comma-separated list of host names.
-type HostList []string
-
-// String joins the names with commas.
-func (l HostList) String() string { return strings.Join(l, ",") }
-
-// UnmarshalText reads names separated by commas.
-func (l *HostList) UnmarshalText(b []byte) error {
-	*l = nil
-	for name := range strings.SplitSeq(string(b), ",") {
-		if name = strings.TrimSpace(name); name == "" {
-			continue
-		}
-		if strings.ContainsAny(name, "/:@ ") {
-			return fmt.Errorf("%q is no host name; give names without scheme and port", name)
-		}
-		*l = append(*l, strings.ToLower(name))
-	}
-	return nil
 }
 
 // Policy is the collector's policy that c sets.
@@ -102,29 +73,18 @@ func (c Config) Policy() meta.Policy {
 	}
 }
 
-// SettingError is a value that a registry cannot be started with.
-type SettingError struct {
-	Key    string // as in Config's tags
-	Reason string // a sentence for the person who set it
-}
-
-func (e *SettingError) Error() string { return e.Key + ": " + e.Reason }
-
-// Validate returns a *SettingError for the first value that cannot be used.
+// Validate returns a *setting.Error for the first value that cannot be used.
 func (c Config) Validate() error {
 	if c.Data == "" {
-		return &SettingError{"data", "a directory is needed"}
+		return setting.Errorf("data", "a directory is needed")
 	}
-	host, port, err := net.SplitHostPort(c.Listen)
-	if err == nil {
-		_, err = net.LookupPort("tcp", port)
-	}
+	host, err := setting.Listen("listen", c.Listen, "127.0.0.1:5000")
 	if err != nil {
-		return &SettingError{"listen", fmt.Sprintf("%q is no address; want HOST:PORT, for example 127.0.0.1:5000", c.Listen)}
+		return err
 	}
-	if !isLoopback(host) && !c.AllowAnyone {
-		return &SettingError{"listen", fmt.Sprintf("%s can be reached from the network, where everybody could push, delete and collect: "+
-			"there is no authentication and no TLS yet. Listen on 127.0.0.1, or accept that with --allow-anyone-on-the-network", c.Listen)}
+	if !setting.IsLoopback(host) && !c.AllowAnyone {
+		return setting.Errorf("listen", "%s can be reached from the network, where everybody could push, delete and collect: "+
+			"there is no authentication and no TLS yet. Listen on 127.0.0.1, or accept that with --allow-anyone-on-the-network", c.Listen)
 	}
 	if _, err := c.databasePath(); err != nil {
 		return err
@@ -134,21 +94,11 @@ func (c Config) Validate() error {
 	}
 	switch {
 	case c.GC.Workers < 1:
-		return &SettingError{"gc.workers", "at least 1 is needed"}
+		return setting.Errorf("gc.workers", "at least 1 is needed")
 	case c.GC.Rate < 0:
-		return &SettingError{"gc.rate", "it cannot be negative"}
+		return setting.Errorf("gc.rate", "it cannot be negative")
 	}
 	return nil
-}
-
-// isLoopback reports whether host can be reached from this machine only. A
-// name other than localhost may resolve to anything and so is not.
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 func (c Config) databasePath() (string, error) {
@@ -157,7 +107,7 @@ func (c Config) databasePath() (string, error) {
 	}
 	path, ok := localPath(c.Database, "sqlite")
 	if !ok {
-		return "", &SettingError{"database", fmt.Sprintf("%q is not supported; this version knows sqlite:PATH, or nothing for fairway.db in the data directory", c.Database)}
+		return "", setting.Errorf("database", "%q is not supported; this version knows sqlite:PATH, or nothing for fairway.db in the data directory", c.Database)
 	}
 	return path, nil
 }
@@ -168,7 +118,7 @@ func (c Config) storageDir() (string, error) {
 	}
 	path, ok := localPath(c.Storage, "file")
 	if !ok {
-		return "", &SettingError{"storage", fmt.Sprintf("%q is not supported; this version knows file:DIR, or nothing for the data directory", c.Storage)}
+		return "", setting.Errorf("storage", "%q is not supported; this version knows file:DIR, or nothing for the data directory", c.Storage)
 	}
 	return path, nil
 }

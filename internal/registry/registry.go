@@ -31,6 +31,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
+	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
 
@@ -74,7 +75,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	}
 	level, err := httpserve.ParseLevel(r.cfg.Log.Requests)
 	if err != nil {
-		return &SettingError{"log.requests", err.Error()}
+		return setting.Errorf("log.requests", "%v", err)
 	}
 	uploads := upload.New(r.store, r.blobs, upload.Options{})
 	r.collector = gc.New(r.store, r.blobs, gc.Options{
@@ -105,7 +106,7 @@ func (r *Registry) listen(ctx context.Context) error {
 		return nil
 	})
 	if !r.onLoopback() && !r.cfg.AllowAnyone {
-		return &SettingError{"listen", fmt.Sprintf("%s is %s, which can be reached from the network", r.cfg.Listen, ln.Addr())}
+		return setting.Errorf("listen", "%s is %s, which can be reached from the network", r.cfg.Listen, ln.Addr())
 	}
 	return nil
 }
@@ -160,7 +161,7 @@ func (r *Registry) checkSpace() error {
 		size unit.Size
 	}{{"reserve", r.cfg.Reserve}, {"min_free", r.cfg.MinFree}} {
 		if int64(s.size) >= sp.Total {
-			return &SettingError{s.key, fmt.Sprintf("%s is more than the disk has, which is %s", s.size, unit.Size(sp.Total))}
+			return setting.Errorf(s.key, "%s is more than the disk has, which is %s", s.size, unit.Size(sp.Total))
 		}
 	}
 	if sp.Reserve == 0 || sp.Free < sp.MinFree {

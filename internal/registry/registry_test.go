@@ -19,6 +19,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
+	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
 
@@ -119,7 +120,7 @@ func TestOpen_AddressOfTheNetworkNeedsTheFlag(t *testing.T) {
 	for _, listen := range []string{"0.0.0.0:0", ":0", "[::]:0", "registry.example:0"} {
 		cfg := testConfig(t)
 		cfg.Listen = listen
-		var bad *SettingError
+		var bad *setting.Error
 		if _, err := open(t, cfg); !errors.As(err, &bad) || bad.Key != "listen" || !strings.Contains(bad.Reason, "--allow-anyone-on-the-network") {
 			t.Errorf("%s: error %v", listen, err)
 		}
@@ -262,7 +263,7 @@ func TestHandler_APageOfAnotherOriginPushesNothing(t *testing.T) {
 
 func TestHandler_APageUnderANameThatWasPointedHereDoesNothing(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.Hosts = HostList{"registry.example"}
+	cfg.Hosts = setting.HostList{"registry.example"}
 	r := mustOpen(t, cfg)
 	open := testConfig(t)
 	open.Listen, open.AllowAnyone = "0.0.0.0:0", true
@@ -305,7 +306,7 @@ func TestOpen_MoreThanTheDiskHasIsRefused(t *testing.T) {
 	} {
 		cfg := testConfig(t)
 		change(&cfg)
-		var bad *SettingError
+		var bad *setting.Error
 		if _, err := open(t, cfg); !errors.As(err, &bad) || bad.Key != key || !strings.Contains(bad.Reason, "disk") {
 			t.Errorf("%s: error %v", key, err)
 		}
@@ -336,7 +337,7 @@ func TestValidate_PortsThatAreNone(t *testing.T) {
 	for _, listen := range []string{"127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:no such port"} {
 		cfg := testConfig(t)
 		cfg.Listen = listen
-		var bad *SettingError
+		var bad *setting.Error
 		if err := cfg.Validate(); !errors.As(err, &bad) || bad.Key != "listen" {
 			t.Errorf("%s: error %v", listen, err)
 		}

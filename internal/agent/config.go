@@ -1,0 +1,190 @@
+package agent
+
+import (
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
+	"github.com/fairway-registry/fairway/internal/setting"
+	"github.com/fairway-registry/fairway/internal/unit"
+)
+
+// Config is everything that can be set about a node. The tags are those of
+// registry.Config; variables in the environment begin with FAIRWAY_NODE_.
+type Config struct {
+	Registry     string           `key:"registry" arg:"URL" doc:"The Fairway registry that this node belongs to: it is told what runs here, and images named without a registry are pulled from it. Empty: none."`
+	Name         string           `key:"name" arg:"NAME" doc:"The node's name at the registry. Empty: the host name."`
+	Data         string           `key:"data" arg:"DIR" doc:"Directory of the cache and its index. It is created if it is missing. One agent at a time may use it."`
+	Listen       string           `key:"listen" arg:"HOST:PORT" doc:"Address of the mirror that the runtimes pull through. An address that is not loopback needs allow_anyone_on_the_network."`
+	DockerListen string           `key:"docker_listen" arg:"HOST:PORT" doc:"Second address of the mirror, for Docker's registry-mirrors: images named without a registry are those of docker.io there. Empty: none."`
+	AllowAnyone  bool             `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then pull whatever this node may pull."`
+	Hosts        setting.HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called on loopback. Any other name is refused there, since a web page could have pointed it here."`
+	AdminSocket  string           `key:"admin_socket" arg:"PATH" doc:"Unix socket of the admin API, for fairway cache. Only the user of the agent may use it. Empty: admin.sock in the data directory."`
+
+	Quota   unit.Size     `key:"quota" doc:"How much the cache may keep. 0: 80 % of the file system."`
+	High    unit.Percent  `key:"high" doc:"Eviction starts when the cache is this full, of its quota or of the file system."`
+	Low     unit.Percent  `key:"low" doc:"Eviction ends when the cache is only this full. It must be below high."`
+	Margin  unit.Size     `key:"margin" doc:"Space kept free on the file system: nothing is taken into the cache that would leave less. 0: 64 MiB, or 2 % of the file system if that is less."`
+	Floor   unit.Size     `key:"floor" doc:"When other programs fill the disk, eviction leaves at least this much in the cache. Its own quota goes below it."`
+	Warm    unit.Duration `key:"warm" doc:"Data used within this time is warm: it goes after the cold and before nothing."`
+	Deleted unit.Duration `key:"deleted_ttl" doc:"How long data stays whose image was deleted at the registry, unless something here uses it."`
+
+	Runtime     setting.List  `key:"runtime" arg:"ENDPOINT" doc:"Runtimes to ask what runs, as containerd:///PATH, cri:///PATH or docker:///PATH of their sockets, or just unix:///PATH; it can be given more than once. Empty: the known sockets that are there. none: there is no runtime, and nothing is in use."`
+	Upstreams   setting.List  `key:"upstreams" arg:"NAME[=URL],..." doc:"Registries, besides the one of registry, that may be pulled from through this node, with the URL where it is not https://NAME. Any other is refused, and the runtime pulls directly."`
+	Credentials string        `key:"credentials" arg:"FILE" doc:"Credentials for upstreams, in the format of Docker's config.json. Who may pull from this node may pull what these may."`
+	CA          string        `key:"ca" arg:"FILE" doc:"Certificates of authorities to trust for upstreams, besides the system's, in PEM."`
+	TagTTL      unit.Duration `key:"tag_ttl" doc:"How long a tag is taken to name what it named when the upstream was last asked."`
+	StaleMax    unit.Duration `key:"stale_max" doc:"How old the last known digest of a tag may be when the upstream does not answer. 0: it is never used."`
+	GrantTTL    unit.Duration `key:"grant_ttl" doc:"How long the upstream's word that a client may pull something private counts."`
+	LeaseTTL    unit.Duration `key:"lease_ttl" doc:"How long the registry believes the last report of this node. It is renewed three times in that."`
+	LeaseGrace  unit.Duration `key:"lease_grace" doc:"How much longer the registry keeps what ran here when this node has vanished."`
+
+	Log           setting.Log   `key:"log"`
+	Pprof         bool          `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
+	ShutdownGrace unit.Duration `key:"shutdown_grace" doc:"How long pulls that are under way may take after the agent was told to end. Downloads cut off then are resumed."`
+}
+
+// Default is the configuration of a node started without any.
+func Default() Config {
+	return Config{
+		Registry:      "http://127.0.0.1:5000",
+		Data:          "fairway-node",
+		Listen:        "127.0.0.1:5001",
+		Quota:         10 << 30,
+		High:          90,
+		Low:           80,
+		Floor:         1 << 30,
+		Warm:          unit.Duration(24 * time.Hour),
+		Deleted:       unit.Duration(time.Hour),
+		TagTTL:        unit.Duration(30 * time.Second),
+		StaleMax:      unit.Duration(24 * time.Hour),
+		GrantTTL:      unit.Duration(5 * time.Minute),
+		LeaseTTL:      unit.Duration(5 * time.Minute),
+		LeaseGrace:    unit.Duration(24 * time.Hour),
+		Log:           setting.DefaultLog(),
+		ShutdownGrace: unit.Duration(30 * time.Second),
+	}
+}
+
+// Validate returns a *setting.Error for the first value that cannot be used.
+func (c Config) Validate() error {
+	if c.Data == "" {
+		return setting.Errorf("data", "a directory is needed")
+	}
+	if err := c.validateListeners(); err != nil {
+		return err
+	}
+	if err := ValidWatermarks(c.High, c.Low); err != nil {
+		return err
+	}
+	if c.Registry != "" {
+		if _, err := registryURL(c.Registry); err != nil {
+			return err
+		}
+	}
+	if _, err := c.upstreams(); err != nil {
+		return err
+	}
+	if len(c.Name) > 255 || strings.ContainsAny(c.Name, "/ \t\r\n") {
+		return setting.Errorf("name", "%q is no name of a node; want one word without a slash", c.Name)
+	}
+	if c.LeaseTTL < unit.Duration(time.Second) {
+		return setting.Errorf("lease_ttl", "at least 1s is needed")
+	}
+	if len(c.Runtime) > 1 && slices.Contains(c.Runtime, endpoint.None) {
+		return setting.Errorf("runtime", "%s says that there is no runtime, but others are named too", endpoint.None)
+	}
+	return nil
+}
+
+func (c Config) validateListeners() error {
+	for _, l := range []struct{ key, address, example string }{
+		{"listen", c.Listen, "127.0.0.1:5001"}, {"docker_listen", c.DockerListen, "127.0.0.1:5002"},
+	} {
+		if l.address == "" && l.key == "docker_listen" {
+			continue
+		}
+		host, err := setting.Listen(l.key, l.address, l.example)
+		if err != nil {
+			return err
+		}
+		if !setting.IsLoopback(host) && !c.AllowAnyone {
+			return setting.Errorf(l.key, "%s can be reached from the network, where everybody could pull what this node may pull. "+
+				"Listen on 127.0.0.1, or accept that with --allow-anyone-on-the-network", l.address)
+		}
+	}
+	return nil
+}
+
+// ValidWatermarks returns a *setting.Error for watermarks between which
+// eviction could not work.
+func ValidWatermarks(high, low unit.Percent) error {
+	switch {
+	case high <= 0 || high > 100:
+		return setting.Errorf("high", "%s is not between 0%% and 100%%", high)
+	case low < 0 || low >= high:
+		return setting.Errorf("low", "%s is not below high, which is %s: eviction would start and never end", low, high)
+	}
+	return nil
+}
+
+func registryURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
+		return nil, setting.Errorf("registry", "%q is no URL of a registry; want for example http://127.0.0.1:5000", text)
+	}
+	u.Path = ""
+	return u, nil
+}
+
+// upstream is a registry that may be pulled from.
+type upstream struct {
+	name string // as a runtime says it in ns: docker.io, 127.0.0.1:5000
+	url  *url.URL
+}
+
+// upstreams are those of the setting and the registry, which is the first.
+func (c Config) upstreams() ([]upstream, error) {
+	var all []upstream
+	if c.Registry != "" {
+		u, err := registryURL(c.Registry)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, upstream{u.Host, u})
+	}
+	for _, text := range c.Upstreams {
+		name, at, given := strings.Cut(text, "=")
+		if name == "" || strings.ContainsAny(name, "/@ ") {
+			return nil, setting.Errorf("upstreams", "%q is no name of a registry; want for example docker.io, or registry.example:5000=http://10.0.0.7:5000", text)
+		}
+		if !given {
+			at = "https://" + wellKnownHost(name)
+		}
+		u, err := url.Parse(at)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return nil, setting.Errorf("upstreams", "%q is no URL of a registry; want for example https://registry.example", at)
+		}
+		all = append(all, upstream{name, u})
+	}
+	return all, nil
+}
+
+// wellKnownHost is where the images of a name are served. Docker Hub's are not
+// at its own name.
+func wellKnownHost(name string) string {
+	if name == "docker.io" {
+		return "registry-1.docker.io"
+	}
+	return name
+}
+
+func (c Config) adminSocket() string {
+	if c.AdminSocket != "" {
+		return c.AdminSocket
+	}
+	return filepath.Join(c.Data, "admin.sock")
+}
