@@ -260,3 +260,33 @@ func timeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
 }
+
+// StatusError is an upstream's refusal, for those who cannot go on without what
+// they asked for, and for a face to hand on.
+type StatusError struct {
+	Upstream string
+	Status   int
+	Header   http.Header // what of it means something to the asker
+	Body     []byte
+}
+
+// Error names the upstream and the status.
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("the upstream %s answers %d", e.Upstream, e.Status)
+}
+
+// refusalMax bounds what is kept of a refusal's body.
+const refusalMax = 16 << 10
+
+// Refusal reads an answer that is not OK to its end, and closes it.
+func (c *Client) Refusal(res *Response) *StatusError {
+	e := &StatusError{Upstream: c.base.Host, Status: res.Status, Header: http.Header{}}
+	for _, key := range []string{"Www-Authenticate", "Retry-After", "Content-Type", "Ratelimit-Limit", "Ratelimit-Remaining"} {
+		if v := res.Header.Values(key); len(v) > 0 {
+			e.Header[key] = v
+		}
+	}
+	e.Body, _ = io.ReadAll(io.LimitReader(res.Body, refusalMax)) // half a text is as good
+	_ = res.Body.Close()
+	return e
+}

@@ -1,0 +1,166 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
+)
+
+// flight is the one download of a blob.
+type flight struct {
+	want    Want
+	b       *piece.Blob
+	ctx     context.Context
+	cancel  context.CancelFunc
+	source  atomic.Pointer[string] // of the Filler at work
+	waiting int                    // guarded by Fetcher.mu
+	linger  *time.Timer            // runs while nobody waits; guarded by Fetcher.mu
+}
+
+// join makes the asker, for as long as ctx lasts, one who waits for w's
+// download, and begins it if there is none.
+func (f *Fetcher) join(ctx context.Context, w Want) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fault.New(fault.Busy, "the node is shutting down")
+	}
+	fl, ok := f.flights[w.Digest]
+	if ok {
+		f.metrics.joined.Inc()
+	} else {
+		// The download has its own handle, so that it does not end with the asker's.
+		b, err := f.o.Store.Open(ctx, w.Digest)
+		if err != nil {
+			return fmt.Errorf("open %s for its download: %w", w.Digest, err)
+		}
+		fl = &flight{want: w, b: b}
+		fl.ctx, fl.cancel = context.WithCancel(f.ctx)
+		f.flights[w.Digest] = fl
+		f.running.Go(func() { f.fly(fl) })
+	}
+	fl.waiting++
+	if fl.linger != nil {
+		fl.linger.Stop()
+		fl.linger = nil
+	}
+	context.AfterFunc(ctx, func() { f.leave(fl) })
+	return nil
+}
+
+func (f *Fetcher) leave(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl.waiting--; fl.waiting == 0 {
+		fl.linger = time.AfterFunc(f.o.Linger, func() { f.abandon(fl) })
+	}
+}
+
+// abandon ends a download for which nobody has waited for long.
+func (f *Fetcher) abandon(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl.waiting == 0 {
+		fl.cancel()
+	}
+}
+
+// fly runs a download to its end.
+func (f *Fetcher) fly(fl *flight) {
+	f.metrics.inFlight.Inc()
+	defer f.metrics.inFlight.Dec()
+	began := f.o.Now()
+	err := f.fill(fl)
+	if err == nil {
+		f.note(fl, began)
+	} else {
+		f.o.Log.Warn("a blob could not be fetched", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "repository", fl.want.Repo,
+			"missing_pieces", len(fl.b.Missing()), "err", err)
+	}
+	// Under the lock, so that who waits for this download hears of its end
+	// before anybody begins the next.
+	f.mu.Lock()
+	if err != nil {
+		fl.b.Failed(err)
+	}
+	delete(f.flights, fl.want.Digest)
+	if fl.linger != nil {
+		fl.linger.Stop()
+	}
+	f.mu.Unlock()
+	fl.cancel()
+	fl.b.Close()
+}
+
+// fill tries one source after another. The error is the last one's: the
+// upstream's, whose answer means something to the asker.
+func (f *Fetcher) fill(fl *flight) error {
+	err := error(fault.New(fault.Busy, "no source is configured for %s", fl.want.Digest))
+	for _, source := range f.o.Fillers {
+		name := source.Name()
+		fl.source.Store(&name)
+		err = source.Fill(fl.ctx, fl.want, fl.b)
+		if err == nil && !fl.b.Complete() {
+			err = fmt.Errorf("the source %s says that it is done, and is not", name)
+		}
+		if err == nil {
+			return nil
+		}
+		if fl.ctx.Err() != nil {
+			return fault.Wrap(fault.Busy, err, "the download was given up")
+		}
+		f.metrics.failures.WithLabelValues(name, kind(err)).Inc()
+		f.o.Log.Debug("a source failed", "digest", fl.want.Digest, "source", name, "err", err)
+	}
+	return err
+}
+
+// noteTimeout bounds a write that nothing depends on.
+const noteTimeout = 10 * time.Second
+
+// note leaves in the index what the blob cost.
+func (f *Fetcher) note(fl *flight, began time.Time) {
+	took := f.o.Now().Sub(began)
+	f.metrics.seconds.Observe(took.Seconds())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
+	defer cancel()
+	if err := f.o.Index.SetFetched(ctx, fl.want.Digest, took.Milliseconds(), *fl.source.Load()); err != nil {
+		f.o.Log.Warn("the cost of a blob could not be noted", "digest", fl.want.Digest, "err", err)
+	}
+	f.o.Log.Info("fetched", "digest", fl.want.Digest, "bytes", fl.b.Size(), "source", *fl.source.Load(), "ms", took.Milliseconds())
+}
+
+// Source says who is bringing a blob at the moment, "" if nobody is.
+func (f *Fetcher) Source(w Want) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl, ok := f.flights[w.Digest]; ok {
+		if name := fl.source.Load(); name != nil {
+			return *name
+		}
+	}
+	return ""
+}
+
+// kind is the label under which a failure is counted.
+func kind(err error) string {
+	var mismatch *piece.MismatchError
+	switch {
+	case errors.As(err, &mismatch):
+		return "mismatch"
+	case errors.Is(err, errStalled):
+		return "stalled"
+	case errors.Is(err, errLength):
+		return "length"
+	case isStatus(err):
+		return "status"
+	case errors.Is(err, fault.Busy):
+		return "unreachable"
+	}
+	return "other"
+}

@@ -1,0 +1,210 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// ErrMismatch says that what streamed through does not have its digest. The end
+// of it has not been handed out.
+var ErrMismatch = errors.New("the bytes do not match the digest")
+
+// chunk is how much streams through at a time, in bytes; as much is held back.
+const chunk = 64 << 10
+
+// Verified is a blob that passes through this process without being kept. Its
+// WriteTo hands out bytes as they come, but the last of them only when the whole
+// blob has proved to be what its digest says (N7). For a part of a blob it reads
+// all of it.
+type Verified struct {
+	src    io.Reader
+	close  func() error
+	failed func() // what to do about a source that lies
+	digest oci.Digest
+	size   int64 // −1: whatever comes
+	off, n int64 // the part wanted; n < 0: to the end
+}
+
+// Size is the blob's, in bytes; −1 if nobody knows.
+func (v *Verified) Size() int64 { return v.size }
+
+// Slice asks for n bytes from off; n < 0: to the end.
+func (v *Verified) Slice(off, n int64) { v.off, v.n = off, n }
+
+// Close gives up the source.
+func (v *Verified) Close() error { return v.close() }
+
+// WriteTo implements io.WriterTo.
+func (v *Verified) WriteTo(w io.Writer) (written int64, err error) {
+	sum := v.digest.Algorithm().Hash()
+	buf, held := make([]byte, chunk), make([]byte, 0, chunk)
+	var at int64
+	for {
+		n, err := io.ReadFull(v.src, buf)
+		part := v.part(at, buf[:n])
+		at += int64(n)
+		_, _ = sum.Write(buf[:n]) // a hash never fails
+		if len(part) > 0 {
+			m, werr := w.Write(held)
+			if written += int64(m); werr != nil {
+				return written, werr
+			}
+			held = append(held[:0], part...)
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && v.ended(at) {
+			break
+		}
+		if err != nil {
+			return written, fmt.Errorf("stream %s through: %w", v.digest, err)
+		}
+	}
+	if err := v.check(sum, at); err != nil {
+		return written, err
+	}
+	m, err := w.Write(held)
+	return written + int64(m), err
+}
+
+// ended tells the end of the source from one that was cut short, for which
+// io.ReadFull has one word.
+func (v *Verified) ended(at int64) bool { return v.size < 0 || at >= v.size }
+
+// part is what of p, which begins at at, is wanted.
+func (v *Verified) part(at int64, p []byte) []byte {
+	from := min(max(v.off-at, 0), int64(len(p)))
+	to := int64(len(p))
+	if v.n >= 0 {
+		to = min(max(v.off+v.n-at, 0), to)
+	}
+	if from >= to {
+		return nil
+	}
+	return p[from:to]
+}
+
+func (v *Verified) check(sum hash.Hash, at int64) error {
+	if v.size >= 0 && at != v.size {
+		return fmt.Errorf("stream %s through: %w", v.digest, errLength)
+	}
+	if oci.Digest(string(v.digest.Algorithm())+":"+fmt.Sprintf("%x", sum.Sum(nil))) != v.digest {
+		if v.failed != nil {
+			v.failed()
+		}
+		return fmt.Errorf("stream %s through: %w", v.digest, ErrMismatch)
+	}
+	return nil
+}
+
+// Stream opens a blob at the upstream without keeping it: N6.
+func (f *Fetcher) Stream(ctx context.Context, w Want) (*Verified, error) {
+	src := &resuming{f: f, ctx: ctx, want: w}
+	if err := src.reopen(); err != nil {
+		return nil, err
+	}
+	if sized, ok := src.rc.(*body); ok && src.want.Size < 0 {
+		src.want.Size = sized.size
+	}
+	f.metrics.streamed.Inc()
+	return &Verified{
+		src: src, close: src.Close, digest: w.Digest, size: src.want.Size, n: -1,
+		failed: func() { f.metrics.failures.WithLabelValues("upstream", "mismatch").Inc() },
+	}, nil
+}
+
+// resuming reads a blob at the origin and goes on where a connection broke.
+type resuming struct {
+	f     *Fetcher
+	ctx   context.Context
+	want  Want
+	rc    io.ReadCloser
+	at    int64
+	tries int // in a row that brought nothing
+}
+
+func (r *resuming) reopen() (err error) {
+	if r.rc != nil {
+		_ = r.rc.Close() // it is broken
+		r.rc = nil
+	}
+	r.rc, err = r.f.o.Origin.Range(r.ctx, r.want, r.at, -1)
+	return err
+}
+
+// Read implements io.Reader.
+func (r *resuming) Read(p []byte) (int, error) {
+	for {
+		n, err := r.rc.Read(p)
+		r.at += int64(n)
+		if n > 0 {
+			r.tries = 0
+			return n, nil
+		}
+		if err == nil || errors.Is(err, io.EOF) || r.ctx.Err() != nil {
+			return n, err
+		}
+		if r.tries++; r.tries >= attemptsMax || r.want.Size < 0 {
+			return 0, err
+		}
+		if again := r.reopen(); again != nil {
+			return 0, errors.Join(err, again)
+		}
+	}
+}
+
+// Close implements io.Closer.
+func (r *resuming) Close() error {
+	if r.rc == nil {
+		return nil
+	}
+	return r.rc.Close()
+}
+
+// holding is a blob at a Holder.
+type holding struct {
+	holder string
+	digest oci.Digest
+}
+
+// Held opens a blob that somebody else on this machine has. ok is false if
+// nobody has, or what they have proved to be something else before.
+func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder string, ok bool) {
+	for _, h := range f.o.Holders {
+		key := holding{h.Name(), d}
+		if f.isBad(key) {
+			continue
+		}
+		content, err := h.Open(ctx, d)
+		if err != nil {
+			if !errors.Is(err, fault.NotFound) {
+				f.o.Log.Debug("a holder cannot be asked", "holder", key.holder, "digest", d, "err", err)
+			}
+			continue
+		}
+		return &Verified{
+			src: io.NewSectionReader(content, 0, content.Size()), close: content.Close, digest: d, size: content.Size(), n: -1,
+			failed: func() { f.distrust(key) },
+		}, key.holder, true
+	}
+	return nil, "", false
+}
+
+func (f *Fetcher) isBad(key holding) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bad[key]
+}
+
+// distrust asks a holder no more for a blob that was not what it should be.
+func (f *Fetcher) distrust(key holding) {
+	f.mu.Lock()
+	f.bad[key] = true
+	f.mu.Unlock()
+	f.metrics.failures.WithLabelValues(key.holder, "mismatch").Inc()
+	f.o.Log.Error("a blob outside of the cache is corrupt", "holder", key.holder, "digest", key.digest)
+}
