@@ -151,7 +151,7 @@ func TestConfig_MistakesOfANodeAreNamedWithTheirPlace(t *testing.T) {
 	}{
 		"low above high":              {args: []string{"--high=50%", "--low=60%"}, want: []string{"--low", "60% is not below high, which is 50%"}},
 		"low as high":                 {environ: "FAIRWAY_NODE_HIGH=80%", want: []string{"80% is not below high"}},
-		"over the whole":              {args: []string{"--high=101%"}, want: []string{"--high", "more than the whole"}},
+		"over the whole":              {environ: "FAIRWAY_NODE_HIGH=101%", want: []string{"FAIRWAY_NODE_HIGH", "more than the whole"}},
 		"high of nothing":             {args: []string{"--high=0", "--low=0"}, want: []string{"--high", "not between"}},
 		"a fraction":                  {file: "high: 0.9\n", want: []string{"f.yaml:1", "hundredths", "90%"}},
 		"a runtime and none":          {args: []string{"--runtime=none", "--runtime=cri:///x"}, want: []string{"--runtime", "no runtime"}},
