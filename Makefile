@@ -30,15 +30,15 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 15m ./e2e/...
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 10m ./e2e , -timeout 15m ./e2e/node
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only
 	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit
 
 .PHONY: test-e2e
-test-e2e: e2e-tools ## Run only the tests with real clients
-	@go run ./scripts/testcount -timeout 15m ./e2e/...
+test-e2e: e2e-tools ## Run only the tests with real clients and real container runtimes
+	@go run ./scripts/testcount -timeout 10m ./e2e , -timeout 15m ./e2e/node
 
 .PHONY: fmt
 fmt: ## Fail when a Go file is not formatted
@@ -71,8 +71,12 @@ bench-quick: build bench-tools ## The same, small and rough, in about a minute
 	@go run ./bench -fairway bin/fairway -quick
 
 .PHONY: lint-tools e2e-tools demo-tools bench-tools
-lint-tools e2e-tools demo-tools bench-tools:
+lint-tools demo-tools bench-tools:
 	@scripts/tools.sh $(@:-tools=)
+
+e2e-tools:
+	@scripts/tools.sh e2e
+	@scripts/tools.sh node
 
 .PHONY: clean
 clean: ## Remove what was built and installed here (not ./data)

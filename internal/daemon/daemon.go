@@ -27,7 +27,7 @@ type Options struct {
 	Env   []string  // added to this process's own
 	Dir   string    // "" = here
 	Log   io.Writer // of both outputs; nil = discarded
-	Ready string    // a URL that answers 200 when the server is ready
+	Ready string    // a URL that answers 200 when the server is ready, or the path of a unix socket that is listened on then
 }
 
 // Process is a running server.
@@ -56,7 +56,7 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 		p.err = p.cmd.Wait()
 		close(p.ended)
 	}()
-	if err := p.awaitReady(ctx, o.Ready); err != nil {
+	if err := p.awaitReady(ctx, probe(o.Ready)); err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("%s: %w", o.Path, err)
 	}
@@ -64,18 +64,35 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) awaitReady(ctx context.Context, url string) error {
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 2 * time.Second}
+// probe returns what looks once whether a server is ready.
+func probe(ready string) func() bool {
+	if strings.HasPrefix(ready, "/") {
+		return func() bool {
+			conn, err := net.DialTimeout("unix", ready, 2*time.Second)
+			if err != nil {
+				return false
+			}
+			_ = conn.Close() // that it could be opened was all that is asked for
+			return true
+		}
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}
+	return func() bool {
+		resp, err := client.Get(ready)
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close() // its status was all that is asked for
+		return resp.StatusCode == http.StatusOK
+	}
+}
+
+func (p *Process) awaitReady(ctx context.Context, ready func() bool) error {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	for {
-		if resp, err := client.Get(url); err == nil {
-			_ = resp.Body.Close() // its status was all that is asked for
-			if resp.StatusCode == http.StatusOK {
-				return nil
-			}
+		if ready() {
+			return nil
 		}
 		select {
 		case <-p.ended:

@@ -1,0 +1,104 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// kubelet speaks to the CRI plugin of a containerd as a kubelet does.
+type kubelet struct {
+	c       *ctrd
+	runtime cri.RuntimeServiceClient
+	images  cri.ImageServiceClient
+	pods    int
+}
+
+// startKubelet connects and gives the plugin its pause image.
+func startKubelet(t *testing.T, c *ctrd, u *upstream) *kubelet {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+c.sock, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	k := &kubelet{c: c, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn)}
+	pause := u.push(buildImage(t, "lib/pause:1", []string{"/bin/sleep", "2147483647"}, busyboxLayer(t)))
+	// Pulled straight from the registry: that of a sandbox is not the subject.
+	c.ctr("k8s.io", "i", "pull", "--plain-http", pause)
+	c.ctr("k8s.io", "i", "tag", pause, "localhost/pause:1")
+	return k
+}
+
+func (k *kubelet) ctx() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), time.Minute)
+}
+
+// pull pulls an image and returns what CRI calls it by: the digest of its config.
+func (k *kubelet) pull(ref string) string {
+	k.c.t.Helper()
+	ctx, cancel := k.ctx()
+	defer cancel()
+	r, err := k.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
+	if err != nil {
+		k.c.t.Fatalf("CRI pull %s: %v", ref, err)
+	}
+	return r.ImageRef
+}
+
+// pod is a sandbox with one container.
+type pod struct{ sandbox, container string }
+
+// run starts a pod on the host's network, with one container that sleeps.
+func (k *kubelet) run(ref string) pod {
+	k.c.t.Helper()
+	ctx, cancel := k.ctx()
+	defer cancel()
+	k.pods++
+	name := filepath.Base(k.c.dir)
+	config := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name, Attempt: uint32(k.pods)},
+		LogDirectory: filepath.Join(k.c.dir, "logs"),
+		Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
+			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
+		}},
+	}
+	sandbox, err := k.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		k.c.t.Fatalf("CRI sandbox: %v", err)
+	}
+	p := pod{sandbox: sandbox.PodSandboxId}
+	k.c.t.Cleanup(func() { k.end(p) })
+	made, err := k.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+		PodSandboxId: p.sandbox, SandboxConfig: config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: ref},
+			Command: []string{"/bin/sleep", "100000"}, LogPath: "c.log", Linux: &cri.LinuxContainerConfig{},
+		},
+	})
+	if err != nil {
+		k.c.t.Fatalf("CRI container: %v", err)
+	}
+	p.container = made.ContainerId
+	if _, err := k.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: p.container}); err != nil {
+		k.c.t.Fatalf("CRI start: %v", err)
+	}
+	return p
+}
+
+// end removes a pod; one that is gone already is no error for CRI.
+func (k *kubelet) end(p pod) {
+	ctx, cancel := k.ctx()
+	defer cancel()
+	if _, err := k.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+		k.c.t.Errorf("CRI stop: %v", err)
+	}
+	if _, err := k.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+		k.c.t.Errorf("CRI remove: %v", err)
+	}
+}

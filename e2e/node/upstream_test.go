@@ -1,0 +1,220 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/daemon"
+)
+
+// upstream is a real registry (`fairway serve`) behind a proxy that counts what
+// is asked for and, when told, breaks the answers. The runtimes and the agent
+// know it by the address of the proxy.
+type upstream struct {
+	t     *testing.T
+	host  string // HOST:PORT of the proxy
+	url   string
+	data  string
+	admin string // URL of the registry itself
+	log   *logBuffer
+	proc  *daemon.Process
+
+	mu       sync.Mutex
+	requests []string
+	fault    fault
+}
+
+// fault breaks the answer to a request; it says false when it lets it pass. It
+// runs in the proxy, beside the test.
+type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool
+
+func startUpstream(t *testing.T, args ...string) *upstream {
+	t.Helper()
+	addr, err := daemon.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &upstream{t: t, data: t.TempDir(), admin: "http://" + addr, log: newLog(t, "the registry")}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	u.proc, err = daemon.Start(ctx, daemon.Options{
+		Path: fairway, Args: append([]string{"serve", "--data", u.data, "--listen", addr, "--gc-interval", "0"}, args...),
+		Log: u.log, Ready: u.admin + "/readyz",
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, u.log)
+	}
+	t.Cleanup(func() { u.proc.Kill() })
+	u.proxy(addr)
+	return u
+}
+
+func (u *upstream) proxy(addr string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	u.host, u.url = l.Addr().String(), "http://"+l.Addr().String()
+	pass := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: addr})
+	pass.FlushInterval = -1
+	pass.ErrorLog = nil
+	pass.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u.mu.Lock()
+		u.requests = append(u.requests, r.Method+" "+r.URL.Path)
+		f := u.fault
+		u.mu.Unlock()
+		if f == nil || !f(w, r, pass) {
+			pass.ServeHTTP(w, r)
+		}
+	})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(l) // until it is closed
+	}()
+	u.t.Cleanup(func() {
+		_ = server.Close() // with whatever hangs in it
+		<-done
+	})
+}
+
+// breaks sets the fault, nil for none.
+func (u *upstream) breaks(f fault) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.fault = f
+}
+
+// asked counts the requests of a method whose path ends so.
+func (u *upstream) asked(method, suffix string) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, r := range u.requests {
+		if strings.HasPrefix(r, method+" ") && strings.HasSuffix(r, suffix) {
+			n++
+		}
+	}
+	return n
+}
+
+// down is a fault: connections are accepted and closed.
+func down(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
+	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+		_ = conn.Close()
+	}
+	return true
+}
+
+// blobFault is a fault of the bodies of blob GETs only.
+func blobFault(d digest.Digest, body func(w http.ResponseWriter, r *http.Request, resp *http.Response)) fault {
+	return func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "/blobs/"+d.String()) {
+			return false
+		}
+		recorded, end := record(r, pass)
+		defer end()
+		for k, v := range recorded.Header {
+			w.Header()[k] = v
+		}
+		body(w, r, recorded)
+		return true
+	}
+}
+
+// record runs a handler and gives what it writes as a response with a body to
+// stream from. end stops it.
+func record(r *http.Request, h http.Handler) (resp *http.Response, end func()) {
+	ctx, cancel := context.WithCancel(r.Context())
+	pr, pw := io.Pipe()
+	rec := &recorder{header: http.Header{}, w: pw, began: make(chan struct{})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { _ = recover() }() // the reverse proxy panics with ErrAbortHandler when its reader is gone
+		defer rec.once.Do(func() { close(rec.began) })
+		h.ServeHTTP(rec, r.WithContext(ctx))
+		_ = pw.Close() // never fails
+	}()
+	<-rec.began
+	return &http.Response{StatusCode: rec.status, Header: rec.header, Body: pr}, func() {
+		cancel()
+		_ = pr.Close() // never fails
+		<-done
+	}
+}
+
+type recorder struct {
+	header http.Header
+	status int
+	w      io.Writer
+	once   sync.Once
+	began  chan struct{}
+}
+
+func (r *recorder) Header() http.Header { return r.header }
+
+func (r *recorder) WriteHeader(status int) {
+	r.once.Do(func() {
+		r.status = status
+		r.header = r.header.Clone()
+		close(r.began)
+	})
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.WriteHeader(http.StatusOK)
+	return r.w.Write(p)
+}
+
+// push pushes an image and returns the name that it is pulled by.
+func (u *upstream) push(im image) string {
+	u.t.Helper()
+	run(u.t, "crane", "push", "--insecure", "--index", im.dir, u.host+"/"+im.repo)
+	return u.host + "/" + im.repo
+}
+
+// fairwayJSON runs a command of fairway with --json and parses what it prints.
+func fairwayJSON[T any](t *testing.T, args ...string) T {
+	t.Helper()
+	out := run(t, fairway, append(args, "--json")...)
+	var v T
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatalf("fairway %s --json: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return v
+}
+
+// collect collects everything that is garbage, without window and trash.
+func (u *upstream) collect() {
+	u.t.Helper()
+	r := fairwayJSON[struct {
+		Failed int64 `json:"failed"`
+	}](u.t, "gc", "run", "--server", u.admin, "--window", "0", "--trash", "0")
+	if r.Failed != 0 {
+		u.t.Errorf("the collection failed on %d items", r.Failed)
+	}
+}
+
+// stores says whether the registry's directory holds the bytes of a blob.
+func (u *upstream) stores(d digest.Digest) bool {
+	u.t.Helper()
+	found, err := filepath.Glob(filepath.Join(u.data, "blobs", "*", "*", d.Encoded()+"*"))
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	return len(found) > 0
+}
