@@ -88,7 +88,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
 	r.api = adminapi.New(adminapi.Options{
 		Store: r.store, Collector: r.collector, Checker: r.checker, Observer: r.observer, Log: r.log, Version: version,
-		Loopback: r.onLoopback(), Hosts: r.cfg.Hosts,
+		Guard: r.guard(),
 	})
 	return nil
 }
@@ -116,6 +116,10 @@ func (r *Registry) listen(ctx context.Context) error {
 func (r *Registry) onLoopback() bool {
 	addr, ok := r.listener.Addr().(*net.TCPAddr)
 	return ok && addr.IP.IsLoopback()
+}
+
+func (r *Registry) guard() httpserve.Guard {
+	return httpserve.Guard{Loopback: r.onLoopback(), Hosts: r.cfg.Hosts}
 }
 
 func (r *Registry) openData(ctx context.Context) error {

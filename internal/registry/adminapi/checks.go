@@ -1,6 +1,7 @@
 package adminapi
 
 import (
+	"github.com/fairway-registry/fairway/internal/jsonface"
 	"github.com/fairway-registry/fairway/internal/registry/check"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/unit"
@@ -39,59 +40,59 @@ func (r CheckRequest) request() check.Request {
 
 func (a *API) startCheck(c *call) (any, error) {
 	var req CheckRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	r, err := a.admin.StartCheck(c.Context(), c.who, req.request())
 	if err != nil {
 		return nil, err
 	}
-	return c.accepted(whole(r), "/checks/%d", r.ID), nil
+	return c.Accepted(whole(r), "/checks/%d", r.ID), nil
 }
 
 // whole makes the empty lists of a report lists in JSON too.
 func whole(r check.Report) check.Report {
-	r.Lost, r.Database, r.Failures = orEmpty(r.Lost), orEmpty(r.Database), orEmpty(r.Failures)
-	r.Orphans.Keys = orEmpty(r.Orphans.Keys)
+	r.Lost, r.Database, r.Failures = jsonface.List(r.Lost), jsonface.List(r.Database), jsonface.List(r.Failures)
+	r.Orphans.Keys = jsonface.List(r.Orphans.Keys)
 	for i := range r.Lost {
-		r.Lost[i].Affected = orEmpty(r.Lost[i].Affected)
+		r.Lost[i].Affected = jsonface.List(r.Lost[i].Affected)
 	}
 	return r
 }
 
 func (a *API) listChecks(c *call) (any, error) {
-	q := c.query("before", "n")
-	before, n := q.id("before"), q.n(pageStandard, pageMax)
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("before", "n")
+	before, n := q.ID("before"), q.N(pageStandard, pageMax)
+	if q.Err != nil {
+		return nil, q.Err
 	}
 	list, err := a.Checker.History(c.Context(), before, n)
 	for i := range list {
 		list[i] = whole(list[i])
 	}
-	return CheckList{orEmpty(list)}, err
+	return CheckList{jsonface.List(list)}, err
 }
 
 func (a *API) getCheck(c *call) (any, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return nil, err
 	}
-	q := c.query("wait")
-	wait := q.duration("wait")
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("wait")
+	wait := q.Duration("wait")
+	if q.Err != nil {
+		return nil, q.Err
 	}
 	r, err := waitFor(c.Context(), id, wait, a.Checker.Wait, a.Checker.Get)
 	return whole(r), err
 }
 
 func (a *API) stopCheck(c *call) (any, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.noBody(); err != nil {
+	if err := c.NoBody(); err != nil {
 		return nil, err
 	}
 	r, err := a.admin.StopCheck(c.Context(), c.who, id)

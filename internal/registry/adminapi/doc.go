@@ -3,9 +3,5 @@
 // the packages below, with their JSON tags; openapi.yaml describes them, and
 // tests hold the handler to it.
 //
-// It refuses what a web page could have sent: a request from another origin, a
-// body that is not declared as JSON, and, while the server listens on loopback,
-// a Host that somebody's name server may have pointed here. A body with a field
-// it does not know, or a value of the wrong type, is refused with the field's
-// name.
+// What it refuses, and how, is jsonface's.
 package adminapi

@@ -1,10 +1,14 @@
 package adminapi
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/fairway-registry/fairway/internal/jsonface"
+)
 
 // Routes lists the operations that the handler knows, as "METHOD /path".
 func Routes() []string {
-	var names []string
+	names := []string{"GET /openapi.json"}
 	for _, r := range new(API).routes() {
 		names = append(names, r.method+" "+r.path)
 	}
@@ -16,7 +20,7 @@ func Routes() []string {
 func DecodeEach(body []byte) []error {
 	var errs []error
 	for _, into := range []any{new(RunRequest), new(ScheduleRequest), new(ItemRequest), new(PurgeRequest), new(LeaseRequest), new(CheckRequest)} {
-		errs = append(errs, decode(body, into))
+		errs = append(errs, jsonface.Decode(body, into))
 	}
 	return errs
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/jsonface"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
@@ -13,14 +14,14 @@ import (
 )
 
 func (a *API) explain(c *call) (any, error) {
-	q := c.query("subject")
-	if q.err == nil && q.text("subject") == "" {
-		q.fail("subject: REPOSITORY, REPOSITORY:TAG, REPOSITORY@DIGEST or DIGEST is wanted")
+	q := c.Query("subject")
+	if q.Err == nil && q.Text("subject") == "" {
+		q.Failf("subject: REPOSITORY, REPOSITORY:TAG, REPOSITORY@DIGEST or DIGEST is wanted")
 	}
-	if q.err != nil {
-		return nil, q.err
+	if q.Err != nil {
+		return nil, q.Err
 	}
-	subject := q.text("subject")
+	subject := q.Text("subject")
 	e, err := a.Collector.Explain(c.Context(), subject)
 	if errors.Is(err, fault.NotFound) && (strings.HasPrefix(subject, "sha256:") || strings.HasPrefix(subject, "sha512:")) {
 		// No repository of that name is there, so that a digest was meant.
@@ -33,9 +34,9 @@ func (a *API) explain(c *call) (any, error) {
 
 // spelledOut makes the empty lists of an explanation lists in JSON too.
 func spelledOut(e gc.Explanation) gc.Explanation {
-	e.Reasons = orEmpty(e.Reasons)
+	e.Reasons = jsonface.List(e.Reasons)
 	for i := range e.Reasons {
-		e.Reasons[i].Path = orEmpty(e.Reasons[i].Path)
+		e.Reasons[i].Path = jsonface.List(e.Reasons[i].Path)
 	}
 	for i := range e.Parts {
 		e.Parts[i] = spelledOut(e.Parts[i])
@@ -67,15 +68,15 @@ type PurgeRequest struct {
 }
 
 func (a *API) listTrash(c *call) (any, error) {
-	q := c.query("repository", "n")
-	n := q.n(trashMax, trashMax)
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("repository", "n")
+	n := q.N(trashMax, trashMax)
+	if q.Err != nil {
+		return nil, q.Err
 	}
-	items, err := a.Store.Trash(c.Context(), q.text("repository"), n)
+	items, err := a.Store.Trash(c.Context(), q.Text("repository"), n)
 	list, keep := make([]TrashItem, len(items)), time.Duration(a.Collector.Policy().Trash)
 	for i, item := range items {
-		item.Tags = orEmpty(item.Tags)
+		item.Tags = jsonface.List(item.Tags)
 		list[i] = TrashItem{TrashItem: item, ExpiresAt: item.TrashedAt.Add(keep)}
 	}
 	return TrashList{list}, err
@@ -83,7 +84,7 @@ func (a *API) listTrash(c *call) (any, error) {
 
 func (a *API) restore(c *call) (any, error) {
 	var req ItemRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	repo, err := oci.ParseName(req.Repository)
@@ -95,20 +96,20 @@ func (a *API) restore(c *call) (any, error) {
 		return nil, err
 	}
 	r, err := a.admin.Restore(c.Context(), c.who, repo, d)
-	r.Tags, r.TagsTaken, r.Along = orEmpty(r.Tags), orEmpty(r.TagsTaken), orEmpty(r.Along)
+	r.Tags, r.TagsTaken, r.Along = jsonface.List(r.Tags), jsonface.List(r.TagsTaken), jsonface.List(r.Along)
 	return r, err
 }
 
 func (a *API) purgeTrash(c *call) (any, error) {
 	var req PurgeRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	r, err := a.admin.PurgeTrash(c.Context(), c.who, req.Repository)
 	if err != nil {
 		return nil, err
 	}
-	return c.accepted(filled(r), "/gc/runs/%d", r.ID), nil
+	return c.Accepted(filled(r), "/gc/runs/%d", r.ID), nil
 }
 
 // LeaseRequest asks to keep digests, and all below them, for a time.
@@ -125,7 +126,7 @@ type LeaseList struct {
 
 func (a *API) putLease(c *call) (any, error) {
 	var req LeaseRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	holder := c.PathValue("holder")
@@ -133,7 +134,7 @@ func (a *API) putLease(c *call) (any, error) {
 	case holder == "":
 		holder = req.Holder
 	case req.Holder != "" && req.Holder != holder:
-		return nil, fault.New(fault.Invalid, "holder: the path says %q and the body %q", holder, clip(req.Holder))
+		return nil, fault.New(fault.Invalid, "holder: the path says %q and the body %q", holder, jsonface.Clip(req.Holder))
 	}
 	switch {
 	case len(req.Digests) == 0:
@@ -153,12 +154,12 @@ func (a *API) putLease(c *call) (any, error) {
 }
 
 func (a *API) listLeases(c *call) (any, error) {
-	q := c.query("holder")
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("holder")
+	if q.Err != nil {
+		return nil, q.Err
 	}
-	list, err := a.Store.Leases(c.Context(), q.text("holder"))
-	return LeaseList{orEmpty(list)}, err
+	list, err := a.Store.Leases(c.Context(), q.Text("holder"))
+	return LeaseList{jsonface.List(list)}, err
 }
 
 func (a *API) getLease(c *call) (any, error) {
@@ -168,7 +169,7 @@ func (a *API) getLease(c *call) (any, error) {
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, fault.New(fault.NotFound, "%q holds no lease", clip(holder))
+		return nil, fault.New(fault.NotFound, "%q holds no lease", jsonface.Clip(holder))
 	}
 	return list[0], nil
 }

@@ -100,7 +100,7 @@ func TestOrigin_APageOfAnotherOriginChangesNothing(t *testing.T) {
 }
 
 func TestHost_ANameThatWasPointedHereIsRefused(t *testing.T) {
-	s := serveWith(t, adminapi.Options{Loopback: true, Hosts: []string{"registry.example"}})
+	s := serveWith(t, adminapi.Options{Guard: httpserve.Guard{Loopback: true, Hosts: []string{"registry.example"}}})
 	for _, host := range []string{"evil.example", "evil.example:5000", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost"} {
 		s.do("GET", "/version", nil, "Host: "+host).refused(http.StatusForbidden, "hosts")
 	}

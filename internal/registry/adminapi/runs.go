@@ -3,10 +3,10 @@ package adminapi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/jsonface"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -76,7 +76,7 @@ type DeletionList struct {
 
 func (a *API) startRun(c *call) (any, error) {
 	var req RunRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	p := req.policy(a.Collector.Policy())
@@ -87,14 +87,7 @@ func (a *API) startRun(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.accepted(r, "/gc/runs/%d", r.ID), nil
-}
-
-// accepted makes the answer one for work that has begun and can be watched.
-func (c *call) accepted(body any, format string, args ...any) any {
-	c.status = http.StatusAccepted
-	c.header.Set("Location", prefix+fmt.Sprintf(format, args...))
-	return body
+	return c.Accepted(r, "/gc/runs/%d", r.ID), nil
 }
 
 func (a *API) dryRun(c *call, p meta.Policy) (any, error) {
@@ -102,7 +95,7 @@ func (a *API) dryRun(c *call, p meta.Policy) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return DryRun{Run: filled(r), Items: orEmpty(items[:min(len(items), dryRunItems)]), ItemsTruncated: len(items) > dryRunItems}, nil
+	return DryRun{Run: filled(r), Items: jsonface.List(items[:min(len(items), dryRunItems)]), ItemsTruncated: len(items) > dryRunItems}, nil
 }
 
 // filled gives a run that has kept nothing an empty object instead of null.
@@ -113,36 +106,28 @@ func filled(r meta.Run) meta.Run {
 	return r
 }
 
-// orEmpty makes an empty list one in JSON too.
-func orEmpty[T any](list []T) []T {
-	if list == nil {
-		return []T{}
-	}
-	return list
-}
-
 func (a *API) listRuns(c *call) (any, error) {
-	q := c.query("before", "n")
-	before, n := q.id("before"), q.n(pageStandard, pageMax)
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("before", "n")
+	before, n := q.ID("before"), q.N(pageStandard, pageMax)
+	if q.Err != nil {
+		return nil, q.Err
 	}
 	runs, err := a.Collector.History(c.Context(), before, n)
 	for i := range runs {
 		runs[i] = filled(runs[i])
 	}
-	return RunList{orEmpty(runs)}, err
+	return RunList{jsonface.List(runs)}, err
 }
 
 func (a *API) getRun(c *call) (any, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return nil, err
 	}
-	q := c.query("wait")
-	wait := q.duration("wait")
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("wait")
+	wait := q.Duration("wait")
+	if q.Err != nil {
+		return nil, q.Err
 	}
 	r, err := waitFor(c.Context(), id, wait, a.Collector.Wait, a.Collector.Get)
 	return filled(r), err
@@ -169,13 +154,13 @@ func (a *API) runEvents(c *call) (any, error) {
 		return nil, err
 	}
 	events, err := a.Collector.Events(c.Context(), id)
-	return EventList{orEmpty(events)}, err
+	return EventList{jsonface.List(events)}, err
 }
 
 // existingRun reads the id of a run that there is, so that the lists below it
 // are not empty for a run that there never was.
 func (a *API) existingRun(c *call) (int64, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return 0, err
 	}
@@ -188,31 +173,31 @@ func (a *API) runDeletions(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := c.query("before", "n")
-	before, n := q.id("before"), q.n(pageStandard, pageMax)
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("before", "n")
+	before, n := q.ID("before"), q.N(pageStandard, pageMax)
+	if q.Err != nil {
+		return nil, q.Err
 	}
 	list, err := a.Store.Deletions(c.Context(), "", id, before, n)
-	return DeletionList{orEmpty(list)}, err
+	return DeletionList{jsonface.List(list)}, err
 }
 
 func (a *API) listDeletions(c *call) (any, error) {
-	q := c.query("digest", "run", "before", "n")
-	run, before, n := q.id("run"), q.id("before"), q.n(pageStandard, pageMax)
-	if q.err != nil {
-		return nil, q.err
+	q := c.Query("digest", "run", "before", "n")
+	run, before, n := q.ID("run"), q.ID("before"), q.N(pageStandard, pageMax)
+	if q.Err != nil {
+		return nil, q.Err
 	}
-	list, err := a.Store.Deletions(c.Context(), q.text("digest"), run, before, n)
-	return DeletionList{orEmpty(list)}, err
+	list, err := a.Store.Deletions(c.Context(), q.Text("digest"), run, before, n)
+	return DeletionList{jsonface.List(list)}, err
 }
 
 func (a *API) stopRun(c *call) (any, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.noBody(); err != nil {
+	if err := c.NoBody(); err != nil {
 		return nil, err
 	}
 	r, err := a.admin.StopRun(c.Context(), c.who, id)
@@ -221,7 +206,7 @@ func (a *API) stopRun(c *call) (any, error) {
 
 func (a *API) status(c *call) (any, error) {
 	s, err := a.Collector.Status(c.Context())
-	s.Running = orEmpty(s.Running)
+	s.Running = jsonface.List(s.Running)
 	for i := range s.Running {
 		s.Running[i] = filled(s.Running[i])
 	}
@@ -246,21 +231,21 @@ type ScheduleList struct {
 
 func (a *API) listSchedules(c *call) (any, error) {
 	list, err := a.Store.Schedules(c.Context())
-	return ScheduleList{orEmpty(list)}, err
+	return ScheduleList{jsonface.List(list)}, err
 }
 
 func (a *API) addSchedule(c *call) (any, error) {
 	var req ScheduleRequest
-	if err := c.body(&req); err != nil {
+	if err := c.Decode(&req); err != nil {
 		return nil, err
 	}
 	s, err := a.admin.AddSchedule(c.Context(), c.who, req.Cron, req.policy(a.Collector.Policy()))
-	c.status = http.StatusCreated
+	c.Status = http.StatusCreated
 	return s, err
 }
 
 func (a *API) deleteSchedule(c *call) (any, error) {
-	id, err := c.pathID()
+	id, err := c.ID()
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package adminapi
+package jsonface
 
 import (
 	"bytes"
@@ -21,21 +21,21 @@ import (
 // bodyMax bounds a request's body, in bytes.
 const bodyMax = 1 << 20
 
-// body decodes the request's JSON into the struct that into points to. No body
+// Decode reads the request's JSON into the struct that into points to. No body
 // is an empty object. Errors name the field and what is wanted.
-func (c *call) body(into any) error {
-	content, err := io.ReadAll(c.Body)
+func (c *Call) Decode(into any) error {
+	content, err := io.ReadAll(c.Request.Body)
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return refuse(http.StatusRequestEntityTooLarge, "BODY_TOO_LARGE", "the body is larger than %s", unit.Size(bodyMax))
+		return Refuse(http.StatusRequestEntityTooLarge, "BODY_TOO_LARGE", "the body is larger than %s", unit.Size(bodyMax))
 	case err != nil:
 		return fault.Wrap(fault.Invalid, err, "the body ended before it was complete")
 	}
-	if err := jsonDeclared(c.Header, len(content) > 0); err != nil {
+	if err := jsonDeclared(c.Request.Header, len(content) > 0); err != nil {
 		return err
 	}
-	return decode(content, into)
+	return Decode(content, into)
 }
 
 // jsonDeclared demands the one Content-Type that a web page cannot send to
@@ -46,12 +46,14 @@ func jsonDeclared(h http.Header, body bool) error {
 		return nil
 	}
 	if mt, _, err := mime.ParseMediaType(declared); err != nil || mt != "application/json" {
-		return refuse(http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE", "the body must be sent with Content-Type: application/json, not %q", declared)
+		return Refuse(http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE", "the body must be sent with Content-Type: application/json, not %q", declared)
 	}
 	return nil
 }
 
-func decode(content []byte, into any) error {
+// Decode reads the JSON object in content into the struct that into points to,
+// strictly: each member must be a known field, of its type, once.
+func Decode(content []byte, into any) error {
 	if len(bytes.TrimSpace(content)) == 0 {
 		return nil
 	}
@@ -76,7 +78,7 @@ func decode(content []byte, into any) error {
 	for _, name := range names {
 		index, ok := fields[name]
 		if !ok {
-			return fault.New(fault.Invalid, "%s: there is no such field; there are %s", clip(name), strings.Join(known, ", "))
+			return fault.New(fault.Invalid, "%s: there is no such field; there are %s", Clip(name), strings.Join(known, ", "))
 		}
 		if err := decodeField(name, raw[name], v.FieldByIndex(index)); err != nil {
 			return err
@@ -112,7 +114,7 @@ func members(content []byte) (map[string]json.RawMessage, error) {
 		}
 		name, _ := token.(string) // in an object every other token is a name
 		if seen[name] {
-			return nil, fault.New(fault.Invalid, "%s: it is given more than once", clip(name))
+			return nil, fault.New(fault.Invalid, "%s: it is given more than once", Clip(name))
 		}
 		seen[name] = true
 	}
@@ -127,7 +129,7 @@ func decodeField(name string, raw json.RawMessage, field reflect.Value) error {
 	var wrongType *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &wrongType):
-		return fault.New(fault.Invalid, "%s: %s is wanted, not %s", name, wanted(field.Type()), clip(string(raw)))
+		return fault.New(fault.Invalid, "%s: %s is wanted, not %s", name, wanted(field.Type()), Clip(string(raw)))
 	case err != nil:
 		return fault.New(fault.Invalid, "%s: %s", name, err)
 	}
@@ -148,93 +150,97 @@ func wanted(t reflect.Type) string {
 	return "a number"
 }
 
-func clip(s string) string {
+// Clip keeps a text that came from outside from filling an error message.
+func Clip(s string) string {
 	if len(s) > 64 {
 		return strings.ToValidUTF8(s[:64], "") + "…"
 	}
 	return s
 }
 
-// query reads the parameters of a request and remembers the first mistake.
-type query struct {
+// Query reads the parameters of a request and remembers the first mistake.
+type Query struct {
+	Err    error
 	values url.Values
-	err    error
 }
 
-// query allows the parameters named and no others: a misspelled filter must
+// Query allows the parameters named and no others: a misspelled filter must
 // not look like an answer without one.
-func (c *call) query(allowed ...string) *query {
+func (c *Call) Query(allowed ...string) *Query {
 	values, err := url.ParseQuery(c.URL.RawQuery)
-	q := &query{values: values}
+	q := &Query{values: values}
 	if err != nil {
-		q.err = fault.New(fault.Invalid, "the query of the URL is malformed")
+		q.Err = fault.New(fault.Invalid, "the query of the URL is malformed")
 	}
 	for name, given := range values {
 		if !slices.Contains(allowed, name) {
-			q.fail("%s: there is no such parameter; there are: %s", clip(name), strings.Join(allowed, ", "))
+			q.Failf("%s: there is no such parameter; there are: %s", Clip(name), strings.Join(allowed, ", "))
 		} else if len(given) > 1 {
-			q.fail("%s: it is given more than once", name)
+			q.Failf("%s: it is given more than once", name)
 		}
 	}
 	return q
 }
 
-func (q *query) fail(format string, args ...any) {
-	if q.err == nil {
-		q.err = fault.New(fault.Invalid, format, args...)
+// Failf notes a mistake, unless there was one before.
+func (q *Query) Failf(format string, args ...any) {
+	if q.Err == nil {
+		q.Err = fault.New(fault.Invalid, format, args...)
 	}
 }
 
-func (q *query) text(name string) string { return q.values.Get(name) }
+// Text reads a text, "" if it is not given.
+func (q *Query) Text(name string) string { return q.values.Get(name) }
 
-// id reads the id of something, 0 if it is not given.
-func (q *query) id(name string) int64 {
+// ID reads the id of something, 0 if it is not given.
+func (q *Query) ID(name string) int64 {
 	if !q.values.Has(name) {
 		return 0
 	}
 	n, err := strconv.ParseInt(q.values.Get(name), 10, 64)
 	if err != nil || n < 1 {
-		q.fail("%s: a number of 1 or more is wanted, not %q", name, clip(q.values.Get(name)))
+		q.Failf("%s: a number of 1 or more is wanted, not %q", name, Clip(q.values.Get(name)))
 	}
 	return n
 }
 
-// n reads how many items are wanted.
-func (q *query) n(standard, most int) int {
+// N reads how many items are wanted.
+func (q *Query) N(standard, most int) int {
 	if !q.values.Has("n") {
 		return standard
 	}
 	n, err := strconv.Atoi(q.values.Get("n"))
 	if err != nil || n < 1 || n > most {
-		q.fail("n: a number from 1 to %d is wanted, not %q", most, clip(q.values.Get("n")))
+		q.Failf("n: a number from 1 to %d is wanted, not %q", most, Clip(q.values.Get("n")))
 	}
 	return n
 }
 
-func (q *query) duration(name string) unit.Duration {
+// Duration reads a duration, 0 if it is not given.
+func (q *Query) Duration(name string) unit.Duration {
 	if !q.values.Has(name) {
 		return 0
 	}
 	d, err := unit.ParseDuration(q.values.Get(name))
 	if err != nil {
-		q.fail("%s: %v", name, err)
+		q.Failf("%s: %v", name, err)
 	}
 	return d
 }
 
-// pathID reads the id in the path.
-func (c *call) pathID() (int64, error) {
+// ID reads the id in the path.
+func (c *Call) ID() (int64, error) {
 	id, err := strconv.ParseInt(c.PathValue("id"), 10, 64)
 	if err != nil || id < 1 {
-		return 0, fault.New(fault.Invalid, "id: a number of 1 or more is wanted, not %q", clip(c.PathValue("id")))
+		return 0, fault.New(fault.Invalid, "id: a number of 1 or more is wanted, not %q", Clip(c.PathValue("id")))
 	}
 	return id, nil
 }
 
-// noBody refuses a body where none has a meaning.
-func (c *call) noBody() error {
+// NoBody refuses a body where none has a meaning.
+func (c *Call) NoBody() error {
 	var nothing struct{}
-	if err := c.body(&nothing); err != nil {
+	if err := c.Decode(&nothing); err != nil {
 		return fmt.Errorf("read no body: %w", err)
 	}
 	return nil
