@@ -4,9 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"reflect"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 )
 
 // ErrNoEvents is what Source.Watch returns where the runtime has no events.
@@ -22,24 +27,167 @@ type Options struct {
 }
 
 // Tracker merges what all sources say.
-type Tracker struct{}
+type Tracker struct {
+	o       Options
+	sources []*tracked
+	usage   atomic.Pointer[Usage]
+
+	mu          sync.Mutex // held while usage is made; before a tracked's mu
+	subscribers []chan struct{}
+}
 
 // NewTracker makes a tracker of sources, whose Close is the caller's. It knows
-// nothing until Run or Ask.
-func NewTracker(sources []Source, o Options) *Tracker { return &Tracker{} }
+// nothing until Run or Ask. Sources of the same name get a number each.
+func NewTracker(sources []Source, o Options) *Tracker {
+	if o.Every <= 0 {
+		o.Every = 30 * time.Second
+	}
+	if o.AskTimeout <= 0 {
+		o.AskTimeout = 5 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	t := &Tracker{o: o}
+	names := map[string]int{}
+	for _, s := range sources {
+		name := s.Name()
+		if names[name]++; names[name] > 1 {
+			name += "-" + strconv.Itoa(names[name])
+		}
+		t.sources = append(t.sources, newTracked(t, s, name))
+	}
+	t.usage.Store(t.merge())
+	if o.Metrics != nil {
+		o.Metrics.MustRegister(&collector{tracker: t})
+	}
+	return t
+}
 
 // Run keeps the belief current until ctx is done.
-func (t *Tracker) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (t *Tracker) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range t.sources {
+		g.Go(func() error { s.keepWatching(ctx); return nil })
+		g.Go(func() error { s.keepReading(ctx); return nil })
+	}
+	<-ctx.Done()
+	return g.Wait()
+}
 
 // Usage returns the present belief. It never waits.
-func (t *Tracker) Usage() *Usage { return &Usage{} }
+func (t *Tracker) Usage() *Usage { return t.usage.Load() }
 
 // Ask asks every source now and returns the belief that contains the answers.
 // Each of them was asked for after the call; a source that did not answer
-// within the time is in Unknown. The error is ctx's only.
-func (t *Tracker) Ask(ctx context.Context) (*Usage, error) { return &Usage{}, nil }
+// within AskTimeout is in Unknown. The error is ctx's only.
+func (t *Tracker) Ask(ctx context.Context) (*Usage, error) {
+	bounded, cancel := context.WithTimeout(ctx, t.o.AskTimeout)
+	defer cancel()
+	called := t.o.Now()
+	late := make([]bool, len(t.sources))
+	var wg sync.WaitGroup
+	for i, s := range t.sources {
+		r := s.ask()
+		wg.Go(func() {
+			select {
+			case <-r.done:
+			case <-bounded.Done():
+				late[i] = true
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	u := *t.usage.Load()
+	for i := range t.sources {
+		// A source that is not up is in Unknown already.
+		if st := u.Sources[i]; late[i] && st.Up && st.known() {
+			st.Up = false
+			st.Error = "it has not answered within " + t.o.AskTimeout.String() + " of " + called.UTC().Format(time.RFC3339)
+			u.Unknown = append(u.Unknown[:len(u.Unknown):len(u.Unknown)], st)
+		}
+	}
+	return &u, nil
+}
 
 // Changed returns a channel that gets a value after the belief has changed.
 // Changes that nobody has taken yet are one value. Each call makes a channel
 // of its own.
-func (t *Tracker) Changed() <-chan struct{} { return make(chan struct{}) }
+func (t *Tracker) Changed() <-chan struct{} {
+	c := make(chan struct{}, 1)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.subscribers = append(t.subscribers, c)
+	return c
+}
+
+// update publishes what the sources believe, and tells of it if it is new.
+func (t *Tracker) update() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before, now := t.usage.Load(), t.merge()
+	t.usage.Store(now)
+	if sameBelief(before, now) {
+		return
+	}
+	for _, c := range t.subscribers {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (t *Tracker) merge() *Usage {
+	u := &Usage{}
+	for _, s := range t.sources {
+		s.mu.Lock()
+		st := s.status
+		u.Sources = append(u.Sources, st)
+		u.Containers = append(u.Containers, s.containers...)
+		u.Images = append(u.Images, s.images...)
+		u.Busy = append(u.Busy, s.busy...)
+		s.mu.Unlock()
+		if !st.Up || !st.known() {
+			u.Unknown = append(u.Unknown, st)
+		}
+	}
+	if len(t.sources) == 0 {
+		u.Unknown = []SourceStatus{{Error: "no container runtime is configured, and none was found"}}
+	}
+	u.At = oldest(u.Sources)
+	trace(u.Containers)
+	return u
+}
+
+// oldest is when the oldest answer was asked for, zero if one is missing.
+func oldest(all []SourceStatus) time.Time {
+	var at time.Time
+	for i, st := range all {
+		if st.Answered.IsZero() {
+			return time.Time{}
+		}
+		if i == 0 || st.Answered.Before(at) {
+			at = st.Answered
+		}
+	}
+	return at
+}
+
+// sameBelief compares all but times.
+func sameBelief(a, b *Usage) bool {
+	names := func(u *Usage) (all []string) {
+		for _, st := range u.Unknown {
+			all = append(all, st.Name)
+		}
+		return all
+	}
+	return reflect.DeepEqual(names(a), names(b)) && reflect.DeepEqual(a.Containers, b.Containers) &&
+		reflect.DeepEqual(a.Images, b.Images) && reflect.DeepEqual(a.Busy, b.Busy)
+}
