@@ -59,8 +59,11 @@ func (a *app) printExplanation(e gc.Explanation, indent string) {
 	}
 	for _, r := range e.Reasons {
 		text := r.Code + ": " + strings.Join(r.Path, " -> ")
-		if len(r.Path) < 2 {
+		switch {
+		case len(r.Path) < 2:
 			text = r.Code + ": " + r.Text
+		case r.Code == gc.KeptLease:
+			text += ": " + r.Text
 		}
 		if r.Until != nil {
 			text += " (until " + t.when(*r.Until) + ")"

@@ -24,18 +24,25 @@ const bodyMax = 1 << 20
 // Decode reads the request's JSON into the struct that into points to. No body
 // is an empty object. Errors name the field and what is wanted.
 func (c *Call) Decode(into any) error {
-	content, err := io.ReadAll(c.Request.Body)
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return Refuse(http.StatusRequestEntityTooLarge, "BODY_TOO_LARGE", "the body is larger than %s", unit.Size(bodyMax))
-	case err != nil:
-		return fault.Wrap(fault.Invalid, err, "the body ended before it was complete")
-	}
-	if err := jsonDeclared(c.Request.Header, len(content) > 0); err != nil {
+	content, err := c.Content(bodyMax)
+	if err != nil {
 		return err
 	}
 	return Decode(content, into)
+}
+
+// Content reads the request's body, which must be declared as JSON and may have
+// most bytes.
+func (c *Call) Content(most int64) ([]byte, error) {
+	content, err := io.ReadAll(http.MaxBytesReader(c.writer, c.Body, most))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, Refuse(http.StatusRequestEntityTooLarge, "BODY_TOO_LARGE", "the body is larger than %s", unit.Size(most))
+	case err != nil:
+		return nil, fault.Wrap(fault.Invalid, err, "the body ended before it was complete")
+	}
+	return content, jsonDeclared(c.Header, len(content) > 0)
 }
 
 // jsonDeclared demands the one Content-Type that a web page cannot send to

@@ -42,6 +42,8 @@ type Call struct {
 	RequestID string
 	Answer    http.Header
 	Status    int // of the answer, if all is well
+
+	writer http.ResponseWriter // told to close the connection after a body that is too large
 }
 
 // Face is the handler of /api/.
@@ -146,8 +148,7 @@ func (f *Face) dispatch(path string, methods map[string]Handler) http.Handler {
 }
 
 func answer(w http.ResponseWriter, r *http.Request, handle Handler) {
-	r.Body = http.MaxBytesReader(w, r.Body, bodyMax)
-	c := &Call{Request: r, RequestID: httpserve.RequestID(w), Answer: w.Header(), Status: http.StatusOK}
+	c := &Call{Request: r, writer: w, RequestID: httpserve.RequestID(w), Answer: w.Header(), Status: http.StatusOK}
 	body, err := handle(c)
 	if err != nil {
 		fail(w, err)

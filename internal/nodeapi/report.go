@@ -19,7 +19,8 @@ type Report struct {
 	Complete bool      `json:"complete"`
 	Runtimes []Runtime `json:"runtimes"`
 	Cache    Cache     `json:"cache"`
-	InUse    []InUse   `json:"in_use"`
+	// InUse is never nil: only an empty list says that nothing is in use.
+	InUse []InUse `json:"in_use"`
 	// TTLSeconds is for how long the report holds. The node renews it well before.
 	TTLSeconds int64 `json:"ttl_seconds"`
 	// GraceSeconds is for how long what it names stays when no renewal comes.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -43,6 +44,7 @@ type GC struct {
 	Untagged unit.Duration `key:"untagged" doc:"Collect manifests that have had no tag for this long, unless an index, a subject or a lease keeps them. 0: never."`
 	Uploads  unit.Duration `key:"uploads" doc:"Give up an upload after this long without a byte. 0: the time window."`
 	Workers  int           `key:"workers" arg:"N" doc:"How many blobs are removed from storage at a time."`
+	Node     unit.Duration `key:"node_grace" doc:"How long what ran on a node stays when nothing is heard of the node any more: it may have vanished with its containers still running. An agent may ask for another time."`
 	Rate     float64       `key:"rate" arg:"N" doc:"Items a second that the collector judges at most. 0: no limit."`
 }
 
@@ -56,6 +58,7 @@ func Default() Config {
 			Trash:    unit.Duration(24 * time.Hour),
 			Interval: unit.Duration(time.Minute),
 			Workers:  4,
+			Node:     unit.Duration(24 * time.Hour),
 		},
 		Log:           setting.DefaultLog(),
 		CheckInterval: unit.Duration(24 * time.Hour),
@@ -95,6 +98,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.GC.Workers < 1:
 		return setting.Errorf("gc.workers", "at least 1 is needed")
+	case time.Duration(c.GC.Node) > nodes.GraceMax:
+		return setting.Errorf("gc.node_grace", "at most %s is possible; to keep images for longer, tag them or give them a lease", unit.Duration(nodes.GraceMax))
 	case c.GC.Rate < 0:
 		return setting.Errorf("gc.rate", "it cannot be negative")
 	}

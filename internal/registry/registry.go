@@ -30,6 +30,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/distapi"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
@@ -87,7 +88,8 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
 	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
 	r.api = adminapi.New(adminapi.Options{
-		Store: r.store, Collector: r.collector, Checker: r.checker, Observer: r.observer, Log: r.log, Version: version,
+		Store: r.store, Collector: r.collector, Checker: r.checker, Nodes: nodes.New(r.store, nodes.Options{Grace: time.Duration(r.cfg.GC.Node), Metrics: r.metrics}),
+		Observer: r.observer, Log: r.log, Version: version,
 		Guard: r.guard(),
 	})
 	return nil

@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/check"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
 )
 
 // Options is what the verbs act on.
@@ -27,6 +28,7 @@ type Options struct {
 	Store     *meta.Store
 	Collector *gc.Collector
 	Checker   *check.Checker
+	Nodes     *nodes.Nodes
 	Log       *slog.Logger
 }
 
@@ -35,12 +37,13 @@ type Admin struct {
 	store     *meta.Store
 	collector *gc.Collector
 	checker   *check.Checker
+	nodes     *nodes.Nodes
 	log       *slog.Logger
 }
 
 // New returns an Admin.
 func New(o Options) *Admin {
-	return &Admin{store: o.Store, collector: o.Collector, checker: o.Checker, log: o.Log}
+	return &Admin{store: o.Store, collector: o.Collector, checker: o.Checker, nodes: o.Nodes, log: o.Log}
 }
 
 // Caller is who wishes for a change, and in which request.
@@ -61,11 +64,17 @@ const (
 // fn; today whoever reaches the server may do everything (see Config.Listen).
 func act[T any](a *Admin, ctx context.Context, who Caller, verb, target string, fn func() (T, error)) (T, error) {
 	result, err := fn()
+	a.audit(ctx, who, slog.LevelInfo, verb, target, err)
+	return result, err
+}
+
+// audit tells how a verb ended; level is for one that succeeded.
+func (a *Admin) audit(ctx context.Context, who Caller, level slog.Level, verb, target string, err error) {
 	attrs := []slog.Attr{
 		slog.String("verb", verb), slog.String("target", target), slog.String("actor", who.Actor),
 		slog.String("remote", who.Remote), slog.String("request", who.RequestID),
 	}
-	level, outcome := slog.LevelInfo, "done"
+	outcome := "done"
 	if err != nil {
 		level, outcome = slog.LevelWarn, "refused"
 		if fault.KindOf(err) == fault.Internal {
@@ -74,7 +83,6 @@ func act[T any](a *Admin, ctx context.Context, who Caller, verb, target string, 
 		attrs = append(attrs, slog.String("why", fault.Public(err).Public))
 	}
 	a.log.LogAttrs(ctx, level, "audit", append(attrs, slog.String("outcome", outcome))...)
-	return result, err
 }
 
 // none is the result of verbs that have none.
@@ -140,6 +148,8 @@ func (a *Admin) PutLease(ctx context.Context, who Caller, holder string, digests
 			return meta.Lease{}, fault.New(fault.Invalid, "holder: a name of 1 to %d bytes is wanted", HolderMax)
 		case !utf8.ValidString(holder) || strings.ContainsFunc(holder, func(r rune) bool { return !unicode.IsPrint(r) }):
 			return meta.Lease{}, fault.New(fault.Invalid, "holder: a name of printable characters is wanted, not %q", holder)
+		case ofNode(holder):
+			return meta.Lease{}, nodeLease(holder)
 		case len(digests) > DigestsMax:
 			return meta.Lease{}, fault.New(fault.Invalid, "digests: at most %d are allowed, these are %d", DigestsMax, len(digests))
 		case ttl < time.Millisecond || ttl > TTLMax:
@@ -152,7 +162,19 @@ func (a *Admin) PutLease(ctx context.Context, who Caller, holder string, digests
 // DeleteLease ends the lease of a holder.
 func (a *Admin) DeleteLease(ctx context.Context, who Caller, holder string) error {
 	_, err := act(a, ctx, who, "lease.delete", holder, func() (none, error) {
+		if ofNode(holder) {
+			return none{}, nodeLease(holder)
+		}
 		return none{}, a.store.DeleteLease(ctx, holder)
 	})
 	return err
+}
+
+func ofNode(holder string) bool {
+	_, ok := meta.NodeOf(holder)
+	return ok
+}
+
+func nodeLease(holder string) error {
+	return fault.New(fault.Invalid, "holder: %q is the lease of a node, which its reports change; DELETE /api/v1/nodes/{name} forgets a node", holder)
 }

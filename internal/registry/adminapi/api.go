@@ -12,6 +12,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/check"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
 )
 
 // Options is what the face speaks for.
@@ -19,6 +20,7 @@ type Options struct {
 	Store     *meta.Store
 	Collector *gc.Collector
 	Checker   *check.Checker
+	Nodes     *nodes.Nodes
 	Observer  *httpserve.Observer // nil: requests are not counted by route
 	Log       *slog.Logger
 	Version   Version
@@ -43,7 +45,7 @@ type API struct {
 func New(o Options) *API {
 	a := &API{
 		Options: o,
-		admin:   admin.New(admin.Options{Store: o.Store, Collector: o.Collector, Checker: o.Checker, Log: o.Log}),
+		admin:   admin.New(admin.Options{Store: o.Store, Collector: o.Collector, Checker: o.Checker, Nodes: o.Nodes, Log: o.Log}),
 	}
 	var routes []jsonface.Route
 	for _, r := range a.routes() {
@@ -93,6 +95,10 @@ func (a *API) routes() []route {
 		{"GET", "/leases/{holder}", a.getLease},
 		{"PUT", "/leases/{holder}", a.putLease},
 		{"DELETE", "/leases/{holder}", a.deleteLease},
+		{"GET", "/nodes", a.listNodes},
+		{"GET", "/nodes/{name}", a.getNode},
+		{"PUT", "/nodes/{name}", a.reportNode},
+		{"DELETE", "/nodes/{name}", a.forgetNode},
 		{"GET", "/deletions", a.listDeletions},
 		{"POST", "/checks", a.startCheck},
 		{"GET", "/checks", a.listChecks},

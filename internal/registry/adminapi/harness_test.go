@@ -20,6 +20,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/legacy"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -28,6 +29,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/check"
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
 )
 
@@ -42,6 +44,7 @@ type server struct {
 	collector *gc.Collector
 	clock     atomic.Int64 // ms that the database's clock is ahead
 	log       *lines
+	metrics   *prometheus.Registry
 	doc       *openapi3.T
 	router    routers.Router
 	succeeded map[string]bool // operations that were answered with 2xx
@@ -73,7 +76,7 @@ func serve(t *testing.T) *server { return serveWith(t, adminapi.Options{}) }
 func serveWith(t *testing.T, o adminapi.Options) *server {
 	t.Helper()
 	dir := t.TempDir()
-	s := &server{t: t, log: &lines{}, succeeded: map[string]bool{}}
+	s := &server{t: t, log: &lines{}, metrics: prometheus.NewRegistry(), succeeded: map[string]bool{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	var err error
 	if s.blobs, err = fsblob.Open(dir, fsblob.Options{Reserve: -1, MinFree: -1}); err != nil {
@@ -88,6 +91,7 @@ func serveWith(t *testing.T, o adminapi.Options) *server {
 	checker := check.New(s.store, s.blobs, check.Options{Window: 2 * time.Hour, Log: log})
 	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: log, Level: httpserve.LogErrors})
 	o.Store, o.Collector, o.Checker, o.Observer, o.Log = s.store, s.collector, checker, observer, log
+	o.Nodes = nodes.New(s.store, nodes.Options{Grace: 24 * time.Hour, Metrics: s.metrics})
 	o.Version = adminapi.Version{Version: "v1", Commit: "c", Go: "go"}
 	srv := httptest.NewServer(observer.Wrap(adminapi.New(o)))
 	s.url = srv.URL

@@ -232,7 +232,8 @@ func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 		if err != nil {
 			return x, err
 		}
-		return e.fill(x, v, holders, fs[0].Lease, fullName(m)), nil
+		leases, err := e.leases(m.RepoID, m.Digest, fullName(m))
+		return e.fill(x, v, append(holders, leases...), fullName(m)), err
 	}
 	fs, err := e.store.Orphans(e.ctx, meta.Due{IDs: []int64{m.ID}, Window: e.limits.Window})
 	if err != nil || len(fs) == 0 {
@@ -244,7 +245,8 @@ func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 	if err != nil {
 		return x, err
 	}
-	return e.fill(x, v, holders, fs[0].Lease, fullName(m)), nil
+	leases, err := e.leases(m.RepoID, m.Digest, fullName(m))
+	return e.fill(x, v, append(holders, leases...), fullName(m)), err
 }
 
 func fullName(m meta.ManifestAt) string { return string(m.Repo) + "@" + string(m.Digest) }
@@ -260,19 +262,18 @@ func verdict(v Verdict) string {
 	return VerdictKept
 }
 
-// fill adds the reasons: the paths that keep it, a lease, and what the judge
+// fill adds the reasons: the paths and leases that keep it, and what the judge
 // said if that is none of these.
-func (e *explainer) fill(x Explanation, v Verdict, paths []Reason, lease meta.LeaseHold, self string) Explanation {
-	x.Reasons = append(x.Reasons, paths...)
-	if lease.ExpiresAt > e.limits.Now {
-		x.Reasons = append(x.Reasons, Reason{Code: KeptLease, Path: []string{"lease " + lease.Holder, self}, Until: at(lease.ExpiresAt),
-			Text: fmt.Sprintf("%s holds a lease on it or on what is above it", lease.Holder)})
-	}
+func (e *explainer) fill(x Explanation, v Verdict, reasons []Reason, self string) Explanation {
+	x.Reasons = append(x.Reasons, reasons...)
 	if v.Go {
 		return x
 	}
 	for _, r := range x.Reasons {
 		if r.Code == v.Kept {
+			if v.Kept == KeptLease {
+				x.Summary = r.Text
+			}
 			return x
 		}
 	}
@@ -350,11 +351,21 @@ func (e *explainer) link(l meta.LinkAt, d oci.Digest) (Explanation, error) {
 		}
 		r.Path = append(r.Path, self)
 		rs = append(rs, r)
+		leases, err := e.leases(m.RepoID, m.Digest, fullName(m), self)
+		if err != nil {
+			return x, err
+		}
+		rs = append(rs, leases...)
 	}
+	leases, err := e.leases(0, d, self)
+	if err != nil {
+		return x, err
+	}
+	x = e.fill(x, v, append(rs, leases...), self)
 	if l.Hidden {
 		x.Summary += "; it was deleted and answers 404"
 	}
-	return e.fill(x, v, rs, fs[0].Lease, self), nil
+	return x, nil
 }
 
 func (e *explainer) blob(id int64, d oci.Digest) (Explanation, error) {
@@ -365,7 +376,8 @@ func (e *explainer) blob(id int64, d oci.Digest) (Explanation, error) {
 	}
 	v := JudgeBlob(fs[0], e.limits)
 	x.Verdict, x.Summary, x.GoesAt = verdict(v), v.Reason, at(v.Again)
-	return e.fill(x, v, nil, fs[0].Lease, "blob "+string(d)), nil
+	leases, err := e.leases(0, d, "blob "+string(d))
+	return e.fill(x, v, leases, "blob "+string(d)), err
 }
 
 func at(ms int64) *time.Time {

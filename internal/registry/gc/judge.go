@@ -85,10 +85,17 @@ func leased(h meta.LeaseHold, l Limits) bool { return h.Held() && h.ExpiresAt > 
 // lease is the verdict on what a lease keeps, or has kept until within the
 // window: its end is an event like the loss of a reference.
 func lease(h meta.LeaseHold, l Limits) Verdict {
-	if h.ExpiresAt <= l.Now {
+	node, ofNode := meta.NodeOf(h.Holder)
+	switch {
+	case h.ExpiresAt <= l.Now && ofNode:
+		return keep(KeptWindow, h.ExpiresAt+l.Window, "it or what is above it was in use on node %s within the window", node)
+	case h.ExpiresAt <= l.Now:
 		return keep(KeptWindow, h.ExpiresAt+l.Window, "the lease of %s on it or on what is above it ended within the window", h.Holder)
 	}
 	v := keep(KeptLease, h.ExpiresAt+l.Window, "%s holds a lease on it or on what is above it", h.Holder)
+	if ofNode {
+		v.Reason = fmt.Sprintf("it or what is above it is in use on node %s", node)
+	}
 	v.Holder = h.Holder
 	return v
 }

@@ -13,6 +13,7 @@
 //	              └─ uploads                     each owns a storage key until it hands it on
 //
 //	leases ── lease_digests                      digests that stay, with all below them
+//	nodes ─── node_uses                          what agents have reported; each node holds a lease
 //	reviews                                      what an event has put at risk: link, blob or manifest
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why

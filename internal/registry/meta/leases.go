@@ -61,17 +61,11 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 	l := Lease{Holder: holder, Digests: digests}
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		l.ExpiresAt = Time(tx.Now() + ttlMS)
-		var before int64
-		if err := tx.Row("SELECT coalesce(max(expires_at), 0) FROM leases WHERE holder = ?", holder).Scan(&before); err != nil {
+		before, err := setLease(tx, holder, tx.Now()+ttlMS)
+		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(`INSERT INTO leases (holder, expires_at, updated_at) VALUES (?, ?, ?)
-			ON CONFLICT (holder) DO UPDATE SET expires_at = excluded.expires_at, updated_at = excluded.updated_at`,
-			holder, tx.Now()+ttlMS, tx.Now()); err != nil {
-			return err
-		}
-		list := sqldb.List(digests)
-		dropped, err := tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1 AND digest NOT IN (SELECT value FROM json_each(?3))", tx.Now(), holder, list)
+		dropped, err := leaseOnly(tx, holder, digests)
 		if err != nil {
 			return err
 		}
@@ -80,9 +74,7 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 				return err
 			}
 		}
-		_, err = tx.Exec("INSERT INTO lease_digests (holder, digest, expires_at) SELECT ?, a, ? FROM "+sqldb.Each+
-			" WHERE true ON CONFLICT (holder, digest) DO UPDATE SET expires_at = excluded.expires_at", holder, tx.Now()+ttlMS, list)
-		return err
+		return leaseAlso(tx, holder, digests, tx.Now()+ttlMS)
 	})
 	if err != nil {
 		return Lease{}, told(fmt.Errorf("put lease of %s: %w", holder, err))
@@ -90,25 +82,56 @@ func (s *Store) PutLease(ctx context.Context, holder string, digests []oci.Diges
 	return l, nil
 }
 
+// setLease makes or moves the end of a lease, and returns where it was, 0 for
+// none.
+func setLease(tx *sqldb.Tx, holder string, expires int64) (before int64, err error) {
+	if err := tx.Row("SELECT coalesce(max(expires_at), 0) FROM leases WHERE holder = ?", holder).Scan(&before); err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(`INSERT INTO leases (holder, expires_at, updated_at) VALUES (?, ?, ?)
+		ON CONFLICT (holder) DO UPDATE SET expires_at = excluded.expires_at, updated_at = excluded.updated_at`, holder, expires, tx.Now())
+	return before, err
+}
+
+// leaseOnly ends a lease on what is not in digests, and returns on how many
+// that was.
+func leaseOnly(tx *sqldb.Tx, holder string, digests []oci.Digest) (dropped int64, err error) {
+	return tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1 AND digest NOT IN (SELECT value FROM json_each(?3))",
+		tx.Now(), holder, sqldb.List(digests))
+}
+
+// leaseAlso has a lease cover digests, besides what it does.
+func leaseAlso(tx *sqldb.Tx, holder string, digests []oci.Digest, expires int64) error {
+	_, err := tx.Exec("INSERT INTO lease_digests (holder, digest, expires_at) SELECT ?, a, ? FROM "+sqldb.Each+
+		" WHERE true ON CONFLICT (holder, digest) DO UPDATE SET expires_at = excluded.expires_at WHERE lease_digests.expires_at <> excluded.expires_at", holder, expires, sqldb.List(digests))
+	return err
+}
+
 // DeleteLease ends a lease. What it kept stays for a window from now.
 func (s *Store) DeleteLease(ctx context.Context, holder string) error {
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
-		n, err := tx.Exec("DELETE FROM leases WHERE holder = ?", holder)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
+		n, err := endLease(tx, holder)
+		if err == nil && n == 0 {
 			return fault.New(fault.NotFound, "there is no lease of holder %q", holder)
 		}
-		if _, err := tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1", tx.Now(), holder); err != nil {
-			return err
-		}
-		return leaseEnds(tx, holder)
+		return err
 	})
 	if err != nil {
 		return told(fmt.Errorf("delete lease of %s: %w", holder, err))
 	}
 	return nil
+}
+
+// endLease ends a lease, and returns how many there were, 0 or 1.
+func endLease(tx *sqldb.Tx, holder string) (int64, error) {
+	n, err := tx.Exec("DELETE FROM leases WHERE holder = ?", holder)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := leaseOnly(tx, holder, nil); err != nil {
+		return 0, err
+	}
+	return n, leaseEnds(tx, holder)
 }
 
 // leaseEnds has what a lease put off judged again: for it, the end of the lease
@@ -125,7 +148,13 @@ const leaseMemory = 7 * 24 * 3600 * 1000
 // dropExpiredLeases forgets leases that are over, some at a time, and their
 // digests when no window, nor the given one in ms, would look for them.
 func dropExpiredLeases(tx *sqldb.Tx, window int64) error {
-	if _, err := tx.Exec("DELETE FROM leases WHERE holder IN (SELECT holder FROM leases WHERE expires_at <= ? LIMIT 100)", tx.Now()); err != nil {
+	const over = "(SELECT holder FROM leases WHERE expires_at <= ? ORDER BY expires_at, holder LIMIT 100)"
+	for _, table := range []string{"node_uses", "leases"} {
+		if _, err := tx.Exec("DELETE FROM "+table+" WHERE holder IN "+over, tx.Now()); err != nil {
+			return err
+		}
+	}
+	if err := dropGoneNodes(tx); err != nil {
 		return err
 	}
 	_, err := tx.Exec("DELETE FROM lease_digests WHERE (holder, digest) IN (SELECT holder, digest FROM lease_digests WHERE expires_at < ? LIMIT 1000)",

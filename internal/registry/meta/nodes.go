@@ -1,0 +1,443 @@
+package meta
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// What a node has in use is kept by a lease, whose holder is nodeHolder and the
+// node's name. The lease of an installation that another one has taken the
+// name of goes on until its end under that holder, nodeFormer and the
+// installation.
+const (
+	nodeHolder = "node:"
+	nodeFormer = "#"
+)
+
+// NodeOf reads the name of a node from the holder of a lease.
+func NodeOf(holder string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(holder, nodeHolder)
+	name, _, _ = strings.Cut(rest, nodeFormer)
+	return name, ok
+}
+
+const (
+	// nodeChunk bounds the digests of a report that one transaction adds, so that
+	// a large one holds up no client for long (R5).
+	nodeChunk = 1000
+	// nodeFormerMax bounds the installations whose late reports are known as such.
+	nodeFormerMax = 16
+	// nodeSlack is the part of the grace, one in so many, that a node's lease is
+	// made longer, so that a renewal that finds it still long enough writes one
+	// row and not one for each digest.
+	nodeSlack = 8
+	// nodeMemory is how long a node is remembered whose lease is over, in ms.
+	nodeMemory = 30 * 24 * 3600 * 1000
+)
+
+// nodeRow is what a report is judged by.
+type nodeRow struct {
+	found                bool
+	instance, print      string
+	superseded           []string
+	seq, kept, firstSeen int64
+	runs                 []nodeapi.Running
+}
+
+// nodeReport is a report on its way in.
+type nodeReport struct {
+	nodeapi.Report
+	holder  string
+	digests []oci.Digest
+	runs    []nodeapi.Running
+	print   string
+	keepMS  int64 // from now, at least
+	slackMS int64
+	kept    int64 // when what it names may go, if the lease is written anew
+}
+
+func newNodeReport(r nodeapi.Report, grace time.Duration, now int64) (nodeReport, error) {
+	n := nodeReport{Report: r, holder: nodeHolder + r.Node, keepMS: r.TTLSeconds*1000 + grace.Milliseconds(), slackMS: grace.Milliseconds() / nodeSlack}
+	n.kept = now + n.keepMS + n.slackMS
+	n.Runtimes = append([]nodeapi.Runtime{}, r.Runtimes...)
+	plain := make([]nodeapi.Running, len(r.InUse))
+	for i, u := range r.InUse {
+		plain[i] = nodeapi.Running{Digests: u.Digests, Image: u.Image, Containers: u.Containers, Pinned: u.Pinned}
+		n.digests = append(n.digests, u.Digests...)
+	}
+	content, err := json.Marshal(plain)
+	if err != nil {
+		return nodeReport{}, fmt.Errorf("encode what node %s runs: %w", r.Node, err)
+	}
+	sum := sha256.Sum256(fmt.Appendf(content, " %t", r.Complete))
+	n.print = hex.EncodeToString(sum[:])
+	for i, u := range r.InUse {
+		plain[i].Since = Time(now - u.ForSeconds*1000)
+	}
+	n.runs = plain
+	slices.Sort(n.digests)
+	n.digests = slices.Compact(n.digests)
+	return n, nil
+}
+
+// PutNode takes in a report: what it names stays for its TTL and grace from
+// now, and what the node had in use before and this one does not name is let
+// go, if the report is complete. changed tells whether it says anything new. The
+// error is Conflict for a report that is not newer than what is known.
+func (s *Store) PutNode(ctx context.Context, r nodeapi.Report, grace time.Duration) (a nodeapi.Accepted, changed bool, err error) {
+	n, err := newNodeReport(r, grace, s.Now())
+	if err != nil {
+		return a, false, err
+	}
+	// What is new goes first, some at a time; a report that is refused in the end
+	// has then kept something for longer than needed, which harms nothing.
+	for chunk := range slices.Chunk(n.digests, nodeChunk) {
+		if len(n.digests) == len(chunk) {
+			break // all goes in with the rest
+		}
+		if err = s.addNodeUses(ctx, n, chunk); err != nil {
+			return a, false, nodeError(r.Node, err)
+		}
+	}
+	err = s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
+		var err error
+		a, changed, err = n.accept(tx)
+		return err
+	})
+	return a, changed, nodeError(r.Node, err)
+}
+
+func nodeError(name string, err error) error {
+	if err != nil {
+		return told(fmt.Errorf("take in the report of node %s: %w", name, err))
+	}
+	return nil
+}
+
+func (s *Store) addNodeUses(ctx context.Context, n nodeReport, chunk []oci.Digest) error {
+	return s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
+		row, err := readNode(tx, n.Node)
+		if err != nil {
+			return err
+		}
+		if err := row.judge(n.Report); err != nil {
+			return err
+		}
+		if row.found && row.instance != n.Instance || row.reaches(n, tx.Now()) {
+			return nil // accept sees to it
+		}
+		return leaseAlso(tx, n.holder, chunk, n.kept)
+	})
+}
+
+func readNode(tx *sqldb.Tx, name string) (row nodeRow, err error) {
+	var superseded, runs string
+	err = tx.Row("SELECT instance, print, superseded, seq, kept_until, first_seen, runs FROM nodes WHERE name = ?", name).
+		Scan(&row.instance, &row.print, &superseded, &row.seq, &row.kept, &row.firstSeen, &runs)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nodeRow{firstSeen: tx.Now()}, nil
+	}
+	if err != nil {
+		return row, err
+	}
+	row.found = true
+	if err := json.Unmarshal([]byte(runs), &row.runs); err != nil {
+		return row, err
+	}
+	return row, json.Unmarshal([]byte(superseded), &row.superseded)
+}
+
+// judge refuses what is older than what is known. Who is newer is never told by
+// a clock: an installation that was never heard of is, and one that another has
+// taken the name of is not.
+func (row nodeRow) judge(r nodeapi.Report) error {
+	switch {
+	case slices.Contains(row.superseded, r.Instance):
+		return fault.New(fault.Conflict, "another installation of the agent reports as node %q by now; give each node a name of its own", r.Node)
+	case row.instance == r.Instance && r.Seq <= row.seq:
+		return fault.New(fault.Conflict, "report %d of node %q is not newer than report %d, which is known", r.Seq, r.Node, row.seq)
+	}
+	return nil
+}
+
+// reaches reports that the lease says all that n does, and for long enough.
+func (row nodeRow) reaches(n nodeReport, now int64) bool {
+	return row.found && row.instance == n.Instance && row.print == n.print && row.kept >= now+n.keepMS && row.kept <= now+n.keepMS+n.slackMS
+}
+
+func (n nodeReport) accept(tx *sqldb.Tx) (a nodeapi.Accepted, changed bool, err error) {
+	row, err := readNode(tx, n.Node)
+	if err != nil {
+		return a, false, err
+	}
+	if err := row.judge(n.Report); err != nil {
+		return a, false, err
+	}
+	kept, runs := row.kept, row.runs
+	changed = !row.found || row.instance != n.Instance || row.print != n.print
+	if row.found && row.instance != n.Instance {
+		if err := supersede(tx, n.holder, row.instance); err != nil {
+			return a, false, err
+		}
+		row.superseded = append(row.superseded, row.instance)
+		row.superseded = row.superseded[max(0, len(row.superseded)-nodeFormerMax):]
+		row.runs = nil
+	}
+	if !row.reaches(n, tx.Now()) {
+		kept = n.kept
+		if runs, err = n.hold(tx, row); err != nil {
+			return a, false, err
+		}
+	}
+	if err := n.write(tx, row, runs, kept); err != nil {
+		return a, false, err
+	}
+	a = nodeapi.Accepted{Node: n.Node, Seq: n.Seq, FreshUntil: Time(tx.Now() + n.TTLSeconds*1000), KeptUntil: Time(kept)}
+	err = tx.Row("SELECT count(*) FROM lease_digests WHERE holder = ? AND expires_at > ?", n.holder, tx.Now()).Scan(&a.Digests)
+	return a, changed, err
+}
+
+// supersede gives the lease of an installation a holder of its own, under which
+// it goes on until its end: whether that node was reinstalled or two have the
+// same name cannot be told from here (R14).
+func supersede(tx *sqldb.Tx, holder, instance string) error {
+	former := holder + nodeFormer + instance
+	for _, query := range []string{
+		"UPDATE leases SET holder = ? WHERE holder = ?",
+		"UPDATE lease_digests SET holder = ? WHERE holder = ?",
+		"UPDATE node_uses SET holder = ? WHERE holder = ?",
+		"UPDATE reviews SET holder = ? WHERE holder = ?",
+	} {
+		if _, err := tx.Exec(query, former, holder); err != nil {
+			return fmt.Errorf("set the lease of %s aside: %w", former, err)
+		}
+	}
+	return nil
+}
+
+// hold makes the lease what the report says, and returns what the node runs by
+// it.
+func (n nodeReport) hold(tx *sqldb.Tx, row nodeRow) ([]nodeapi.Running, error) {
+	before, err := setLease(tx, n.holder, n.kept)
+	if err != nil {
+		return nil, err
+	}
+	runs, digests, dropped := n.runs, n.digests, int64(0)
+	if !n.Complete {
+		runs = n.withOld(row.runs)
+		digests = nil
+		for _, r := range runs {
+			digests = append(digests, r.Digests...)
+		}
+	} else {
+		if dropped, err = leaseOnly(tx, n.holder, digests); err != nil {
+			return nil, err
+		}
+		if _, err := tx.Exec("DELETE FROM node_uses WHERE holder = ? AND digest NOT IN (SELECT a FROM "+sqldb.Each+")", n.holder, sqldb.List(digests)); err != nil {
+			return nil, err
+		}
+	}
+	if dropped > 0 || n.kept < before {
+		if err := leaseEnds(tx, n.holder); err != nil {
+			return nil, err
+		}
+	}
+	if err := leaseAlso(tx, n.holder, digests, n.kept); err != nil {
+		return nil, err
+	}
+	var uses [][3]any
+	for _, r := range n.runs {
+		for _, d := range r.Digests {
+			uses = append(uses, [3]any{d, r.Containers, r.Since.UnixMilli()})
+		}
+	}
+	// Since when is what was heard first: later ages are rounded.
+	_, err = tx.Exec("INSERT INTO node_uses (holder, digest, containers, since) SELECT ?, a, max(b), min(c) FROM "+sqldb.Each3+
+		" WHERE true GROUP BY a ON CONFLICT (holder, digest) DO UPDATE SET containers = excluded.containers WHERE containers <> excluded.containers", n.holder, sqldb.List(uses))
+	return runs, err
+}
+
+// withOld is what an incomplete report says and what it does not speak of.
+func (n nodeReport) withOld(old []nodeapi.Running) []nodeapi.Running {
+	named := map[oci.Digest]bool{}
+	for _, d := range n.digests {
+		named[d] = true
+	}
+	runs := slices.Clone(n.runs)
+	for _, r := range old {
+		if slices.ContainsFunc(r.Digests, func(d oci.Digest) bool { return !named[d] }) {
+			runs = append(runs, r)
+		}
+	}
+	return runs
+}
+
+func (n nodeReport) write(tx *sqldb.Tx, row nodeRow, runs []nodeapi.Running, kept int64) error {
+	values := []any{n.Node, n.Instance, nil, n.Seq, n.Version, n.Complete, nil, nil, nil, n.print, row.firstSeen, tx.Now(), tx.Now() + n.TTLSeconds*1000, kept}
+	for i, v := range map[int]any{2: append([]string{}, row.superseded...), 6: n.Runtimes, 7: n.Cache, 8: append([]nodeapi.Running{}, runs...)} {
+		content, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		values[i] = string(content)
+	}
+	_, err := tx.Exec(`INSERT INTO nodes (name, instance, superseded, seq, version, complete, runtimes, cache, runs, print, first_seen, seen_at, fresh_until, kept_until)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET instance = excluded.instance, superseded = excluded.superseded, seq = excluded.seq, version = excluded.version,
+			complete = excluded.complete, runtimes = excluded.runtimes, cache = excluded.cache, runs = excluded.runs, print = excluded.print,
+			seen_at = excluded.seen_at, fresh_until = excluded.fresh_until, kept_until = excluded.kept_until`, values...)
+	return err
+}
+
+// DeleteNode forgets a node and ends its leases. What they kept stays for a
+// window from now. The error is NotFound.
+func (s *Store) DeleteNode(ctx context.Context, name string) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
+		n, err := tx.Exec("DELETE FROM nodes WHERE name = ?", name)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nodeUnknown(name)
+		}
+		var holders []string
+		former := nodeHolder + name + nodeFormer
+		if err := tx.All(scanInto(&holders), "SELECT holder FROM leases WHERE holder = ? OR substr(holder, 1, ?) = ?", nodeHolder+name, len(former), former); err != nil {
+			return err
+		}
+		for _, h := range holders {
+			if _, err := endLease(tx, h); err != nil {
+				return err
+			}
+			if _, err := tx.Exec("DELETE FROM node_uses WHERE holder = ?", h); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return told(fmt.Errorf("forget node %s: %w", name, err))
+	}
+	return nil
+}
+
+func nodeUnknown(name string) error {
+	return fault.New(fault.NotFound, "no node %q has reported", name)
+}
+
+// dropGoneNodes forgets nodes that nothing has been heard of for long after
+// their lease ended.
+func dropGoneNodes(tx *sqldb.Tx) error {
+	_, err := tx.Exec("DELETE FROM nodes WHERE kept_until < ?", tx.Now()-nodeMemory)
+	return err
+}
+
+// Nodes lists the nodes that have reported, by name; name "" lists all, each
+// with so many at most of what it runs.
+func (s *Store) Nodes(ctx context.Context, name string, runs int) (ns []nodeapi.Node, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		ns = []nodeapi.Node{}
+		return tx.All(func(rows *sql.Rows) error {
+			n, err := scanNode(rows, tx.Now())
+			if err != nil {
+				return err
+			}
+			n.Runs = n.Runs[:min(runs, len(n.Runs))]
+			ns = append(ns, n)
+			return nil
+		}, `SELECT name, instance, seq, version, complete, runtimes, cache, runs, first_seen, seen_at, fresh_until, kept_until,
+				(SELECT count(*) FROM lease_digests d WHERE d.holder = ?1 || n.name AND d.expires_at > ?2)
+			FROM nodes n WHERE ?3 = '' OR name = ?3 ORDER BY name`, nodeHolder, tx.Now(), name)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	if name != "" && len(ns) == 0 {
+		return nil, nodeUnknown(name)
+	}
+	return ns, nil
+}
+
+func scanNode(rows *sql.Rows, now int64) (n nodeapi.Node, err error) {
+	var runtimes, cache, runs string
+	var first, seen, fresh, kept int64
+	if err := rows.Scan(&n.Name, &n.Instance, &n.Seq, &n.Version, &n.Complete, &runtimes, &cache, &runs, &first, &seen, &fresh, &kept, &n.Digests); err != nil {
+		return n, err
+	}
+	if err := errors.Join(json.Unmarshal([]byte(runtimes), &n.Runtimes), json.Unmarshal([]byte(cache), &n.Cache), json.Unmarshal([]byte(runs), &n.Runs)); err != nil {
+		return n, fmt.Errorf("read node %s: %w", n.Name, err)
+	}
+	n.Images = int64(len(n.Runs))
+	n.FirstSeen, n.SeenAt, n.FreshUntil, n.KeptUntil = Time(first), Time(seen), Time(fresh), Time(kept)
+	switch {
+	case now < fresh:
+		n.State = nodeapi.StateFresh
+	case now < kept:
+		n.State = nodeapi.StateLate
+	default:
+		n.State = nodeapi.StateGone
+	}
+	return n, nil
+}
+
+// NodeStats are the numbers of nodes by state, and of digests that stay for
+// them.
+type NodeStats struct{ Fresh, Late, Gone, Digests int64 }
+
+// NodeStats reads them.
+func (s *Store) NodeStats(ctx context.Context) (st NodeStats, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row(`SELECT coalesce(sum(fresh_until > ?1), 0), coalesce(sum(fresh_until <= ?1 AND kept_until > ?1), 0), coalesce(sum(kept_until <= ?1 AND fresh_until <= ?1), 0),
+			(SELECT count(DISTINCT digest) FROM lease_digests WHERE substr(holder, 1, 5) = 'node:' AND expires_at > ?1) FROM nodes`, tx.Now()).
+			Scan(&st.Fresh, &st.Late, &st.Gone, &st.Digests)
+	})
+	if err != nil {
+		return NodeStats{}, fmt.Errorf("count nodes: %w", err)
+	}
+	return st, nil
+}
+
+// LeaseUse is a lease in force on a digest or on what is above it.
+type LeaseUse struct {
+	Holder    string
+	ExpiresAt int64
+	Direct    bool // it names the digest itself
+	// Of a node's lease:
+	Containers         int64
+	Since              int64 // 0: not known
+	SeenAt, FreshUntil int64 // of its last report; 0 where another installation has taken its name
+}
+
+// LeasesOn lists the leases in force on a manifest or on what is above it; for
+// repoID 0, those on a blob of that digest. n at most, those of nodes by name.
+func (s *Store) LeasesOn(ctx context.Context, repoID int64, d oci.Digest, n int) (us []LeaseUse, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.All(func(rows *sql.Rows) error {
+			var u LeaseUse
+			err := rows.Scan(&u.Holder, &u.ExpiresAt, &u.Direct, &u.Containers, &u.Since, &u.SeenAt, &u.FreshUntil)
+			us = append(us, u)
+			return err
+		}, `WITH RECURSIVE up (digest) AS (
+				SELECT ?1
+				UNION SELECT a.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = ?2 AND c.child_digest = up.digest CROSS JOIN manifests a ON a.id = c.manifest_id
+				UNION SELECT a.subject FROM up CROSS JOIN manifests a ON a.repo_id = ?2 AND a.digest = up.digest WHERE a.subject IS NOT NULL)
+			SELECT ld.holder, max(ld.expires_at), max(up.digest = ?1), coalesce(max(u.containers), 0), coalesce(min(u.since), 0), coalesce(max(n.seen_at), 0), coalesce(max(n.fresh_until), 0)
+			FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest LEFT JOIN node_uses u ON u.holder = ld.holder AND u.digest = ld.digest
+				LEFT JOIN nodes n ON ld.holder = ?3 || n.name
+			WHERE ld.expires_at > ?4 GROUP BY ld.holder ORDER BY ld.holder LIMIT ?5`, string(d), repoID, nodeHolder, tx.Now(), n)
+	})
+	return us, wrapFind(err)
+}
