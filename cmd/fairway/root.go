@@ -25,7 +25,7 @@ what it did.`,
 	})
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitCodes + "\n")
-	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(), a.nodesCommand(), a.versionCommand())
 	for _, cmd := range everyCommand(root) {
 		if cmd.Long == "" {
 			cmd.Long = cmd.Short + "."

@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 //	push REPO TAG              pushes an image whose layer is REPO:TAG; its
 //	                           digests are in $MANIFEST and $LAYER afterwards
 //	delete REPO REFERENCE      deletes a manifest
+//	report NODE DIGEST         reports, as an agent does, that the node runs it
 //	running KIND               waits until a run ("gc/runs") or check ("checks")
 //	                           is under way
 func TestScripts(t *testing.T) {
@@ -52,7 +53,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "get": get, "push": push, "delete": remove, "running": running,
+			"exits": exits, "ready": ready, "get": get, "push": push, "delete": remove, "running": running, "report": report,
 		},
 	})
 }
@@ -166,5 +167,17 @@ func remove(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if status, _, body := request(ts, "DELETE", "/v2/"+args[0]+"/manifests/"+args[1], "", nil); status != http.StatusAccepted {
 		ts.Fatalf("delete: status %d\n%s", status, body)
+	}
+}
+
+func report(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: report NODE DIGEST")
+	}
+	body := fmt.Sprintf(`{"instance":"i","seq":1,"complete":true,"ttl_seconds":300,"cache":{"used_bytes":1,"quota_bytes":2},
+		"runtimes":[{"name":"containerd","answers":true},{"name":"docker","error":"no socket"}],
+		"in_use":[{"digests":[%q],"image":"team/app:v1","containers":2}]}`, args[1])
+	if status, _, answer := request(ts, "PUT", "/api/v1/nodes/"+args[0], "application/json", []byte(body)); status != http.StatusOK {
+		ts.Fatalf("report: status %d\n%s", status, answer)
 	}
 }
