@@ -1,0 +1,279 @@
+package evict
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/agent/inuse"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// Options of an Evictor. Quota, watermarks and margin are the store's, and may
+// change there while it runs.
+type Options struct {
+	Store   *piece.Store
+	Index   *index.Index
+	Tracker *inuse.Tracker
+	// NoRuntimes says that there is no runtime on this node, so that no answer of
+	// one has to be awaited. Without it a tracker without sources keeps everything.
+	NoRuntimes bool
+
+	Floor      int64         // see Limits
+	Warm       time.Duration // 0: DefaultWarm
+	DeletedTTL time.Duration // 0: images deleted upstream go under pressure only
+	Abandoned  time.Duration // 0: DefaultAbandoned
+
+	Every   time.Duration         // between two looks at the watermarks; 10 s if 0
+	Log     *slog.Logger          // nil: none
+	Metrics prometheus.Registerer // nil: none
+	// Now must be the tracker's; nil: time.Now. Only differences are taken from
+	// it, with the monotonic clock where it has one. Times of blobs are by the
+	// index's clock, which does not jump while the process lives.
+	Now func() time.Time
+}
+
+const (
+	everyDefault = 10 * time.Second
+	// sweepEvery is between two passes that nothing but time asks for: they find
+	// what has expired.
+	sweepEvery = 5 * time.Minute
+	// roomMax bounds how long an admission waits for room.
+	roomMax = 10 * time.Second
+	// futileFor is for how long an admission hears of the last one's failure.
+	futileFor = time.Second
+)
+
+// Evictor judges and evicts. All methods may be called at once; passes run one
+// at a time.
+type Evictor struct {
+	o       Options
+	metrics *metrics
+	events  events
+	turn    chan struct{} // holds a value while nobody has a pass
+	kick    chan struct{}
+
+	// Of who has the turn.
+	clock clock
+	over  bool // an episode of being over quota has been told of
+
+	failed atomic.Pointer[failure]
+
+	mu   sync.Mutex
+	last Result
+}
+
+// failure is an admission that found no room.
+type failure struct {
+	need  int64
+	at    time.Time
+	usage *inuse.Usage
+}
+
+// New returns an Evictor and makes it the one that the store asks for room.
+// Invalid for limits that cannot be used.
+func New(o Options) (*Evictor, error) {
+	if o.Warm == 0 {
+		o.Warm = DefaultWarm
+	}
+	if o.Abandoned == 0 {
+		o.Abandoned = DefaultAbandoned
+	}
+	if o.Every <= 0 {
+		o.Every = everyDefault
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	e := &Evictor{o: o, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
+	e.turn <- struct{}{}
+	if err := e.limits().Validate(); err != nil {
+		return nil, err
+	}
+	e.metrics = newMetrics(o.Metrics)
+	e.events.now = o.Now
+	o.Store.SetRoom(e.MakeRoom)
+	return e, nil
+}
+
+func (e *Evictor) limits() Limits {
+	l := e.o.Store.Limits()
+	return Limits{Quota: l.Quota, High: l.High, Low: l.Low, MinFree: l.MinFree, Floor: e.o.Floor,
+		Warm: e.o.Warm, DeletedTTL: e.o.DeletedTTL, Abandoned: e.o.Abandoned}
+}
+
+func (e *Evictor) usage() Usage {
+	u := e.o.Store.Usage()
+	return Usage{Used: u.Used, Claimed: u.Claimed, FSFree: u.FSFree, FSTotal: u.FSTotal}
+}
+
+// Run evicts whenever a watermark is passed, and what has expired now and then,
+// until ctx is done.
+func (e *Evictor) Run(ctx context.Context) error {
+	tick := time.NewTicker(e.o.Every)
+	defer tick.Stop()
+	changed := e.o.Tracker.Changed()
+	var swept, stuck time.Time
+	for {
+		known := true // nothing is new since the last pass but that time went by
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			known = false
+		case <-e.kick:
+			known = false
+		case <-tick.C:
+		}
+		now := e.o.Now()
+		sweep := now.Sub(swept) >= sweepEvery
+		if !sweep && (known && now.Sub(stuck) < sweepEvery || e.limits().excessOf(e.usage(), 0).target() == 0) {
+			continue
+		}
+		r, err := e.Pass(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			e.o.Log.Warn("a pass of the eviction failed", "error", err)
+			continue
+		}
+		swept, stuck = now, time.Time{}
+		if r.Evicted == 0 && r.Short > 0 {
+			// To look again at what cannot go is of use only when something changes.
+			stuck = now
+		}
+	}
+}
+
+// Kick has Run look at once, such as after a limit was changed.
+func (e *Evictor) Kick() {
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Pass evicts what has to go now.
+func (e *Evictor) Pass(ctx context.Context) (Result, error) {
+	if err := e.take(ctx); err != nil {
+		return Result{}, err
+	}
+	defer e.give()
+	return e.pass(ctx, 0)
+}
+
+func (e *Evictor) take(ctx context.Context) error {
+	select {
+	case <-e.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (e *Evictor) give() { e.turn <- struct{}{} }
+
+// MakeRoom evicts so that an admission of need bytes fits, and reports whether
+// it does. As any pass it goes on to the low watermark, so that the next
+// admissions need none. Nothing goes if that would not be enough.
+func (e *Evictor) MakeRoom(ctx context.Context, need int64) bool {
+	if e.futile(need) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, roomMax)
+	defer cancel()
+	if e.take(ctx) != nil {
+		return false
+	}
+	defer e.give()
+	switch {
+	case e.fits(need):
+		return true // another one's pass has made room meanwhile
+	case e.futile(need):
+		return false
+	}
+	usage := e.o.Tracker.Usage()
+	if _, err := e.pass(ctx, need); err != nil {
+		e.o.Log.Warn("no room could be made in the cache", "bytes", need, "error", err)
+	}
+	if e.fits(need) {
+		return true
+	}
+	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage})
+	return false
+}
+
+// fits is what the store asks at an admission.
+func (e *Evictor) fits(need int64) bool {
+	l, u := e.o.Store.Limits(), e.o.Store.Usage()
+	return (l.Quota <= 0 || u.Used+need <= l.Quota) && (u.FSTotal <= 0 || u.FSFree-need >= l.MinFree)
+}
+
+// futile reports that the same was tried in vain just now.
+func (e *Evictor) futile(need int64) bool {
+	f := e.failed.Load()
+	return f != nil && need >= f.need && f.usage == e.o.Tracker.Usage() && e.o.Now().Sub(f.at) < futileFor
+}
+
+// Plan is what a pass would do now.
+type Plan struct {
+	Judgement
+	At      int64 // ms
+	Usage   Usage
+	Quota   int64
+	Unknown []string // runtimes that do not answer
+}
+
+// Plan judges as a pass does, and changes nothing.
+func (e *Evictor) Plan(ctx context.Context) (Plan, error) {
+	if err := e.take(ctx); err != nil {
+		return Plan{}, err
+	}
+	defer e.give()
+	g, err := e.gather(ctx, 0)
+	if err != nil {
+		return Plan{}, err
+	}
+	l := e.limits()
+	p := Plan{Judgement: Judge(g.facts, g.situation, l), At: g.situation.Now, Usage: g.situation.Usage, Quota: l.Quota}
+	for _, s := range g.usage.Unknown {
+		p.Unknown = append(p.Unknown, s.Name)
+	}
+	return p, nil
+}
+
+// Explain says why a blob stays or would go now. NotFound if the cache has it not.
+func (e *Evictor) Explain(ctx context.Context, d oci.Digest) (Verdict, error) {
+	p, err := e.Plan(ctx)
+	if err != nil {
+		return Verdict{}, err
+	}
+	for _, v := range p.Verdicts {
+		if v.Digest == d {
+			return v, nil
+		}
+	}
+	return Verdict{}, fault.New(fault.NotFound, "the cache has no %s", d)
+}
+
+// Last is what the last pass did.
+func (e *Evictor) Last() Result {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last
+}
+
+// Events returns what happened, newest first.
+func (e *Evictor) Events() []nodeapi.Event { return e.events.list() }
