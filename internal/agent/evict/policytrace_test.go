@@ -264,7 +264,7 @@ func BenchmarkPolicies(b *testing.B) {
 
 func TestPolicy_BetterThanLRUInEveryRespectOnATraceOfPulls(t *testing.T) {
 	for seed := range uint64(2) {
-		tr := newTrace(seed+10, 6)
+		tr := newTrace(seed+10, 10)
 		for _, quota := range traceQuotas()[:2] {
 			all := policies()
 			lru, ours := replay(tr, all[0], quota), replay(tr, all[len(all)-1], quota)
