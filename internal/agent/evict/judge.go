@@ -1,10 +1,10 @@
 package evict
 
 import (
-	"cmp"
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -231,12 +231,19 @@ func value(f *Facts, idleMS int64) float64 {
 		math.Log2(cost/float64(max(f.Size, 1)))/10
 }
 
+// candidate is a blob that may go, small so that sorting many is fast.
+type candidate struct {
+	value float64
+	at    int32 // in the verdicts
+	tier  Tier
+}
+
 // choose picks the victims: what has expired, and then, cold before warm and
 // least valuable first, no more than is needed.
 func (j *Judgement) choose(s *Situation, l *Limits) {
 	have := s.Usage.Used - s.Usage.Claimed
 	var gone, room int64
-	var order []int
+	order := make([]candidate, 0, len(j.Verdicts))
 	for i := range j.Verdicts {
 		switch v := &j.Verdicts[i]; {
 		case v.Go:
@@ -244,7 +251,7 @@ func (j *Judgement) choose(s *Situation, l *Limits) {
 			gone += v.Size
 			room += v.Size
 		case v.Tier != Active && v.Why != Claimed:
-			order = append(order, i)
+			order = append(order, candidate{value: v.Value, at: int32(i), tier: v.Tier})
 			room += v.Size
 		}
 	}
@@ -256,9 +263,16 @@ func (j *Judgement) choose(s *Situation, l *Limits) {
 	}
 	j.Trigger, j.Target = e.why, e.target()
 	if j.Target > gone {
-		slices.SortFunc(order, func(a, b int) int {
-			x, y := &j.Verdicts[a], &j.Verdicts[b]
-			return cmp.Or(cmp.Compare(x.Tier, y.Tier), cmp.Compare(x.Value, y.Value), cmp.Compare(x.Digest, y.Digest))
+		slices.SortFunc(order, func(a, b candidate) int {
+			switch {
+			case a.tier != b.tier:
+				return int(a.tier) - int(b.tier)
+			case a.value < b.value:
+				return -1
+			case a.value > b.value:
+				return 1
+			}
+			return strings.Compare(string(j.Verdicts[a.at].Digest), string(j.Verdicts[b.at].Digest))
 		})
 		gone = j.take(order, gone, have, e, l.Floor)
 	}
@@ -266,23 +280,32 @@ func (j *Judgement) choose(s *Situation, l *Limits) {
 }
 
 // take adds victims from order until gone reaches the target.
-func (j *Judgement) take(order []int, gone, have int64, e excess, floor int64) int64 {
+func (j *Judgement) take(order []candidate, gone, have int64, e excess, floor int64) int64 {
 	expired := len(j.Victims)
+	blocked := Active // the tier in which the floor was met
 	for n := 0; n < len(order) && gone < j.Target; n++ {
 		i := j.last(order[n:], j.Target-gone)
 		v := &j.Verdicts[i]
+		if v.Tier > blocked {
+			break // warm never goes while cold stays
+		}
 		if gone >= e.quota && have-gone-v.Size < floor {
-			continue // only the file system wants more, and the floor is in its way
+			blocked = v.Tier // only the file system wants more, and the floor is in its way
+			continue
 		}
 		v.Go = true
 		j.Victims = append(j.Victims, i)
 		gone += v.Size
 	}
-	// A large victim may have made earlier ones needless. The most valuable of
-	// them stay.
+	if len(j.Victims) == expired {
+		return gone
+	}
+	// A large victim may have made earlier ones of its tier needless. The most
+	// valuable of them stay.
+	tier := j.Verdicts[j.Victims[len(j.Victims)-1]].Tier
 	for n := len(j.Victims) - 1; n >= expired; n-- {
 		v := &j.Verdicts[j.Victims[n]]
-		if gone-v.Size >= j.Target {
+		if v.Tier == tier && gone-v.Size >= j.Target {
 			v.Go = false
 			gone -= v.Size
 		}
@@ -293,12 +316,13 @@ func (j *Judgement) take(order []int, gone, have int64, e excess, floor int64) i
 
 // last returns the first of order, or, where it alone frees all that is left,
 // whichever of the next of its tier does so with the fewest bytes.
-func (j *Judgement) last(order []int, left int64) int {
-	best := order[0]
+func (j *Judgement) last(order []candidate, left int64) int {
+	best := int(order[0].at)
 	if j.Verdicts[best].Size < left {
 		return best
 	}
-	for _, i := range order[:min(lookahead, len(order))] {
+	for _, c := range order[:min(lookahead, len(order))] {
+		i := int(c.at)
 		v := &j.Verdicts[i]
 		if v.Tier != j.Verdicts[best].Tier {
 			break
