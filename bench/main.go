@@ -104,6 +104,7 @@ var parts = []part{
 	{"collector", (*bench).collector},
 	{"latency", (*bench).latency},
 	{"idle", (*bench).idle},
+	{"node", (*bench).node},
 }
 
 func partNames() []string {

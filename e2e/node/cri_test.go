@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 // kubelet speaks to the CRI plugin of a containerd as a kubelet does.
 type kubelet struct {
+	t       testing.TB
 	c       *ctrd
 	runtime cri.RuntimeServiceClient
 	images  cri.ImageServiceClient
@@ -20,14 +22,14 @@ type kubelet struct {
 }
 
 // startKubelet connects and gives the plugin its pause image.
-func startKubelet(t *testing.T, c *ctrd, u *upstream) *kubelet {
+func startKubelet(t testing.TB, c *ctrd, u *upstream) *kubelet {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+c.sock, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	k := &kubelet{c: c, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn)}
+	k := &kubelet{t: t, c: c, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn)}
 	pause := u.push(buildImage(t, "lib/pause:1", []string{"/bin/sleep", "2147483647"}, busyboxLayer(t)))
 	// Pulled straight from the registry: that of a sandbox is not the subject.
 	c.ctr("k8s.io", "i", "pull", "--plain-http", pause)
@@ -54,40 +56,65 @@ func (k *kubelet) pull(ref string) string {
 // pod is a sandbox with one container.
 type pod struct{ sandbox, container string }
 
-// run starts a pod on the host's network, with one container that sleeps.
-func (k *kubelet) run(ref string) pod {
+// sandbox makes a pod on the host's network, without containers.
+func (k *kubelet) sandbox(name string) (pod, *cri.PodSandboxConfig) {
 	k.c.t.Helper()
 	ctx, cancel := k.ctx()
 	defer cancel()
 	k.pods++
-	name := filepath.Base(k.c.dir)
+	uid := fmt.Sprintf("%s-%d", filepath.Base(k.c.dir), k.pods)
 	config := &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name, Attempt: uint32(k.pods)},
+		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: uid},
 		LogDirectory: filepath.Join(k.c.dir, "logs"),
 		Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
 		}},
 	}
-	sandbox, err := k.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	made, err := k.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 	if err != nil {
 		k.c.t.Fatalf("CRI sandbox: %v", err)
 	}
-	p := pod{sandbox: sandbox.PodSandboxId}
-	k.c.t.Cleanup(func() { k.end(p) })
+	p := pod{sandbox: made.PodSandboxId}
+	k.t.Cleanup(func() {
+		k.c.t = k.t // a suite may have lent it to a test that has ended
+		k.end(p)
+	})
+	return p, config
+}
+
+// create makes a pod with one container that would sleep.
+func (k *kubelet) create(name, ref string) pod {
+	k.c.t.Helper()
+	p, config := k.sandbox(name)
+	ctx, cancel := k.ctx()
+	defer cancel()
 	made, err := k.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId: p.sandbox, SandboxConfig: config,
 		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: ref},
-			Command: []string{"/bin/sleep", "100000"}, LogPath: "c.log", Linux: &cri.LinuxContainerConfig{},
+			Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: ref},
+			Command: []string{"/bin/sleep", "100000"}, LogPath: name + ".log", Linux: &cri.LinuxContainerConfig{},
 		},
 	})
 	if err != nil {
 		k.c.t.Fatalf("CRI container: %v", err)
 	}
 	p.container = made.ContainerId
+	return p
+}
+
+func (k *kubelet) startContainer(p pod) {
+	k.c.t.Helper()
+	ctx, cancel := k.ctx()
+	defer cancel()
 	if _, err := k.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: p.container}); err != nil {
 		k.c.t.Fatalf("CRI start: %v", err)
 	}
+}
+
+func (k *kubelet) run(ref string) pod {
+	k.c.t.Helper()
+	p := k.create("c", ref)
+	k.startContainer(p)
 	return p
 }
 

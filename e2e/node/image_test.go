@@ -49,7 +49,7 @@ type layer struct {
 
 // randomLayer has one file of the given size that does not compress. The seed
 // makes it the same in every run.
-func randomLayer(t *testing.T, seed uint64, sizeBytes int) layer {
+func randomLayer(t testing.TB, seed uint64, sizeBytes int) layer {
 	t.Helper()
 	content := make([]byte, sizeBytes)
 	var key [32]byte
@@ -73,7 +73,7 @@ var busybox struct {
 
 // busyboxLayer is Debian's static busybox with its applets, the base layer of
 // every image that runs.
-func busyboxLayer(t *testing.T) layer {
+func busyboxLayer(t testing.TB) layer {
 	t.Helper()
 	busybox.Do(func() {
 		found, err := filepath.Glob("../../.tools/debs/busybox-static_*.deb")
@@ -125,7 +125,7 @@ func writeBusybox(w *tar.Writer, program []byte, applets []string) error {
 
 // newLayer packs a layer. It is wrapped in gzip without compressing, so that its
 // digest and its diff ID differ as they do in practice, and its size is known.
-func newLayer(t *testing.T, write func(*tar.Writer) error) layer {
+func newLayer(t testing.TB, write func(*tar.Writer) error) layer {
 	t.Helper()
 	var plain, packed bytes.Buffer
 	w := tar.NewWriter(&plain)
@@ -154,7 +154,7 @@ func newLayer(t *testing.T, write func(*tar.Writer) error) layer {
 
 // buildImage writes an image for two platforms, of which this machine's has the
 // layers, as an OCI layout.
-func buildImage(t *testing.T, repo string, entry []string, layers ...layer) image {
+func buildImage(t testing.TB, repo string, entry []string, layers ...layer) image {
 	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "image-")
 	if err != nil {
@@ -208,7 +208,7 @@ func buildImage(t *testing.T, repo string, entry []string, layers ...layer) imag
 	return im
 }
 
-func writeFile(t *testing.T, path string, content []byte) {
+func writeFile(t testing.TB, path string, content []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)

@@ -65,7 +65,7 @@ func prepare() error {
 }
 
 // need returns the path of a program, or fails naming what installs it.
-func need(t *testing.T, name string) string {
+func need(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -75,12 +75,12 @@ func need(t *testing.T, name string) string {
 }
 
 // try runs a program with a home of its own and returns what it printed.
-func try(t *testing.T, name string, args ...string) (stdout, stderr string, err error) {
+func try(t testing.TB, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	return tryCtx(t.Context(), t, name, args...)
 }
 
-func tryCtx(ctx context.Context, t *testing.T, name string, args ...string) (stdout, stderr string, err error) {
+func tryCtx(ctx context.Context, t testing.TB, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	path := need(t, name)
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
@@ -95,7 +95,7 @@ func tryCtx(ctx context.Context, t *testing.T, name string, args ...string) (std
 }
 
 // run is try for what must succeed.
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, errs, err := try(t, name, args...)
 	if err != nil {
@@ -106,7 +106,7 @@ func run(t *testing.T, name string, args ...string) string {
 
 // eventually polls until ok says yes, and fails with the last word of why when
 // that takes too long.
-func eventually(t *testing.T, what string, ok func() (bool, string)) {
+func eventually(t testing.TB, what string, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()
@@ -132,7 +132,7 @@ type logBuffer struct {
 	b  bytes.Buffer
 }
 
-func newLog(t *testing.T, of string) *logBuffer {
+func newLog(t testing.TB, of string) *logBuffer {
 	l := &logBuffer{}
 	t.Cleanup(func() {
 		if s := l.String(); t.Failed() && s != "" {

@@ -15,22 +15,35 @@ import (
 
 // podman is Podman's service with the API of Docker, on a storage of its own.
 type podman struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	sock string
 	env  []string
+	log  *logBuffer
 	proc *daemon.Process
 }
 
 // startPodman starts the service. Registries are pulled from as registries says,
 // the text of a registries.conf.
-func startPodman(t *testing.T, registries string) *podman {
+func startPodman(t testing.TB, registries string) *podman {
+	t.Helper()
+	return startPodmanIn(t, podmanDir(t), registries)
+}
+
+func podmanDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "p-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &podman{t: t, dir: dir, sock: filepath.Join(dir, "p.sock")}
+	return dir
+}
+
+func podmanSocket(dir string) string { return filepath.Join(dir, "p.sock") }
+
+func startPodmanIn(t testing.TB, dir, registries string) *podman {
+	t.Helper()
+	p := &podman{t: t, dir: dir, sock: podmanSocket(dir)}
 	for name, text := range map[string]string{
 		"containers.conf": "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=20000:20000\"]\nnetns = \"host\"\n" +
 			"[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"" + dir + "/tmp\"\n",
@@ -44,17 +57,26 @@ func startPodman(t *testing.T, registries string) *podman {
 		"CONTAINERS_CONF=" + dir + "/containers.conf", "CONTAINERS_STORAGE_CONF=" + dir + "/storage.conf",
 		"CONTAINERS_REGISTRIES_CONF=" + dir + "/registries.conf", "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir,
 	}
-	t.Cleanup(p.end)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(func() {
+		p.t = t // a suite may have lent it to a test that has ended
+		p.end()
+	})
+	p.log = newLog(t, "podman")
+	p.start()
+	return p
+}
+
+func (p *podman) start() {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
 	defer cancel()
-	log := newLog(t, "podman")
+	var err error
 	p.proc, err = daemon.Start(ctx, daemon.Options{
-		Path: need(t, "podman"), Args: []string{"system", "service", "-t", "0", "unix://" + p.sock}, Env: p.env, Log: log, Ready: p.sock,
+		Path: need(p.t, "podman"), Args: []string{"system", "service", "-t", "0", "unix://" + p.sock}, Env: p.env, Log: p.log, Ready: p.sock,
 	})
 	if err != nil {
-		t.Fatalf("%v\n%s", err, log)
+		p.t.Fatalf("%v\n%s", err, p.log)
 	}
-	return p
 }
 
 func (p *podman) try(args ...string) (string, error) {

@@ -23,7 +23,7 @@ var versions = []string{"1", "2"}
 // of runc is the one thing it shares with others, so names of containers are
 // unique.
 type ctrd struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	sock   string
 	bin    string // folder of containerd, ctr and the shim; "" is the PATH
@@ -38,7 +38,7 @@ type name struct{ namespace, id string }
 
 // startContainerd starts a containerd of a major version. It and everything it
 // started end with the test.
-func startContainerd(t *testing.T, version string) *ctrd {
+func startContainerd(t testing.TB, version string) *ctrd {
 	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "c"+version+"-")
 	if err != nil {
@@ -61,7 +61,10 @@ func startContainerd(t *testing.T, version string) *ctrd {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(c.end)
+	t.Cleanup(func() {
+		c.t = t // a suite may have lent it to a test that has ended
+		c.end()
+	})
 	c.start()
 	return c
 }
@@ -150,7 +153,7 @@ func (c *ctrd) end() {
 
 // removeTree removes a runtime's directory, in which what it started may clean
 // up for a moment longer.
-func removeTree(t *testing.T, dir string) {
+func removeTree(t testing.TB, dir string) {
 	t.Helper()
 	eventually(t, "clean up", func() (bool, string) {
 		unmountBelow(t, dir)
@@ -181,7 +184,7 @@ func (c *ctrd) endShims() {
 	}
 }
 
-func unmountBelow(t *testing.T, dir string) {
+func unmountBelow(t testing.TB, dir string) {
 	b, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Error(err)

@@ -3,11 +3,15 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,6 +19,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/fairway-registry/fairway/internal/daemon"
 )
@@ -23,7 +28,7 @@ import (
 // is asked for and, when told, breaks the answers. The runtimes and the agent
 // know it by the address of the proxy.
 type upstream struct {
-	t     *testing.T
+	t     testing.TB
 	host  string // HOST:PORT of the proxy
 	url   string
 	data  string
@@ -33,6 +38,7 @@ type upstream struct {
 
 	mu       sync.Mutex
 	requests []string
+	sent     map[string]int64 // bytes of bodies, by the last element of the path
 	fault    fault
 }
 
@@ -40,13 +46,13 @@ type upstream struct {
 // runs in the proxy, beside the test.
 type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool
 
-func startUpstream(t *testing.T, args ...string) *upstream {
+func startUpstream(t testing.TB, args ...string) *upstream {
 	t.Helper()
 	addr, err := daemon.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &upstream{t: t, data: t.TempDir(), admin: "http://" + addr, log: newLog(t, "the registry")}
+	u := &upstream{t: t, data: t.TempDir(), sent: map[string]int64{}, admin: "http://" + addr, log: newLog(t, "the registry")}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	u.proc, err = daemon.Start(ctx, daemon.Options{
@@ -76,6 +82,7 @@ func (u *upstream) proxy(addr string) {
 		u.requests = append(u.requests, r.Method+" "+r.URL.Path)
 		f := u.fault
 		u.mu.Unlock()
+		w = counted{w, u, path.Base(r.URL.Path)}
 		if f == nil || !f(w, r, pass) {
 			pass.ServeHTTP(w, r)
 		}
@@ -188,7 +195,7 @@ func (u *upstream) push(im image) string {
 }
 
 // fairwayJSON runs a command of fairway with --json and parses what it prints.
-func fairwayJSON[T any](t *testing.T, args ...string) T {
+func fairwayJSON[T any](t testing.TB, args ...string) T {
 	t.Helper()
 	out := run(t, fairway, append(args, "--json")...)
 	var v T
@@ -209,12 +216,79 @@ func (u *upstream) collect() {
 	}
 }
 
-// stores says whether the registry's directory holds the bytes of a blob.
-func (u *upstream) stores(d digest.Digest) bool {
+// stores says whether the registry's directory holds the bytes of a blob. Its
+// files have names of their own, so the bytes are looked at.
+func (u *upstream) stores(want v1.Descriptor) bool {
 	u.t.Helper()
-	found, err := filepath.Glob(filepath.Join(u.data, "blobs", "*", "*", d.Encoded()+"*"))
-	if err != nil {
+	found := false
+	err := filepath.WalkDir(filepath.Join(u.data, "blobs"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil || info.Size() != want.Size {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		found = found || digest.FromBytes(b) == want.Digest
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		u.t.Fatal(err)
 	}
-	return len(found) > 0
+	return found
+}
+
+// repoOf is the repository of an image, without its tag.
+func (u *upstream) repoOf(im image) string {
+	repo, _, _ := strings.Cut(im.repo, ":")
+	return repo
+}
+
+// forget drops what has been counted.
+func (u *upstream) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.requests, u.sent = nil, map[string]int64{}
+}
+
+// bodyBytes is how much of a blob was sent.
+func (u *upstream) bodyBytes(d digest.Digest) int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sent[d.String()]
+}
+
+// counted counts what goes to a client, by the last element of the path.
+type counted struct {
+	http.ResponseWriter
+	u   *upstream
+	key string
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.u.mu.Lock()
+	defer c.u.mu.Unlock()
+	c.u.sent[c.key] += int64(n)
+	return n, err
+}
+
+func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// stallAfter is a fault's body: it sends n bytes, says so, and waits for release
+// or for the reader to go. Then the connection breaks.
+func stallAfter(n int64, reached chan<- struct{}, release <-chan struct{}) func(http.ResponseWriter, *http.Request, *http.Response) {
+	var once sync.Once
+	return func(w http.ResponseWriter, r *http.Request, resp *http.Response) {
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.CopyN(w, resp.Body, n) // the reader may have gone
+		_ = http.NewResponseController(w).Flush()
+		once.Do(func() { close(reached) })
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		panic(http.ErrAbortHandler)
+	}
 }
