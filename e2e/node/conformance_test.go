@@ -2,7 +2,8 @@ package node
 
 import (
 	"context"
-	"log/slog"
+	"strings"
+	"path/filepath"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -10,7 +11,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
-	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
+	ctd "github.com/fairway-registry/fairway/internal/agent/inuse/containerd"
 	"github.com/fairway-registry/fairway/internal/agent/inuse/inusetest"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -22,22 +23,23 @@ func TestInUse_Conformance(t *testing.T) {
 			u, c := startUpstream(t), startContainerd(t, version)
 			c.mirror(u.host, u.host)
 			one, two := contents(t, u)
-			r := containerdRuntime(c, "default", one, two)
-			r.Elsewhere = containerdRuntime(c, "elsewhere", one, two)
-			inusetest.Run(t, r)
+			// runc keeps the names of containers by namespace, whichever containerd asks.
+			r := containerdRuntime(c, "one-"+filepath.Base(c.dir), one, two)
+			r.Elsewhere = containerdRuntime(c, "other-"+filepath.Base(c.dir), one, two)
+			inusetest.Run(t, *r)
 		})
 		t.Run("CRI of containerd"+version, func(t *testing.T) {
 			u, c := startUpstream(t), startContainerd(t, version)
 			c.mirror(u.host, u.host)
 			one, two := contents(t, u)
-			inusetest.Run(t, criRuntime(startKubelet(t, c, u), one, two))
+			inusetest.Run(t, *criRuntime(startKubelet(t, c, u), one, two))
 		})
 	}
 	t.Run("podman", func(t *testing.T) {
 		u := startUpstream(t)
 		one, two := contents(t, u)
 		p := startPodman(t, "[[registry]]\nlocation = \""+u.host+"\"\ninsecure = true\n")
-		inusetest.Run(t, podmanRuntime(p, one, two))
+		inusetest.Run(t, *podmanRuntime(p, one, two))
 	})
 }
 
@@ -62,7 +64,7 @@ func contents(t testing.TB, u *upstream) (one, two inusetest.Content) {
 func opener(endpointURL string) func(t testing.TB) inuse.Source {
 	return func(t testing.TB) inuse.Source {
 		t.Helper()
-		s, err := endpoint.Open(t.Context(), endpointURL, slog.New(slog.DiscardHandler))
+		s, err := ctd.New(ctd.Options{Path: strings.TrimPrefix(endpointURL, "containerd://")})
 		if err != nil {
 			t.Fatal(err)
 		}
