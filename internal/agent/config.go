@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -88,8 +89,8 @@ func (c Config) Validate() error {
 	if _, err := c.upstreams(); err != nil {
 		return err
 	}
-	if len(c.Name) > 255 || strings.ContainsAny(c.Name, "/ \t\r\n") {
-		return setting.Errorf("name", "%q is no name of a node; want one word without a slash", c.Name)
+	if c.Name != "" && !nodeapi.IsName(c.Name) {
+		return setting.Errorf("name", "%q is no name of a node; want letters, digits, '.', '_' and '-', with a letter or digit first", c.Name)
 	}
 	if c.LeaseTTL < unit.Duration(time.Second) {
 		return setting.Errorf("lease_ttl", "at least 1s is needed")

@@ -2,6 +2,32 @@ package nodeapi
 
 import "github.com/opencontainers/go-digest"
 
+// Codes of errors by which the registry refuses a report.
+const (
+	CodeNotNewer  = "REPORT_NOT_NEWER" // its Seq is not above the last one
+	CodeNameTaken = "NODE_NAME_TAKEN"  // another installation has reported under the name since
+)
+
+// NameMax bounds the name of a node and an instance, in bytes.
+const NameMax = 200
+
+// IsName reports whether s can be the name of a node or an instance: letters,
+// digits, '.', '_' and '-', and a letter or digit first. That is safe in a path,
+// a file and a terminal.
+func IsName(s string) bool {
+	if s == "" || len(s) > NameMax {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
+
 // Report is the whole of what an agent knows to be in use on its node, the body
 // of PUT /api/v1/nodes/{name}. Each one takes the place of the one before, so
 // that one that got lost needs no repeating.

@@ -166,9 +166,9 @@ func readNode(tx *sqldb.Tx, name string) (row nodeRow, err error) {
 func (row nodeRow) judge(r nodeapi.Report) error {
 	switch {
 	case slices.Contains(row.superseded, r.Instance):
-		return fault.New(fault.Conflict, "another installation of the agent reports as node %q by now; give each node a name of its own", r.Node)
+		return fault.New(fault.Conflict, "another installation of the agent reports as node %q by now; give each node a name of its own", r.Node).WithCode(nodeapi.CodeNameTaken)
 	case row.instance == r.Instance && r.Seq <= row.seq:
-		return fault.New(fault.Conflict, "report %d of node %q is not newer than report %d, which is known", r.Seq, r.Node, row.seq)
+		return fault.New(fault.Conflict, "report %d of node %q is not newer than report %d, which is known", r.Seq, r.Node, row.seq).WithCode(nodeapi.CodeNotNewer)
 	}
 	return nil
 }

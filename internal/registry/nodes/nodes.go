@@ -119,27 +119,12 @@ func (n *Nodes) Forget(ctx context.Context, name string) error {
 	return n.store.DeleteNode(ctx, name)
 }
 
-// CheckName demands a name that is safe in a path, a file and a terminal:
-// letters, digits, '.', '_' and '-', and a letter or digit first.
+// CheckName demands what can be the name of a node.
 func CheckName(name string) error {
-	if !isName(name) {
-		return fault.New(fault.Invalid, "node: a name of 1 to %d letters, digits, '.', '_' and '-' is wanted, with a letter or digit first, not %q", NameMax, clip(name))
+	if !nodeapi.IsName(name) {
+		return fault.New(fault.Invalid, "node: a name of 1 to %d letters, digits, '.', '_' and '-' is wanted, with a letter or digit first, not %q", nodeapi.NameMax, clip(name))
 	}
 	return nil
-}
-
-func isName(s string) bool {
-	if s == "" || len(s) > NameMax {
-		return false
-	}
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
-			return false
-		}
-	}
-	return true
 }
 
 // check refuses what cannot be read and puts in order what can: texts are for
@@ -149,8 +134,8 @@ func check(r *nodeapi.Report) error {
 		return err
 	}
 	switch {
-	case !isName(r.Instance):
-		return fault.New(fault.Invalid, "instance: an id of 1 to %d letters, digits, '.', '_' and '-' is wanted", NameMax)
+	case !nodeapi.IsName(r.Instance):
+		return fault.New(fault.Invalid, "instance: an id of 1 to %d letters, digits, '.', '_' and '-' is wanted", nodeapi.NameMax)
 	case r.Seq < 1:
 		return fault.New(fault.Invalid, "seq: a number of 1 or more is wanted")
 	case r.TTLSeconds < 1 || r.TTLSeconds > int64(TTLMax/time.Second):
