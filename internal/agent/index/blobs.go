@@ -91,9 +91,6 @@ func (x *Index) blobs(ctx context.Context, fn func(Blob) error, query string, ar
 	})
 }
 
-// Totals is what the rows add up to.
-type Totals struct{ Blobs, Bytes int64 }
-
 // Touch counts uses of blobs. Each raises the blob's version.
 func (x *Index) Touch(ctx context.Context, uses []Use) error {
 	if len(uses) == 0 {
@@ -109,29 +106,18 @@ func (x *Index) Touch(ctx context.Context, uses []Use) error {
 	})
 }
 
-// SetState moves a blob from one state to another and returns its new version.
-// Conflict unless it has that version and state.
-func (x *Index) SetState(ctx context.Context, d oci.Digest, version int64, from, to string) (int64, error) {
-	err := x.relieve(ctx, "set the state of "+string(d), func(tx *sqldb.Tx) error {
-		n, err := tx.Exec("UPDATE blobs SET state = ?, version = version + 1 WHERE digest = ? AND version = ? AND state = ?", to, string(d), version, from)
-		if err == nil && n == 0 {
-			return changed(d)
-		}
+// Become says that a blob, which is open and so has no claim on it, is partial or
+// complete now. A source other than "" is noted with what it cost to get, in ms.
+func (x *Index) Become(ctx context.Context, d oci.Digest, state string, fetchMS int64, source string) error {
+	return x.relieve(ctx, "set the state of "+string(d), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(`UPDATE blobs SET state = ?1, version = version + 1, fetch_ms = iif(?3 = '', fetch_ms, ?2), source = iif(?3 = '', source, ?3)
+			WHERE digest = ?4 AND state <> 'claimed'`, state, fetchMS, source, string(d))
 		return err
 	})
-	return version + 1, err
 }
 
 func changed(d oci.Digest) error {
 	return fault.New(fault.Conflict, "%s has changed since it was looked at", d)
-}
-
-// SetFetched notes what a blob cost to get, and from where it came.
-func (x *Index) SetFetched(ctx context.Context, d oci.Digest, ms int64, source string) error {
-	return x.note(ctx, "note the cost of "+string(d), func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("UPDATE blobs SET fetch_ms = ?, source = ? WHERE digest = ?", ms, source, string(d))
-		return err
-	})
 }
 
 // SetDeleted notes when the upstream said that the image of these blobs is

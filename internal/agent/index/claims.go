@@ -23,11 +23,11 @@ const pinOf = `WITH RECURSIVE
  root(d) AS (SELECT d FROM config UNION SELECT c.chain_id FROM config JOIN chains c ON c.config = config.d)
 SELECT p.ref FROM pin_roots p WHERE p.digest IN (SELECT d FROM root) LIMIT 1`
 
-// Claim marks a blob as about to be removed and returns its new version.
-// Conflict unless it has the version that was judged, is not claimed already,
+// Claim marks a blob as about to be removed and returns its row, with the version
+// that the claim made. Conflict unless it has the version that was judged, is not claimed already,
 // and no pin needs it.
-func (x *Index) Claim(ctx context.Context, d oci.Digest, version int64) (int64, error) {
-	err := x.relieve(ctx, "claim "+string(d), func(tx *sqldb.Tx) error {
+func (x *Index) Claim(ctx context.Context, d oci.Digest, version int64) (b Blob, err error) {
+	err = x.relieve(ctx, "claim "+string(d), func(tx *sqldb.Tx) error {
 		var ref string
 		switch err := tx.Row(pinOf, string(d)).Scan(&ref); {
 		case err == nil:
@@ -35,13 +35,13 @@ func (x *Index) Claim(ctx context.Context, d oci.Digest, version int64) (int64, 
 		case !errors.Is(err, sql.ErrNoRows):
 			return err
 		}
-		n, err := tx.Exec("UPDATE blobs SET was = state, state = 'claimed', version = version + 1 WHERE digest = ? AND version = ? AND state <> 'claimed'", string(d), version)
-		if err == nil && n == 0 {
+		err := scanBlob(tx.Row("UPDATE blobs SET was = state, state = 'claimed', version = version + 1 WHERE digest = ? AND version = ? AND state <> 'claimed' RETURNING "+blobColumns, string(d), version).Scan, &b)
+		if errors.Is(err, sql.ErrNoRows) {
 			return changed(d)
 		}
 		return err
 	})
-	return version + 1, err
+	return b, err
 }
 
 // Unclaim ends the claim that made version, and returns the blob as it was
@@ -66,9 +66,9 @@ func (x *Index) UnclaimAll(ctx context.Context) error {
 }
 
 // Remove deletes the row of a blob whose claim stands and that no pin needs,
-// which must happen before its bytes go. Conflict otherwise.
-func (x *Index) Remove(ctx context.Context, d oci.Digest, version int64) error {
-	err := x.relieve(ctx, "remove "+string(d), func(tx *sqldb.Tx) error {
+// which must happen before its bytes go, and returns its size. Conflict otherwise.
+func (x *Index) Remove(ctx context.Context, d oci.Digest, version int64) (size int64, err error) {
+	err = x.relieve(ctx, "remove "+string(d), func(tx *sqldb.Tx) error {
 		var ref string
 		switch err := tx.Row(pinOf, string(d)).Scan(&ref); {
 		case err == nil:
@@ -76,19 +76,19 @@ func (x *Index) Remove(ctx context.Context, d oci.Digest, version int64) error {
 		case !errors.Is(err, sql.ErrNoRows):
 			return err
 		}
-		n, err := tx.Exec("DELETE FROM blobs WHERE digest = ? AND version = ? AND state = 'claimed'", string(d), version)
+		err := tx.Row("DELETE FROM blobs WHERE digest = ? AND version = ? AND state = 'claimed' RETURNING size", string(d), version).Scan(&size)
+		if errors.Is(err, sql.ErrNoRows) {
+			return changed(d)
+		}
 		if err != nil {
 			return err
-		}
-		if n == 0 {
-			return changed(d)
 		}
 		return prune(tx, d)
 	})
 	if err == nil {
 		x.reserve.replenish()
 	}
-	return err
+	return size, err
 }
 
 // Forget deletes the row of a blob that has no bytes, whatever its state.

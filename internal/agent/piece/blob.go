@@ -1,0 +1,172 @@
+package piece
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// Blob is a handle on a blob. Until it is closed the blob is neither claimed nor
+// removed (N2). All methods may be called at once.
+type Blob struct {
+	s      *Store
+	e      *entry
+	closed atomic.Bool
+}
+
+// Close lets go of the blob.
+func (b *Blob) Close() {
+	if !b.closed.Swap(true) {
+		b.s.release(b.e)
+	}
+}
+
+// Digest is what the bytes match, or will.
+func (b *Blob) Digest() oci.Digest { return b.e.d }
+
+// Size is the number of bytes of the whole.
+func (b *Blob) Size() int64 { return b.e.size }
+
+// MediaType is what the blob was created with.
+func (b *Blob) MediaType() string { return b.e.mediaType }
+
+// Private tells that it came from a repository that asked for credentials.
+func (b *Blob) Private() bool { return b.e.private }
+
+// Pieces is the number of pieces of the whole.
+func (b *Blob) Pieces() int { return b.e.count() }
+
+// PieceLen is the number of bytes in piece i.
+func (b *Blob) PieceLen(i int) int { return pieceLen(b.e.size, i) }
+
+// Complete tells that all is here and matched the digest.
+func (b *Blob) Complete() bool {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.complete
+}
+
+// Has tells that piece i is here. Whether it is right is known when all are.
+func (b *Blob) Has(i int) bool {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.pieces.have.has(i)
+}
+
+// Bitmap is a copy of which pieces are here: piece i is bit i&7, from the lowest,
+// of byte i>>3.
+func (b *Blob) Bitmap() []byte {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return slices.Clone(b.e.pieces.have)
+}
+
+// Missing are the pieces that are not here, in order.
+func (b *Blob) Missing() (missing []int) {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	for i := range b.e.count() {
+		if !b.e.pieces.have.has(i) {
+			missing = append(missing, i)
+		}
+	}
+	return missing
+}
+
+// WritePiece stores the whole of piece i, which came from a source with that
+// name. p is not kept. A piece that is here already is left as it is. The writer
+// after which all pieces are here gets a *MismatchError if they do not match the
+// digest; an error of kind fault.Full means that nothing more of this blob can
+// be stored. After nil for the last missing piece it may still be that another
+// one was found corrupt, and is Missing.
+func (b *Blob) WritePiece(ctx context.Context, i int, p []byte, from string) error {
+	if i < 0 || i >= b.e.count() || len(p) != b.PieceLen(i) {
+		return fmt.Errorf("write piece %d of %s: %d bytes is not its length", i, b.e.d, len(p))
+	}
+	if b.closed.Load() {
+		return ErrClosed
+	}
+	return b.s.write(ctx, b.e, i, p, from)
+}
+
+// Wait waits until piece i is here; for the last one, until the whole is verified.
+func (b *Blob) Wait(ctx context.Context, i int) error {
+	if i < 0 || i >= b.e.count() {
+		return fmt.Errorf("wait for piece %d of %s: it has %d", i, b.e.d, b.e.count())
+	}
+	return b.e.wait(ctx, i)
+}
+
+func (e *entry) wait(ctx context.Context, i int) error {
+	for {
+		e.mu.Lock()
+		here := e.complete || i < e.count()-1 && e.pieces.have.has(i)
+		doomed, failed, ch := e.doomed, e.failed, e.changed
+		e.mu.Unlock()
+		switch {
+		case here:
+			return nil
+		case doomed != nil:
+			return doomed
+		case failed != nil:
+			return failed
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ReadPiece reads piece i, which must be here, into p and checks it, complete or
+// not: for peers, who verify the whole themselves.
+func (b *Blob) ReadPiece(i int, p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, ErrClosed
+	}
+	if i < 0 || i >= b.e.count() || len(p) < b.PieceLen(i) {
+		return 0, fmt.Errorf("read piece %d of %s: no such piece, or no room for it", i, b.e.d)
+	}
+	p = p[:b.PieceLen(i)]
+	return len(p), b.s.readPiece(b.e, i, p)
+}
+
+// Failed tells those who wait for missing pieces that nobody brings them. It
+// holds until a piece is written or somebody begins to fill again.
+func (b *Blob) Failed(err error) {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	if !b.e.complete {
+		b.e.failed = err
+		b.e.wake()
+	}
+}
+
+var errNobody = errors.New("the download ended before its end")
+
+// Filling makes the caller the one who brings what is missing, until it calls
+// release. It is false if somebody is that already, or nothing is missing.
+func (b *Blob) Filling() (release func(), ok bool) {
+	e := b.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.filling || e.complete || b.closed.Load() {
+		return nil, false
+	}
+	e.filling, e.failed, e.began = true, nil, b.s.now()
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.filling = false
+		if !e.complete && e.failed == nil {
+			e.failed = errNobody
+		}
+		e.wake()
+	}), true
+}

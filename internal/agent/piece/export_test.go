@@ -1,0 +1,37 @@
+package piece
+
+import "github.com/fairway-registry/fairway/internal/oci"
+
+// SetStep has fn called between any two changes of the disk, with the name of
+// the place, so that a test can end the process there.
+func (s *Store) SetStep(fn func(string)) { s.step = fn }
+
+// Path is where the bytes of a blob are.
+func (s *Store) Path(d oci.Digest) string { return s.path(d) }
+
+// Cost is what a blob of a size takes on disk.
+func Cost(size int64) int64 { return cost(size) }
+
+// InMemory is the number of blobs that the store holds state of.
+func (s *Store) InMemory() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
+// Pending is what is reserved and not written yet, in bytes.
+func (s *Store) Pending() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pending
+}
+
+// Sidecar is what a .pieces file says, for the fuzzer.
+func Sidecar(b []byte, size int64) (have []byte, crc []uint32, n int, err error) {
+	sc, err := parseSidecar(b, size)
+	return sc.have, sc.crc, sc.n, err
+}
+
+// Header and Record are the parts of a .pieces file.
+func Header(size int64) []byte        { return header(size) }
+func Record(i int, crc uint32) []byte { return record(i, crc) }

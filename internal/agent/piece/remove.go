@@ -1,0 +1,111 @@
+package piece
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// Claim begins the removal of a blob that has the version which was judged.
+// Conflict if it has a handle, or a use that is younger than the judgement, or
+// a pin, or another claim.
+func (s *Store) Claim(ctx context.Context, d oci.Digest, version int64) (Claim, error) {
+	// No use may be on its way to the row: it would raise the version of the claim.
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	if err := s.flushLocked(ctx); err != nil {
+		return Claim{}, fmt.Errorf("claim %s: %w", d, err)
+	}
+	e, err := s.seize(d, true)
+	if err != nil {
+		return Claim{}, fmt.Errorf("claim %s: %w", d, err)
+	}
+	defer s.free(e)
+	b, err := s.index.Claim(ctx, d, version)
+	if err != nil {
+		return Claim{}, err
+	}
+	s.mu.Lock()
+	s.totals.Claimed += cost(b.Size)
+	s.mu.Unlock()
+	s.step("claimed")
+	return Claim{Digest: d, Version: b.Version}, nil
+}
+
+// Remove removes a blob whose claim stands, and returns the bytes of disk that
+// came free. Conflict if somebody opened it since, or pinned it. The row goes
+// before the bytes.
+func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
+	e, err := s.seize(c.Digest, false)
+	if err != nil {
+		return 0, fmt.Errorf("remove %s: %w", c.Digest, err)
+	}
+	defer s.free(e)
+	size, err := s.index.Remove(ctx, c.Digest, c.Version)
+	if err != nil {
+		return 0, err
+	}
+	s.step("row removed")
+	freed = s.onDisk(c.Digest)
+	if err := s.removeFiles(c.Digest); err != nil {
+		// Without a row nobody takes them for a blob. They count as used until the
+		// next start removes them.
+		return 0, fmt.Errorf("remove the files of %s: %w", c.Digest, err)
+	}
+	s.unclaimed(size)
+	s.unreserve(c.Digest, size)
+	return freed, nil
+}
+
+// Unclaim gives a claim up. It is no error if the claim does not stand any more.
+func (s *Store) Unclaim(ctx context.Context, c Claim) error {
+	e, err := s.seize(c.Digest, false)
+	if err != nil {
+		return nil //nolint:nilerr // somebody has it open, who has won it back
+	}
+	defer s.free(e)
+	b, err := s.index.Unclaim(ctx, c.Digest, c.Version)
+	if fault.KindOf(err) == fault.Conflict {
+		return nil
+	}
+	if err == nil {
+		s.unclaimed(b.Size)
+	}
+	return err
+}
+
+// seize occupies the place of a blob that nobody has open, so that nobody opens
+// it until free. idle says whether one that was left a short while ago may be
+// closed for it; a claimed blob cannot be such a one.
+func (s *Store) seize(d oci.Digest, idle bool) (*entry, error) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, ErrClosed
+	}
+	e := s.open[d]
+	_, used := s.touched[d]
+	if e != nil && (e.busy != nil || e.refs > 0 || !idle) || used {
+		s.mu.Unlock()
+		return nil, fault.New(fault.Conflict, "%s is in use", d)
+	}
+	if e == nil {
+		e = s.occupy(d)
+	} else {
+		s.takeIdle(e)
+	}
+	s.mu.Unlock()
+	if err := e.files.close(); err != nil {
+		s.log.Error("a cached blob was not closed well", "digest", d, "error", err)
+	}
+	return e, nil
+}
+
+func (s *Store) free(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, e.d)
+	s.vacate(e)
+}

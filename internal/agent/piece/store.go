@@ -1,0 +1,190 @@
+package piece
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// Store is the cache. All methods may be called at once.
+type Store struct {
+	dir     string // of the blobs
+	index   *index.Index
+	log     *slog.Logger
+	metrics *metrics
+	fsSpace func() (free, total int64, err error)
+	now     func() time.Time
+	lock    *os.File
+	step    func(string) // called between any two changes of the disk; see export_test.go
+	buffers sync.Pool    // of *[Size]byte
+
+	mu     sync.Mutex // guards what follows, and refs, busy and idleAt of entries
+	closed bool
+	limits Limits
+	room   Room
+	open   map[oci.Digest]*entry
+	idle   *list.List // of *entry without handles, the one that was left last in front
+	// kept is how many pieces the idle entries have together.
+	kept    int
+	totals  Usage                // Used, Claimed and Blobs
+	pending int64                // bytes reserved for partial blobs and not written yet
+	partial map[oci.Digest]int64 // partial blob → bytes of it that are here
+	touched map[oci.Digest]index.Use
+
+	// flushMu is held while uses are being written, and by claims, so that no use
+	// of a blob slips between the two.
+	flushMu sync.Mutex
+	stop    chan struct{}
+	done    sync.WaitGroup
+}
+
+const (
+	flushEvery = 2 * time.Second // how long a use may go unwritten
+	idleMax    = 128             // entries whose files stay open without handles; two files each
+	idlePieces = 1 << 18         // and how many pieces these may have together: 64 GiB
+)
+
+// Open opens the cache and puts in order what the last process left.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	s := &Store{
+		dir: filepath.Join(o.Dir, "blobs"), index: o.Index, log: o.Log, fsSpace: o.Free, now: o.Now, limits: o.Limits,
+		step: func(string) {}, open: map[oci.Digest]*entry{}, idle: list.New(),
+		partial: map[oci.Digest]int64{}, touched: map[oci.Digest]index.Use{}, stop: make(chan struct{}),
+	}
+	s.buffers.New = func() any { return new([Size]byte) }
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.fsSpace == nil {
+		s.fsSpace = func() (int64, int64, error) { return diskSpace(s.dir) }
+	}
+	if s.now == nil {
+		s.now = func() time.Time { return time.UnixMilli(s.index.Now()) }
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the cache: %w", err)
+	}
+	var err error
+	if s.lock, err = index.LockDir(s.dir); err != nil {
+		return nil, err
+	}
+	if s.metrics, err = newMetrics(o.Metrics, s); err == nil {
+		err = s.recover(ctx)
+	}
+	if err != nil {
+		s.metrics.unregister()
+		return nil, errors.Join(fmt.Errorf("open the cache: %w", err), s.lock.Close())
+	}
+	s.done.Go(s.flushLoop)
+	return s, nil
+}
+
+// Close writes what is known of uses and lets another process have the
+// directory. What is still open then fails.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.stop)
+	var idle []*entry
+	for s.idle.Len() > 0 {
+		idle = append(idle, s.takeIdle(s.idle.Back().Value.(*entry)))
+	}
+	s.mu.Unlock()
+	s.done.Wait()
+	err := s.flush(context.Background())
+	for _, e := range idle {
+		err = errors.Join(err, s.settle(e))
+	}
+	s.metrics.unregister()
+	return errors.Join(err, s.lock.Close())
+}
+
+// SetLimits changes the limits at once. It removes nothing: the judge does.
+func (s *Store) SetLimits(l Limits) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limits = l
+}
+
+// Limits returns the limits as they are.
+func (s *Store) Limits() Limits {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limits
+}
+
+// SetRoom says who is asked when an admission does not fit.
+func (s *Store) SetRoom(r Room) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.room = r
+}
+
+// Usage tells what the cache takes. FSFree and FSTotal are zero where the file
+// system does not tell.
+func (s *Store) Usage() Usage {
+	free, total, err := s.fsSpace()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.totals
+	u.Quota = s.limits.Quota
+	if err == nil {
+		u.FSFree, u.FSTotal = max(0, free-s.pending), total
+	}
+	return u
+}
+
+// touch counts a use of a blob. It is written later, all of them together.
+func (s *Store) touch(d oci.Digest) {
+	at := s.now().UnixMilli()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.touched[d]
+	s.touched[d] = index.Use{Digest: d, At: at, Uses: u.Uses + 1}
+}
+
+// flush writes the uses that are waiting.
+func (s *Store) flush(ctx context.Context) error {
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	return s.flushLocked(ctx)
+}
+
+func (s *Store) flushLocked(ctx context.Context) error {
+	s.mu.Lock()
+	uses := make([]index.Use, 0, len(s.touched))
+	for _, u := range s.touched {
+		uses = append(uses, u)
+	}
+	clear(s.touched)
+	s.mu.Unlock()
+	return s.index.Touch(ctx, uses)
+}
+
+func (s *Store) flushLoop() {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := s.flush(context.Background()); err != nil {
+				s.log.Warn("uses of cached blobs were not noted", "error", err)
+			}
+		case <-s.stop:
+			return
+		}
+	}
+}
