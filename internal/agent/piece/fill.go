@@ -59,7 +59,7 @@ func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from strin
 	e.came(i, from)
 	e.wake()
 	e.mu.Unlock()
-	s.notePresent(e)
+	s.account(e)
 
 	if err := s.advance(ctx, e, i, p); err != nil {
 		return err
@@ -94,23 +94,17 @@ func (e *entry) came(i int, from string) {
 	e.from[i] = uint16(max(k, 0))
 }
 
-// notePresent keeps the account of what is reserved and not written yet.
-func (s *Store) notePresent(e *entry) {
+// account notes how much of a blob is reserved and not written yet.
+func (s *Store) account(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.partial[e.d]; !ok {
-		return // it was found right meanwhile
-	}
 	e.mu.Lock()
 	present, complete := e.pieces.present(e.size), e.complete
 	e.mu.Unlock()
-	if complete || present < e.size {
-		s.setPresent(e.d, e.size, present)
-		return
+	s.setPresent(e.d, e.size, present)
+	if !complete {
+		s.partial[e.d] = present // also if all is here and was not found right yet
 	}
-	// All is here and not found right yet: it stays among the partial ones.
-	s.setPresent(e.d, e.size, e.size)
-	s.partial[e.d] = e.size
 }
 
 // verdict waits, if all pieces are here, until whoever hashes them has come to
@@ -262,12 +256,7 @@ func (s *Store) drop(e *entry, i int, why error) {
 	}
 	e.wake()
 	e.mu.Unlock()
-	s.mu.Lock()
-	e.mu.Lock()
-	present := e.pieces.present(e.size)
-	e.mu.Unlock()
-	s.setPresent(e.d, e.size, present)
-	s.mu.Unlock()
+	s.account(e)
 	var rowErr error
 	if wasComplete {
 		rowErr = s.index.Become(context.Background(), e.d, index.Partial, 0, "")
@@ -301,9 +290,7 @@ func (s *Store) finish(ctx context.Context, e *entry, epoch int) error {
 	e.wake()
 	e.mu.Unlock()
 	s.step("verified")
-	s.mu.Lock()
-	s.setPresent(e.d, e.size, e.size)
-	s.mu.Unlock()
+	s.account(e)
 	// A small blob that a power failure takes is found out by its checksum and
 	// costs little to get again; waiting for the disk would cost each of them.
 	var err error
@@ -361,9 +348,7 @@ func (s *Store) mismatch(e *entry) error {
 	e.wrong, e.mismatched = wrong, wrong
 	e.wake()
 	e.mu.Unlock()
-	s.mu.Lock()
-	s.setPresent(e.d, e.size, 0)
-	s.mu.Unlock()
+	s.account(e)
 	s.log.Warn("a blob does not match its digest; all of it is dropped", "digest", e.d, "sources", slices.Sorted(maps.Keys(wrong.From)), "error", resetErr)
 	if e.count() == 0 {
 		return wrong // nothing will ever come that could be right
@@ -397,7 +382,7 @@ func (s *Store) resume(ctx context.Context, e *entry) error {
 		next = 0
 	}
 	e.frontier = next
-	s.notePresent(e)
+	s.account(e)
 	var wrong *MismatchError
 	if err := s.advance(ctx, e, -1, nil); err != nil && !errors.As(err, &wrong) {
 		return err
