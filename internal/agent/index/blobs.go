@@ -120,6 +120,14 @@ func changed(d oci.Digest) error {
 	return fault.New(fault.Conflict, "%s has changed since it was looked at", d)
 }
 
+// SetFetched notes what a blob cost to get, and from where it came.
+func (x *Index) SetFetched(ctx context.Context, d oci.Digest, ms int64, source string) error {
+	return x.note(ctx, "note the cost of "+string(d), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET fetch_ms = ?, source = ? WHERE digest = ?", ms, source, string(d))
+		return err
+	})
+}
+
 // SetDeleted notes when the upstream said that the image of these blobs is
 // deleted; 0 takes it back.
 func (x *Index) SetDeleted(ctx context.Context, all []oci.Digest, at int64) error {
