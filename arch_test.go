@@ -51,6 +51,7 @@ var floors = map[string]int{
 	"internal/agent/fetch":          4,
 	"internal/agent/evict":          4,
 	"internal/agent/report":         4,
+	"internal/agent/swarm/plan":     3,
 	"internal/agent/swarm":          4,
 	"internal/agent/mirror":         5,
 	"internal/agent/admin":          5,

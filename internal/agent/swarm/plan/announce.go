@@ -1,0 +1,191 @@
+package plan
+
+import "time"
+
+// Announce is what a node tells the leader of a blob, and what it asks for.
+type Announce struct {
+	Blob    string `json:"blob"`
+	Node    Node   `json:"node"`
+	Zone    string `json:"zone,omitempty"`
+	Pieces  int    `json:"pieces"`
+	Have    Bits   `json:"have,omitzero"`     // everything that is here; nil: as before, and Got
+	Got     []int  `json:"got,omitempty"`     // pieces that came since the last answer
+	Back    []int  `json:"back,omitempty"`    // leases handed back
+	Want    int    `json:"want,omitempty"`    // leases asked for
+	Peers   int    `json:"peers,omitempty"`   // neighbours asked for
+	Lost    []Node `json:"lost,omitempty"`    // members that do not deliver
+	Starved bool   `json:"starved,omitempty"` // nothing to do for want of pieces
+	Done    bool   `json:"done,omitempty"`    // holds everything, wants nothing
+	Leaving bool   `json:"leaving,omitempty"` // holds nothing any more
+}
+
+// Member is a node that wants or holds a blob.
+type Member struct {
+	Node Node   `json:"node"`
+	Zone string `json:"zone,omitempty"`
+}
+
+// Reply is the leader's answer. Times are in milliseconds from its receipt.
+type Reply struct {
+	Lease   []int    `json:"lease,omitempty"`   // pieces to fetch from the origin
+	Peers   []Member `json:"peers,omitempty"`   // neighbours
+	Next    int      `json:"next,omitempty"`    // announce again after
+	Retry   int      `json:"retry,omitempty"`   // ask for leases again after
+	Members int      `json:"members,omitempty"` // nodes that want or hold the blob
+	Holders int      `json:"holders,omitempty"` // of these, nodes that hold all of it
+	Leader  Node     `json:"leader,omitempty"`  // ask this member instead
+}
+
+// Neighbours wanted: below few, more are asked for.
+const (
+	wantPeers = 24
+	fewPeers  = 12
+	// MaxPeers is how many neighbours a download keeps when others choose it.
+	MaxPeers = 2 * wantPeers
+)
+
+// leader is what a Download knows of its dealings with the leader.
+type leader struct {
+	asked   bool
+	next    time.Duration // full announcement due
+	lease   time.Duration // leases may be asked for again
+	starved time.Duration // may complain again
+	alone   time.Duration // may act without a lease again
+	got     Bits          // pieces that the leader knows to be here
+	sent    Bits          // as got will be once the announcement under way is answered
+	back    []int
+	lost    []Node
+	members int
+	holders int
+	// Of the announcement under way, to tell again if it is not answered.
+	sentBack []int
+	sentLost []Node
+}
+
+// ahead returns how many leased pieces the node can fetch in a short while.
+func (d *Download) ahead() int {
+	if d.origin.gap <= 0 {
+		return 2
+	}
+	return max(2, min(int(originAhead/d.origin.gap), originRuns*originRun))
+}
+
+// want returns how many leases to ask for.
+func (d *Download) want(now time.Duration) int {
+	if now < d.origin.retry {
+		return 0
+	}
+	aim := d.ahead()
+	out := d.leased.Count() + d.origin.inflight
+	if out > aim/2 {
+		return 0
+	}
+	return min(aim-out, d.left)
+}
+
+// starving reports whether there is nothing to do although pieces are missing.
+func (d *Download) starving() bool {
+	return d.left > 0 && len(d.flying) == 0 && d.leased.Count() == 0 && !d.anythingFree()
+}
+
+// Announce returns what to tell the leader now, if anything. Until Replied or
+// Unanswered is called it has nothing more to say.
+func (d *Download) Announce(now time.Duration) (Announce, bool) {
+	l := &d.leader
+	if l.asked || d.left == 0 {
+		return Announce{}, false
+	}
+	d.alone(now)
+	want := 0
+	if now >= l.lease {
+		want = d.want(now)
+	}
+	full := now >= l.next
+	starved := now >= l.starved && now >= l.lease && d.starving()
+	if want == 0 && !full && !starved {
+		return Announce{}, false
+	}
+	a := Announce{Blob: d.blob, Node: d.self, Zone: d.zone, Pieces: d.n, Want: want, Back: l.back, Lost: l.lost, Starved: starved}
+	if len(d.list) < fewPeers && (full || starved) && (l.members == 0 || l.members > len(d.list)+1) {
+		a.Peers = wantPeers
+	}
+	l.sent = d.have.Clone()
+	if full || l.got == nil {
+		a.Have = l.sent
+	} else {
+		for k, w := range d.have {
+			fresh := Bits{w &^ l.got[k]}
+			fresh.Each(func(i int) { a.Got = append(a.Got, k<<6+i) })
+		}
+	}
+	l.asked, l.sentBack, l.sentLost, l.back, l.lost = true, l.back, l.lost, nil, nil
+	return a, true
+}
+
+// alone takes a lease that nobody gave, when neither peers nor leader have
+// brought anything for long: a pull works as long as any source has the bytes.
+func (d *Download) alone(now time.Duration) {
+	if now-max(d.progress, d.leader.alone) < starvedAlone || now < d.origin.retry || d.origin.inflight > 0 {
+		return
+	}
+	d.leader.alone = now - starvedAlone + time.Second
+	skip := d.rnd.IntN(max(1, d.left))
+	for pass := 0; pass < 2 && d.leased.Count() < 2; pass++ {
+		for i := 0; i < d.n && d.leased.Count() < 2; i++ {
+			if d.have.Has(i) || d.leased.Has(i) || d.fly[0][i].on && d.fly[1][i].on {
+				continue
+			}
+			if pass == 0 && skip > 0 {
+				skip--
+				continue
+			}
+			d.leased.Set(i)
+			d.taken.Set(i)
+		}
+	}
+}
+
+// Replied takes the leader's answer in.
+func (d *Download) Replied(now time.Duration, r Reply) {
+	l := &d.leader
+	l.asked, l.got, l.sentBack, l.sentLost = false, l.sent, nil, nil
+	l.members, l.holders = r.Members, r.Holders
+	ms := func(n int) time.Duration { return time.Duration(max(0, min(n, 3_600_000))) * time.Millisecond }
+	if now >= l.next {
+		l.next = now + max(ms(r.Next), 100*time.Millisecond)
+	}
+	l.lease = now + ms(r.Retry)
+	l.starved = now + max(starvedAsk, ms(r.Retry))
+	for _, i := range r.Lease {
+		// The leader leases what is on its way from a peer only if it knows of no
+		// good holder: then both sources may race.
+		if i >= 0 && i < d.n && !d.have.Has(i) && !d.flies(i, nil) {
+			d.leased.Set(i)
+			d.taken.Set(i)
+		}
+	}
+	for _, m := range r.Peers {
+		d.AddPeer(m.Node, d.distance(m))
+	}
+}
+
+func (d *Download) distance(m Member) int {
+	if d.zone != "" && m.Zone == d.zone {
+		return SameZone
+	}
+	return Elsewhere
+}
+
+// Unanswered notes that the leader could not be reached. What it was told goes
+// to the next one, with everything that is here.
+func (d *Download) Unanswered(now time.Duration, again time.Duration) {
+	l := &d.leader
+	l.asked, l.got = false, nil
+	l.back, l.lost = append(l.back, l.sentBack...), append(l.lost, l.sentLost...)
+	l.next = now + again
+	l.lease = max(l.lease, now+again)
+}
+
+// Members returns how many nodes want or hold the blob, and how many hold all
+// of it, as the leader said last.
+func (d *Download) Members() (all, holders int) { return d.leader.members, d.leader.holders }

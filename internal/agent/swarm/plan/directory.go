@@ -1,0 +1,355 @@
+package plan
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+)
+
+// Tuning of the Directory.
+const (
+	maxFetchers   = 24 // nodes that read one blob from the origin at once
+	maxLease      = 16 // pieces of one grant
+	suspectFor    = 30 * time.Second
+	announceEvery = time.Second
+	announceEach  = 2 * time.Millisecond // per member: a leader hears at most 500 a second
+	overdueMin    = time.Second
+)
+
+// DirectoryLimits bound what a Directory keeps.
+type DirectoryLimits struct {
+	Blobs   int // entries
+	Members int // recorded for one blob; beyond it a random one makes room
+	TTL     time.Duration
+}
+
+// Directory keeps, for the blobs that this node leads, who wants and holds them
+// and who fetches which piece from the origin. It is not safe for concurrent use.
+type Directory struct {
+	lim     DirectoryLimits
+	rnd     *rand.Rand
+	entries map[string]*entry
+}
+
+type entry struct {
+	pieces  int
+	members map[Node]*member
+	list    []*member
+	copies  []uint16 // by piece: recorded members that have it
+	free    Bits     // neither held nor leased
+	leases  map[int]lease
+	turn    time.Duration // of a leased piece, smoothed
+	came    meter         // leased pieces
+	seen    int           // members ever recorded or turned away, for the sampling
+	used    time.Duration
+}
+
+type lease struct {
+	m  *member
+	at time.Duration
+}
+
+type member struct {
+	Member
+	have    Bits
+	counted bool // have is in entry.copies
+	count   int
+	done    bool
+	at      int
+	seen    time.Duration
+	until   time.Duration // forgotten after
+	suspect time.Duration // not trusted before
+	leases  int
+	granted time.Duration // last grant
+	turn    time.Duration
+	came    meter
+}
+
+// NewDirectory returns an empty directory.
+func NewDirectory(lim DirectoryLimits, rnd *rand.Rand) *Directory {
+	if lim.Blobs <= 0 {
+		lim.Blobs = 20_000
+	}
+	if lim.Members <= 0 {
+		lim.Members = 4096
+	}
+	if lim.TTL <= 0 {
+		lim.TTL = time.Hour
+	}
+	return &Directory{lim: lim, rnd: rnd, entries: map[string]*entry{}}
+}
+
+// Known reports whether somebody announced the blob here lately.
+func (d *Directory) Known(blob string) bool { return d.entries[blob] != nil }
+
+// Len returns how many blobs and members of blobs are recorded.
+func (d *Directory) Len() (blobs, members int) {
+	for _, e := range d.entries {
+		members += len(e.list)
+	}
+	return len(d.entries), members
+}
+
+// Announce records what a node says and answers it. Invalid: the announcement
+// contradicts itself or what others said of the blob.
+func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
+	if a.Blob == "" || a.Node == "" || a.Node == Origin || a.Pieces <= 0 || a.Pieces > MaxPieces {
+		return Reply{}, fault.New(fault.Invalid, "announcement without blob, node or pieces")
+	}
+	e := d.entries[a.Blob]
+	if e == nil {
+		if a.Leaving {
+			return Reply{}, nil
+		}
+		if len(d.entries) >= d.lim.Blobs {
+			d.forgetOldest()
+		}
+		e = &entry{pieces: a.Pieces, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
+		d.entries[a.Blob] = e
+	}
+	if e.pieces != a.Pieces {
+		return Reply{}, fault.New(fault.Invalid, "%s has %d pieces, not %d", a.Blob, e.pieces, a.Pieces)
+	}
+	e.used = now
+	if a.Leaving {
+		e.remove(e.members[a.Node])
+		return Reply{}, nil
+	}
+	m := d.member(now, e, a)
+	e.told(now, m, a)
+	next := max(announceEvery, time.Duration(len(e.list))*announceEach)
+	if a.Done {
+		m.until = now + d.lim.TTL
+		next = d.lim.TTL / 3
+	} else {
+		m.until = now + 3*next + 5*time.Second
+	}
+	r := Reply{Next: int(next.Milliseconds()), Members: len(e.list), Holders: e.holders()}
+	if a.Want > 0 || a.Starved {
+		e.grant(now, m, max(1, a.Want), &r)
+	}
+	if a.Peers > 0 {
+		r.Peers = d.sample(now, e, m, min(a.Peers, 64))
+	}
+	return r, nil
+}
+
+// member returns the record of the announcing node. When the blob has more
+// members than may be recorded, each has the same chance to be among them.
+func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
+	m := e.members[a.Node]
+	if m == nil {
+		m = &member{Member: Member{a.Node, a.Zone}, have: NewBits(e.pieces)}
+		e.seen++
+		if len(e.list) >= d.lim.Members {
+			if d.rnd.IntN(e.seen) >= d.lim.Members {
+				m.seen = now
+				return m
+			}
+			e.remove(e.list[d.rnd.IntN(len(e.list))])
+		}
+		m.at, m.counted = len(e.list), true
+		e.members[a.Node] = m
+		e.list = append(e.list, m)
+	}
+	m.seen = now
+	return m
+}
+
+// told takes in what a member has, has fetched, hands back, and misses.
+func (e *entry) told(now time.Duration, m *member, a Announce) {
+	for _, i := range a.Got {
+		if i >= 0 && i < e.pieces {
+			e.settle(now, m, i)
+			e.gain(m, i)
+		}
+	}
+	if a.Have != nil {
+		have := a.Have.fit(e.pieces)
+		have.Each(func(i int) {
+			e.settle(now, m, i)
+			e.gain(m, i)
+		})
+		m.have.Clone().Each(func(i int) {
+			if !have.Has(i) {
+				e.lose(m, i)
+			}
+		})
+	}
+	if a.Done {
+		FullBits(e.pieces).Each(func(i int) { e.gain(m, i) })
+	}
+	m.done = m.count == e.pieces
+	for _, i := range a.Back {
+		if l, ok := e.leases[i]; ok && l.m == m {
+			e.unlease(i)
+		}
+	}
+	for _, n := range a.Lost {
+		if x := e.members[n]; x != nil && x != m {
+			x.suspect = now + suspectFor
+			e.uncount(x)
+			e.reclaim(x)
+		}
+	}
+	if !m.counted && e.members[m.Node] == m && now >= m.suspect {
+		m.counted = true
+		m.have.Each(func(i int) { e.copies[i]++; e.free.Clear(i) })
+	}
+}
+
+// settle ends the lease of a piece that its holder reports to have.
+func (e *entry) settle(now time.Duration, m *member, i int) {
+	l, ok := e.leases[i]
+	if !ok || l.m != m {
+		return
+	}
+	took := now - l.at
+	smooth(&e.turn, took)
+	smooth(&m.turn, took)
+	e.came.count(now)
+	m.came.count(now)
+	m.leases--
+	delete(e.leases, i)
+}
+
+func smooth(avg *time.Duration, x time.Duration) {
+	if *avg == 0 {
+		*avg = x
+	}
+	*avg += (x - *avg) / 8
+}
+
+func (e *entry) gain(m *member, i int) {
+	if m.have.Has(i) {
+		return
+	}
+	m.have.Set(i)
+	m.count++
+	if m.counted {
+		e.copies[i]++
+		e.free.Clear(i)
+	}
+}
+
+func (e *entry) lose(m *member, i int) {
+	m.have.Clear(i)
+	m.count--
+	if m.counted {
+		e.drop(i)
+	}
+}
+
+func (e *entry) drop(i int) {
+	if e.copies[i]--; e.copies[i] == 0 {
+		if _, leased := e.leases[i]; !leased {
+			e.free.Set(i)
+		}
+	}
+}
+
+func (e *entry) uncount(m *member) {
+	if m.counted {
+		m.counted = false
+		m.have.Each(e.drop)
+	}
+}
+
+func (e *entry) unlease(i int) {
+	l := e.leases[i]
+	l.m.leases--
+	delete(e.leases, i)
+	if e.copies[i] == 0 {
+		e.free.Set(i)
+	}
+}
+
+// reclaim takes all leases of a member back.
+func (e *entry) reclaim(m *member) {
+	if m.leases == 0 {
+		return
+	}
+	for i, l := range e.leases {
+		if l.m == m {
+			e.unlease(i)
+		}
+	}
+}
+
+func (e *entry) remove(m *member) {
+	if m == nil || e.members[m.Node] != m {
+		return
+	}
+	e.uncount(m)
+	e.reclaim(m)
+	last := e.list[len(e.list)-1]
+	e.list[m.at], last.at = last, m.at
+	e.list = e.list[:len(e.list)-1]
+	delete(e.members, m.Node)
+}
+
+func (e *entry) holders() (n int) {
+	for _, m := range e.list {
+		if m.done {
+			n++
+		}
+	}
+	return n
+}
+
+// Gone forgets a node that left the cluster, in all blobs.
+func (d *Directory) Gone(n Node) {
+	for _, e := range d.entries {
+		e.remove(e.members[n])
+	}
+}
+
+// Expire forgets members that were silent for too long, and blobs without members.
+func (d *Directory) Expire(now time.Duration) {
+	for blob, e := range d.entries {
+		for k := len(e.list) - 1; k >= 0; k-- {
+			if m := e.list[k]; now > m.until {
+				e.remove(m)
+			}
+		}
+		if len(e.list) == 0 {
+			delete(d.entries, blob)
+		}
+	}
+}
+
+func (d *Directory) forgetOldest() {
+	oldest := ""
+	for blob, e := range d.entries {
+		if oldest == "" || e.used < d.entries[oldest].used {
+			oldest = blob
+		}
+	}
+	delete(d.entries, oldest)
+}
+
+// sample returns up to n random members other than m: half of them from its
+// zone where there are as many.
+func (d *Directory) sample(now time.Duration, e *entry, m *member, n int) (out []Member) {
+	taken := map[Node]bool{m.Node: true}
+	pick := func(limit int, ok func(*member) bool) {
+		start := d.rnd.IntN(max(1, len(e.list)))
+		tries := min(len(e.list), 8*n)
+		for k := 0; k < tries && len(out) < limit; k++ {
+			x := e.list[(start+k)%len(e.list)]
+			if len(e.list) > 8*n {
+				x = e.list[d.rnd.IntN(len(e.list))]
+			}
+			if !taken[x.Node] && now >= x.suspect && ok(x) {
+				taken[x.Node] = true
+				out = append(out, x.Member)
+			}
+		}
+	}
+	if m.Zone != "" {
+		pick(n/2, func(x *member) bool { return x.Zone == m.Zone })
+	}
+	pick(n, func(*member) bool { return true })
+	return out
+}

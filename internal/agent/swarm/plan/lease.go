@@ -1,0 +1,108 @@
+package plan
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"time"
+)
+
+// grant leases up to want pieces that nobody has or fetches to m. Where none
+// are left, pieces whose fetcher is overdue are leased once more.
+func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
+	fetchers := e.fetchers(now, m)
+	if fetchers > maxFetchers && m.leases == 0 {
+		r.Retry = r.Next
+		return
+	}
+	left := e.free.Count()
+	if wait, slow := e.tooSlow(now, m, left, fetchers); slow {
+		r.Retry = int(wait.Milliseconds())
+		return
+	}
+	n := min(want, maxLease, max(1, left/(2*fetchers)))
+	for k := 0; k < len(e.free) && n > 0; k++ {
+		if e.free[k] == 0 {
+			continue
+		}
+		word := Bits{e.free[k]}
+		word.Each(func(b int) {
+			if i := k<<6 + b; n > 0 && !m.have.Has(i) {
+				e.lease(now, m, i, r)
+				n--
+			}
+		})
+	}
+	if len(r.Lease) > 0 {
+		return
+	}
+	for _, i := range slices.Sorted(maps.Keys(e.leases)) {
+		if l := e.leases[i]; l.m != m && n > 0 && now-l.at > max(overdueMin, 4*e.turn) {
+			e.unlease(i)
+			e.lease(now, m, i, r)
+			n--
+		}
+	}
+	if len(r.Lease) == 0 {
+		r.Retry = max(250, len(e.list)/2)
+	}
+}
+
+func (e *entry) lease(now time.Duration, m *member, i int, r *Reply) {
+	e.free.Clear(i)
+	e.leases[i] = lease{m, now}
+	m.leases++
+	m.granted = now
+	r.Lease = append(r.Lease, i)
+}
+
+// fetchers counts the members that read from the origin, m included.
+func (e *entry) fetchers(now time.Duration, m *member) int {
+	n := 1
+	for _, x := range e.list {
+		if x != m && (x.leases > 0 || x.granted > 0 && now-x.granted < time.Second) && !x.done {
+			n++
+		}
+	}
+	return n
+}
+
+// tooSlow reports whether m brings so much less than its share that the others
+// do better without it, and for how long to keep it waiting: what it brings, it
+// also has to hand on. It gets a piece now and then, to show whether it has
+// become faster, but not near the end.
+func (e *entry) tooSlow(now time.Duration, m *member, left, fetchers int) (time.Duration, bool) {
+	if fetchers < 3 || m.came.since == 0 || now-m.came.since < time.Second {
+		return 0, false
+	}
+	all := e.came.rate(now)
+	if 3*m.came.rate(now)*float64(fetchers) >= all {
+		return 0, false
+	}
+	rest := time.Duration(float64(left) / all * float64(time.Second))
+	if now-m.granted > 2*announceEvery && rest > 4*m.turn {
+		return 0, false
+	}
+	return announceEvery, true
+}
+
+// meter counts events a second, those of the last second or two.
+type meter struct {
+	n     float64
+	at    time.Duration
+	since time.Duration // the first event
+}
+
+func (c *meter) rate(now time.Duration) float64 {
+	c.n *= math.Exp(-(now - c.at).Seconds())
+	c.at = now
+	return c.n
+}
+
+func (c *meter) count(now time.Duration) {
+	if c.since == 0 {
+		c.since = now
+	}
+	c.rate(now)
+	c.n++
+}
