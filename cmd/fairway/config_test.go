@@ -157,10 +157,10 @@ func TestConfig_MistakesOfANodeAreNamedWithTheirPlace(t *testing.T) {
 		"a runtime and none":          {args: []string{"--runtime=none", "--runtime=cri:///x"}, want: []string{"--runtime", "no runtime"}},
 		"a registry that is no URL":   {args: []string{"--registry=ftp://h"}, want: []string{"--registry", "http://127.0.0.1:5000"}},
 		"an upstream with a path":     {environ: "FAIRWAY_NODE_UPSTREAMS=docker.io/library", want: []string{"FAIRWAY_NODE_UPSTREAMS", "docker.io"}},
-		"an upstream at nothing":      {args: []string{"--upstreams=a.test=x"}, want: []string{"--upstreams", "no URL"}},
+		"an upstream at nothing":      {args: []string{"--upstreams=a.test=x"}, want: []string{"--upstreams", "http://HOST"}},
 		"open to the network":         {args: []string{"--listen=0.0.0.0:5001"}, want: []string{"--listen", "--allow-anyone-on-the-network"}},
 		"open to it for Docker":       {args: []string{"--docker-listen=:5002"}, want: []string{"--docker-listen", "--allow-anyone-on-the-network"}},
-		"a name of two words":         {args: []string{"--name=a b"}, want: []string{"--name", "one word"}},
+		"a name of two words":         {args: []string{"--name=a b"}, want: []string{"--name", "no name of a node"}},
 		"a lease of nothing":          {args: []string{"--lease-ttl=0"}, want: []string{"--lease-ttl"}},
 		"a setting of the registry's": {file: "gc:\n  window: 1h\n", want: []string{"f.yaml:1", `no setting "gc"`}},
 	} {

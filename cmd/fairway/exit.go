@@ -93,7 +93,11 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		a.stderr.printf("interrupted\n")
 	case errors.As(err, &unreachable):
 		a.stderr.printf("%s %v\n", a.stderr.red("fairway:"), unreachable)
-		a.stderr.printf("Start one with \"fairway serve\", or name another with --server URL or %s.\n", envServer)
+		if cmd.Flags().Lookup("node") != nil {
+			a.stderr.printf("Start one with \"fairway node\", or name another with --node URL or %s.\n", envNode)
+		} else {
+			a.stderr.printf("Start one with \"fairway serve\", or name another with --server URL or %s.\n", envServer)
+		}
 	default:
 		a.stderr.printf("%s %s\n", a.stderr.red("fairway:"), strings.TrimSpace(err.Error()))
 		if code == exitUsage {

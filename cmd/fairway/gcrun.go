@@ -186,6 +186,7 @@ type progress struct {
 	counted bool                     // what is shown are items, and not parts of a whole
 	bar     *progressbar.ProgressBar // nil until there is something to show
 	max     int64
+	waiting bool
 }
 
 func (a *app) newProgress(counted bool) *progress { return &progress{out: a.stderr, counted: counted} }
@@ -230,7 +231,18 @@ func (p *progress) newBar(total int64) *progressbar.ProgressBar {
 	return progressbar.NewOptions64(total, options...)
 }
 
+// wait shows that something goes on whose end is not known.
+func (p *progress) wait(text string) {
+	if p.out.tty {
+		p.out.printf("%s …\r", text)
+		p.waiting = true
+	}
+}
+
 func (p *progress) clear() {
+	if p.waiting {
+		p.out.printf("\x1b[2K\r") // a terminal that this means nothing to is a rare thing
+	}
 	if p.bar != nil {
 		_ = p.bar.Clear() // as above
 	}

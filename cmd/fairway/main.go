@@ -1,5 +1,5 @@
-// Command fairway is the registry, its collector's command line, and the one
-// place that reads files, flags and environment.
+// Command fairway is the registry, the node's agent, the command line of both,
+// and the one place that reads files, flags and environment.
 package main
 
 import (
@@ -48,6 +48,23 @@ func interruptible() (context.Context, context.CancelFunc) {
 		os.Exit(exitInterrupted)
 	}()
 	return ctx, cancel
+}
+
+// onHangup calls f, one call at a time, whenever a SIGHUP comes, until stop.
+func onHangup(f func()) (stop func()) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		defer close(done)
+		for range signals {
+			f()
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		<-done
+	}
 }
 
 // env returns the value of a variable, "" if it is not set.

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"slices"
+	"cmp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,8 +16,10 @@ func newRoot(a *app) *cobra.Command {
 		Short: "An OCI registry whose garbage collection never gets in the way",
 		Long: `Fairway is an OCI registry that collects its garbage while clients push and
 pull: it blocks nobody, removes nothing that is in use, and can explain and undo
-what it did.`,
+what it did. Its agent caches images beside a container runtime, and never evicts
+what runs.`,
 		Example: `  fairway serve                          # a registry on 127.0.0.1:5000
+  fairway node                           # a cache for this machine on 127.0.0.1:5001
   fairway gc run                         # collect now
   fairway explain team/app:v1            # what keeps this image?`,
 		SilenceErrors: true,
@@ -25,7 +27,8 @@ what it did.`,
 	})
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitCodes + "\n")
-	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(), a.nodesCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(),
+		a.nodesCommand(), a.nodeCommand(), a.cacheCommand(), a.versionCommand())
 	for _, cmd := range everyCommand(root) {
 		if cmd.Long == "" {
 			cmd.Long = cmd.Short + "."
@@ -85,23 +88,33 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// asking is a command that asks a server.
+// asking is a command that asks a server or a node.
 type asking struct {
-	app    *app
-	server string
-	json   bool
+	app  *app
+	url  string
+	json bool
 }
 
+type acting func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error
+
 // asks gives cmd the flags of a command that asks a server.
-func (a *app) asks(cmd *cobra.Command, act func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error) *cobra.Command {
+func (a *app) asks(cmd *cobra.Command, act acting) *cobra.Command {
+	return a.asksAt(cmd, "server", envServer, defaultServer, act)
+}
+
+// asksNode gives cmd the flags of a command that asks a node.
+func (a *app) asksNode(cmd *cobra.Command, act acting) *cobra.Command {
+	return a.asksAt(cmd, "node", envNode, defaultNode, act)
+}
+
+func (a *app) asksAt(cmd *cobra.Command, who, variable, standard string, act acting) *cobra.Command {
 	q := &asking{app: a}
-	cmd.Flags().StringVar(&q.server, "server", "", "`URL` of the server (default "+defaultServer+", or $"+envServer+")")
+	cmd.Flags().StringVar(&q.url, who, "", "`URL` of the "+who+" (default "+standard+", or $"+variable+")")
 	cmd.Flags().BoolVar(&q.json, "json", false, "print JSON for programs")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		server := slices.DeleteFunc([]string{q.server, a.env(envServer), defaultServer}, func(s string) bool { return s == "" })[0]
-		c, err := adminclient.New(server)
+		c, err := adminclient.New(cmp.Or(q.url, a.env(variable), standard))
 		if err != nil {
-			return usagef("--server %w", err)
+			return usagef("--%s %w", who, err)
 		}
 		c.Raw = q.json
 		return act(cmd, args, q, c)
@@ -109,4 +122,7 @@ func (a *app) asks(cmd *cobra.Command, act func(cmd *cobra.Command, args []strin
 	return cmd
 }
 
-const defaultServer = "http://127.0.0.1:5000"
+const (
+	defaultServer = "http://127.0.0.1:5000"
+	defaultNode   = "http://127.0.0.1:5001"
+)

@@ -33,15 +33,20 @@ type Client struct {
 	// in any case.
 	Raw bool
 
-	server string
+	server string // as people call it
+	base   string // of the URLs of requests
 	http   *http.Client
 }
 
 // ErrServer says that the text given for a server is no URL of one.
-var ErrServer = errors.New("it is no server URL; want for example http://127.0.0.1:5000")
+var ErrServer = errors.New("it is no server URL; want for example http://127.0.0.1:5000 or unix:///run/fairway/admin.sock")
 
-// New returns a client of server: a URL, or HOST:PORT for http.
+// New returns a client of server: a URL, HOST:PORT for http, or unix:///PATH
+// for a socket.
 func New(server string) (*Client, error) {
+	if path, ok := strings.CutPrefix(server, "unix://"); ok {
+		return newUnix(server, path)
+	}
 	if !strings.Contains(server, "://") {
 		server = "http://" + server
 	}
@@ -55,7 +60,20 @@ func New(server string) (*Client, error) {
 		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     time.Minute,
 	}
-	return &Client{server: strings.TrimSuffix(u.String(), "/"), http: &http.Client{Transport: transport}}, nil
+	base := strings.TrimSuffix(u.String(), "/")
+	return &Client{server: base, base: base, http: &http.Client{Transport: transport}}, nil
+}
+
+func newUnix(server, path string) (*Client, error) {
+	if !strings.HasPrefix(path, "/") {
+		return nil, fmt.Errorf("%q: %w", server, ErrServer)
+	}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	transport := &http.Transport{
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) },
+		IdleConnTimeout: time.Minute,
+	}
+	return &Client{server: server, base: "http://localhost", http: &http.Client{Transport: transport}}, nil
 }
 
 const dialTimeout = 10 * time.Second
@@ -111,7 +129,7 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.server+"/api/v1"+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/api/v1"+path, body)
 	if err != nil {
 		return fmt.Errorf("make the request: %w", err)
 	}

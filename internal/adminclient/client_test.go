@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -22,7 +24,7 @@ func TestNew_TakesURLsAndHostPort(t *testing.T) {
 			t.Errorf("New(%q): %v; want server %s", text, err, want)
 		}
 	}
-	for _, text := range []string{"", "ftp://h", "http://", "http://h?x=1", "http://[::1"} {
+	for _, text := range []string{"", "ftp://h", "http://", "http://h?x=1", "http://[::1", "unix://relative.sock", "unix://"} {
 		if _, err := New(text); !errors.Is(err, ErrServer) {
 			t.Errorf("New(%q): error %v, want ErrServer", text, err)
 		}
@@ -51,6 +53,33 @@ func TestCall_SendsAndDecodesJSON(t *testing.T) {
 	}
 	if want := "POST /api/v1/gc/runs?x=1 application/json"; out.Saw != want {
 		t.Errorf("the server saw %q, want %q", out.Saw, want)
+	}
+}
+
+func TestCall_OverASocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	c, err := New("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var u *Unreachable
+	if err := c.Call(t.Context(), "GET", "/x", nil, nil); !errors.As(err, &u) || !strings.Contains(err.Error(), "unix://"+path) {
+		t.Errorf("nobody there: %v", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, `{"saw":"%s %s"}`, r.Method, r.URL.RequestURI())
+	}))
+	srv.Listener = ln
+	srv.Start()
+	defer srv.Close()
+	var out struct{ Saw string }
+	if err := c.Call(t.Context(), "PUT", "/x?y=1", struct{}{}, &out); err != nil || out.Saw != "PUT /api/v1/x?y=1" {
+		t.Errorf("the server saw %q, %v", out.Saw, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -59,7 +60,7 @@ func Default() Config {
 		Low:           80,
 		Floor:         1 << 30,
 		Warm:          unit.Duration(24 * time.Hour),
-		Deleted:       unit.Duration(time.Hour),
+		Deleted:       unit.Duration(24 * time.Hour),
 		TagTTL:        unit.Duration(30 * time.Second),
 		StaleMax:      unit.Duration(24 * time.Hour),
 		GrantTTL:      unit.Duration(5 * time.Minute),
@@ -86,7 +87,7 @@ func (c Config) Validate() error {
 			return err
 		}
 	}
-	if _, err := c.upstreams(); err != nil {
+	if _, _, err := c.upstreams(); err != nil {
 		return err
 	}
 	if c.Name != "" && !nodeapi.IsName(c.Name) {
@@ -141,46 +142,33 @@ func registryURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// upstream is a registry that may be pulled from.
-type upstream struct {
-	name string // as a runtime says it in ns: docker.io, 127.0.0.1:5000
-	url  *url.URL
-}
+// dockerHub is what is meant by images without a registry at docker_listen.
+const dockerHub = "docker.io"
 
-// upstreams are those of the setting and the registry, which is the first.
-func (c Config) upstreams() ([]upstream, error) {
-	var all []upstream
+// upstreams are the registries that may be pulled from, by the names that
+// runtimes give them, and the name of the one of requests without.
+func (c Config) upstreams() (bases map[string]*url.URL, standard string, err error) {
+	bases = map[string]*url.URL{}
 	if c.Registry != "" {
 		u, err := registryURL(c.Registry)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		all = append(all, upstream{u.Host, u})
+		standard = strings.ToLower(u.Host)
+		bases[standard] = u
 	}
-	for _, text := range c.Upstreams {
-		name, at, given := strings.Cut(text, "=")
-		if name == "" || strings.ContainsAny(name, "/@ ") {
-			return nil, setting.Errorf("upstreams", "%q is no name of a registry; want for example docker.io, or registry.example:5000=http://10.0.0.7:5000", text)
-		}
-		if !given {
-			at = "https://" + wellKnownHost(name)
-		}
-		u, err := url.Parse(at)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, setting.Errorf("upstreams", "%q is no URL of a registry; want for example https://registry.example", at)
-		}
-		all = append(all, upstream{name, u})
+	list := c.Upstreams
+	if c.DockerListen != "" {
+		list = append(setting.List{dockerHub}, list...) // which may say where it is instead
 	}
-	return all, nil
-}
-
-// wellKnownHost is where the images of a name are served. Docker Hub's are not
-// at its own name.
-func wellKnownHost(name string) string {
-	if name == "docker.io" {
-		return "registry-1.docker.io"
+	for _, text := range list {
+		name, u, err := ociclient.ParseUpstream(text)
+		if err != nil {
+			return nil, "", setting.Errorf("upstreams", "%v", err)
+		}
+		bases[name] = u
 	}
-	return name
+	return bases, standard, nil
 }
 
 func (c Config) adminSocket() string {
@@ -188,4 +176,10 @@ func (c Config) adminSocket() string {
 		return c.AdminSocket
 	}
 	return filepath.Join(c.Data, "admin.sock")
+}
+
+// Limits are those of the settings that hold without a restart.
+func (c Config) Limits() nodeapi.LimitsRequest {
+	quota, margin, high, low := int64(c.Quota), int64(c.Margin), float64(c.High), float64(c.Low)
+	return nodeapi.LimitsRequest{QuotaBytes: &quota, HighPercent: &high, LowPercent: &low, MarginBytes: &margin}
 }

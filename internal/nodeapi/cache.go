@@ -6,17 +6,19 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The agent's admin API, below /api/v1 on its socket:
+// The agent's admin API, below /api/v1 on its socket, and on its listener where
+// that is loopback:
 //
-//	GET    /status             Status
-//	GET    /cache              CacheList
-//	GET    /cache/{digest}     Verdict: why it stays or would go
-//	GET    /cache/plan         Plan: what an eviction would do
-//	POST   /cache/evict        Evicted: does it
-//	GET    /events             EventList
-//	GET    /pins               PinList
-//	POST   /pins               PinRequest → Pin
-//	DELETE /pins?ref=REF       204
+//	GET    /status                  Status
+//	GET    /cache                   CacheList
+//	GET    /cache/explain?digest=D  Verdict: why it stays or would go
+//	POST   /cache/gc                GCRequest → Evicted, or Plan of a dry run
+//	GET    /events                  EventList
+//	GET    /pins                    PinList
+//	PUT    /pins                    PinRequest → Pin
+//	DELETE /pins?ref=REF            204
+//	GET    /limits                  Limits
+//	PUT    /limits                  LimitsRequest → Limits
 
 // Tiers of a blob.
 const (
@@ -54,11 +56,33 @@ type Verdict struct {
 	SizeBytes int64         `json:"size_bytes"` // that its eviction would free
 	Tier      string        `json:"tier"`
 	Evict     bool          `json:"evict"`
+	Why       string        `json:"why"`    // one word
 	Reason    string        `json:"reason"` // one sentence
 	Value     float64       `json:"value"`  // the least valuable of a tier goes first
 	Images    []string      `json:"images"`
 	PinnedBy  []string      `json:"pinned_by"`
 	UsedAt    time.Time     `json:"used_at"`
+}
+
+// GCRequest asks for an eviction, or what it would do.
+type GCRequest struct {
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Limits bound the cache, until the agent is started again or told others.
+type Limits struct {
+	QuotaBytes  int64   `json:"quota_bytes"` // that holds; a share of the file system where the setting is 0
+	HighPercent float64 `json:"high_percent"`
+	LowPercent  float64 `json:"low_percent"`
+	MarginBytes int64   `json:"margin_bytes"`
+}
+
+// LimitsRequest changes limits. What is not given stays.
+type LimitsRequest struct {
+	QuotaBytes  *int64   `json:"quota_bytes,omitempty"` // 0: a share of the file system
+	HighPercent *float64 `json:"high_percent,omitempty"`
+	LowPercent  *float64 `json:"low_percent,omitempty"`
+	MarginBytes *int64   `json:"margin_bytes,omitempty"`
 }
 
 // Plan is an eviction that has not been done.
