@@ -48,7 +48,7 @@ func (b *body) align(res *ociclient.Response, size, from, to int64) error {
 	}
 	if res.Status != 206 {
 		if b.size = res.Size; b.size >= 0 && size >= 0 && b.size != size {
-			return fmt.Errorf("%w: %d instead of %d", errLength, b.size, size)
+			return fmt.Errorf("%w: %d instead of %d", ErrWrongLength, b.size, size)
 		}
 	}
 	if to < 0 {
@@ -58,11 +58,11 @@ func (b *body) align(res *ociclient.Response, size, from, to int64) error {
 	}
 	if to >= 0 {
 		if have := at + res.Size; res.Size >= 0 && have < to {
-			return fmt.Errorf("%w: they end at %d instead of %d", errLength, have, to)
+			return fmt.Errorf("%w: they end at %d instead of %d", ErrWrongLength, have, to)
 		}
 	}
 	if _, err := io.CopyN(io.Discard, b, from-at); err != nil {
-		return fmt.Errorf("%w: they end before %d", errLength, from)
+		return fmt.Errorf("%w: they end before %d", ErrWrongLength, from)
 	}
 	if to >= 0 {
 		b.left = to - from

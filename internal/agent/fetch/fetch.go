@@ -120,6 +120,13 @@ func (f *Fetcher) Get(ctx context.Context, w Want) (*piece.Blob, error) {
 	if err != nil || b.Complete() {
 		return b, err
 	}
+	if w.Size >= 0 && w.Size != b.Size() {
+		// Some manifest said otherwise before. Which one is right shows only when
+		// the bytes are here.
+		err := fmt.Errorf("fetch %s: its download is for %d bytes and not %d: %w", w.Digest, b.Size(), w.Size, ErrWrongLength)
+		b.Close()
+		return nil, err
+	}
 	if err := f.join(ctx, w); err != nil {
 		b.Close()
 		return nil, err

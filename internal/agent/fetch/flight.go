@@ -11,9 +11,22 @@ import (
 	"github.com/fairway-registry/fairway/internal/fault"
 )
 
+// ErrClosing says that the node begins no more downloads.
+var ErrClosing error = fault.New(fault.Busy, "the node is shutting down")
+
+// IsStalled reports that a download ended because an upstream sent nothing any more.
+func IsStalled(err error) bool { return errors.Is(err, errStalled) }
+
+// IsWrongContent reports that a source sent something else than was asked for.
+func IsWrongContent(err error) bool {
+	var mismatch *piece.MismatchError
+	return errors.As(err, &mismatch) || errors.Is(err, ErrMismatch) || errors.Is(err, ErrWrongLength)
+}
+
 // flight is the one download of a blob.
 type flight struct {
-	want    Want
+	want    Want   // of the one on whose behalf it is made
+	others  []Want // of those who joined and might be let in elsewhere; guarded by Fetcher.mu
 	b       *piece.Blob
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -28,11 +41,12 @@ func (f *Fetcher) join(ctx context.Context, w Want) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return fault.New(fault.Busy, "the node is shutting down")
+		return ErrClosing
 	}
 	fl, ok := f.flights[w.Digest]
 	if ok {
 		f.metrics.joined.Inc()
+		fl.others = append(fl.others, w)
 	} else {
 		// The download has its own handle, so that it does not end with the asker's.
 		b, err := f.o.Store.Open(ctx, w.Digest)
@@ -74,16 +88,48 @@ func (f *Fetcher) abandon(fl *flight) {
 func (f *Fetcher) fly(fl *flight) {
 	f.metrics.inFlight.Inc()
 	defer f.metrics.inFlight.Dec()
+	if release, ok := fl.b.Filling(); ok {
+		defer release()
+	}
 	began := f.o.Now()
-	err := f.fill(fl)
-	if err == nil {
-		f.note(fl, began)
-	} else {
+	for {
+		err := f.fill(fl)
+		if err == nil {
+			f.note(fl, began)
+		} else if f.next(fl, err) {
+			continue
+		}
+		f.land(fl, err)
+		return
+	}
+}
+
+// next goes on on behalf of another who waits, if what went wrong was that the
+// upstream refused the one before. A repository's refusal is no other's.
+func (f *Fetcher) next(fl *flight, err error) bool {
+	if !isStatus(err) || fl.ctx.Err() != nil {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for len(fl.others) > 0 {
+		w := fl.others[0]
+		fl.others = fl.others[1:]
+		if w.Namespace != fl.want.Namespace || w.Repo != fl.want.Repo || w.Authorization != fl.want.Authorization {
+			fl.want = w
+			return true
+		}
+	}
+	return false
+}
+
+// land ends a download. Under the lock, so that who waits for it hears of its
+// end before anybody begins the next.
+func (f *Fetcher) land(fl *flight, err error) {
+	if err != nil {
 		f.o.Log.Warn("a blob could not be fetched", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "repository", fl.want.Repo,
 			"missing_pieces", len(fl.b.Missing()), "err", err)
 	}
-	// Under the lock, so that who waits for this download hears of its end
-	// before anybody begins the next.
 	f.mu.Lock()
 	if err != nil {
 		fl.b.Failed(err)
@@ -132,6 +178,9 @@ func (f *Fetcher) note(fl *flight, began time.Time) {
 	if err := f.o.Index.SetFetched(ctx, fl.want.Digest, took.Milliseconds(), *fl.source.Load()); err != nil {
 		f.o.Log.Warn("the cost of a blob could not be noted", "digest", fl.want.Digest, "err", err)
 	}
+	if err := f.learn(ctx, fl.b); err != nil {
+		f.o.Log.Warn("the layers of a config could not be noted", "digest", fl.want.Digest, "err", err)
+	}
 	f.o.Log.Info("fetched", "digest", fl.want.Digest, "bytes", fl.b.Size(), "source", *fl.source.Load(), "ms", took.Milliseconds())
 }
 
@@ -155,7 +204,7 @@ func kind(err error) string {
 		return "mismatch"
 	case errors.Is(err, errStalled):
 		return "stalled"
-	case errors.Is(err, errLength):
+	case errors.Is(err, ErrWrongLength):
 		return "length"
 	case isStatus(err):
 		return "status"

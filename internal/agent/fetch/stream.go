@@ -90,7 +90,7 @@ func (v *Verified) part(at int64, p []byte) []byte {
 
 func (v *Verified) check(sum hash.Hash, at int64) error {
 	if v.size >= 0 && at != v.size {
-		return fmt.Errorf("stream %s through: %w", v.digest, errLength)
+		return fmt.Errorf("stream %s through: %w", v.digest, ErrWrongLength)
 	}
 	if oci.Digest(string(v.digest.Algorithm())+":"+fmt.Sprintf("%x", sum.Sum(nil))) != v.digest {
 		if v.failed != nil {

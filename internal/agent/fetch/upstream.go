@@ -16,8 +16,8 @@ import (
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
-// errLength says that an upstream sent another number of bytes than the blob has.
-var errLength = errors.New("the upstream sends another number of bytes than the blob has")
+// ErrWrongLength says that an upstream sends another number of bytes than the blob has.
+var ErrWrongLength = errors.New("the upstream sends another number of bytes than the blob has")
 
 func isStatus(err error) bool {
 	var status *ociclient.StatusError
@@ -230,7 +230,7 @@ func (u *Upstream) run(ctx context.Context, w Want, b *piece.Blob, first, last i
 func readPiece(src io.Reader, b *piece.Blob, i int, buf []byte) error {
 	_, err := io.ReadFull(src, buf)
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return errLength
+		return ErrWrongLength
 	}
 	return err
 }

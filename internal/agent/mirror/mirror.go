@@ -5,12 +5,16 @@ import (
 	"net/http"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
@@ -35,15 +39,42 @@ type Options struct {
 // Mirror serves /v2/. Give it every path that begins with /v2, as the client
 // sent it.
 type Mirror struct {
-	o Options
+	o         Options
+	rights    *rights
+	tags      *lru.Cache[tagKey, resolved]
+	questions singleflight.Group // to upstreams
+	outages   outages
+	metrics   *metrics
+	routes    [endpoints]*httpserve.Route
 }
+
+// headerSource says where an answer came from: one of these, or a holder's name.
+const (
+	headerSource   = "Fairway-Source"
+	sourceCache    = "cache"
+	sourceUpstream = "upstream"
+	sourceStale    = "stale"
+)
 
 // New returns a Mirror.
 func New(o Options) *Mirror {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Mirror{o: o}
+	tags, err := lru.New[tagKey, resolved](tagsMax)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	m := &Mirror{
+		o: o, tags: tags, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.Now),
+		outages: outages{last: map[string]time.Time{}},
+	}
+	if o.Observer != nil {
+		for e, name := range names {
+			m.routes[e] = o.Observer.Route(name)
+		}
+	}
+	return m
 }
 
 // ServeHTTP answers for the default upstream.
@@ -56,5 +87,55 @@ func (m *Mirror) For(upstream string) http.Handler {
 }
 
 func (m *Mirror) serve(w http.ResponseWriter, r *http.Request, def string) {
-	http.Error(w, "not yet", http.StatusServiceUnavailable)
+	e, name, last := split(r.URL.Path)
+	httpserve.Mark(w, m.routes[e])
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if err := m.act(w, r, e, name, last, def); err != nil {
+		m.fail(w, r, err)
+	}
+}
+
+// act answers a request, or returns an error and has written nothing.
+func (m *Mirror) act(w http.ResponseWriter, r *http.Request, e endpoint, name, last, def string) error {
+	if e == noEndpoint {
+		return fault.New(fault.NotFound, "the API has no such path").WithCode(oci.CodeUnsupported)
+	}
+	if e == apiWrite || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		return &methodError{fault.New(fault.Invalid, "this is a node's mirror, which can only be pulled from: push to the registry itself").WithCode(oci.CodeUnsupported)}
+	}
+	if e == apiBase {
+		return base(w, r)
+	}
+	a, err := m.target(r, name, def)
+	if err != nil {
+		return err
+	}
+	switch e {
+	case apiManifest:
+		return m.manifest(w, r, a, last)
+	case apiBlob:
+		return m.blob(w, r, a, last)
+	case apiTags:
+		return m.list(w, r, a, "tags/list")
+	default:
+		d, err := oci.ParseDigest(last)
+		if err != nil {
+			return err
+		}
+		return m.list(w, r, a, "referrers/"+string(d))
+	}
+}
+
+// base is dist-spec v1.1 §Determining Support. It lets everybody in: which of
+// the upstreams would ask for credentials shows when one is asked.
+func base(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", "2")
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte("{}")) // a client that is gone needs no answer
+	}
+	return nil
 }

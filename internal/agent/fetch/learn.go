@@ -1,0 +1,60 @@
+package fetch
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/image-spec/identity"
+
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// configMax bounds a config that is read for its layers, in bytes.
+const configMax = 8 << 20
+
+// learn notes what the layers of a config add up to: all that some runtimes
+// tell of a container is the chain ID of its root file system.
+func (f *Fetcher) learn(ctx context.Context, b *piece.Blob) error {
+	if b.Size() > configMax {
+		return nil
+	}
+	parents, err := f.o.Index.ManifestsOfConfig(ctx, b.Digest())
+	if err != nil || len(parents) == 0 {
+		return err
+	}
+	rc := b.NewReader(ctx, 0, -1)
+	defer func() { _ = rc.Close() }() // it was only read
+	content, err := io.ReadAll(rc)
+	if err != nil {
+		return fmt.Errorf("read config %s: %w", b.Digest(), err)
+	}
+	chain, ok := chainOf(content)
+	if !ok {
+		return nil // an artifact's config
+	}
+	return f.o.Index.SetChain(ctx, b.Digest(), chain)
+}
+
+// chainOf is the chain ID (image-spec v1.1 §Layer ChainID) of a config's layers.
+func chainOf(config []byte) (oci.Digest, bool) {
+	var c struct {
+		RootFS struct {
+			DiffIDs []string `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if json.Unmarshal(config, &c) != nil || len(c.RootFS.DiffIDs) == 0 {
+		return "", false
+	}
+	ids := make([]oci.Digest, len(c.RootFS.DiffIDs))
+	for i, s := range c.RootFS.DiffIDs {
+		d, err := oci.ParseDigest(s)
+		if err != nil {
+			return "", false
+		}
+		ids[i] = d
+	}
+	return identity.ChainID(ids), true
+}

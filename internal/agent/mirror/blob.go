@@ -1,0 +1,340 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
+)
+
+// blob is dist-spec v1.1 §Pulling blobs and §Checking if content exists.
+func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, a access, last string) error {
+	d, err := oci.ParseDigest(last)
+	if err != nil {
+		return err
+	}
+	p := &pull{m: m, w: w, r: r, began: m.o.Now(), n: -1}
+	may, err := m.mayRead(r.Context(), a, d, apiBlob)
+	if err != nil {
+		return err
+	}
+	p.want = fetch.Want{
+		Digest: d, Size: may.size, MediaType: may.mediaType, Namespace: a.ns, Repo: a.repo,
+		Authorization: a.auth, Private: !may.public,
+	}
+	if etagIn(r.Header.Values("If-None-Match"), `"`+string(d)+`"`) {
+		p.describe()
+		w.Header().Del("Content-Type")
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	if r.Method == http.MethodHead {
+		return p.head(r.Context())
+	}
+	return p.get(r.Context())
+}
+
+// pull is one request for a blob.
+type pull struct {
+	m     *Mirror
+	w     http.ResponseWriter
+	r     *http.Request
+	want  fetch.Want
+	began time.Time
+
+	source string
+	begun  bool          // the header is sent
+	ttfb   time.Duration // until then
+	off, n int64         // the part wanted; n < 0: to the end, wherever that is
+	sent   int64
+	broken error // the client's end of the connection
+}
+
+// describe sets what all answers about a blob have in common.
+func (p *pull) describe() {
+	header := p.w.Header()
+	header.Set("Docker-Content-Digest", string(p.want.Digest))
+	header.Set("Etag", `"`+string(p.want.Digest)+`"`)
+	header.Set("Content-Type", "application/octet-stream")
+	if p.want.Size >= 0 {
+		header.Set("Accept-Ranges", "bytes")
+	}
+}
+
+func (p *pull) head(ctx context.Context) error {
+	p.source = sourceUpstream
+	if b, err := p.m.o.Store.Open(ctx, p.want.Digest); err == nil {
+		if b.Complete() {
+			p.want.Size, p.source = b.Size(), sourceCache
+		}
+		b.Close()
+	}
+	if err := p.size(ctx); err != nil {
+		return err
+	}
+	p.describe()
+	header := p.w.Header()
+	header.Set(headerSource, p.source)
+	if p.want.Size >= 0 {
+		header.Set("Content-Length", strconv.FormatInt(p.want.Size, 10))
+	}
+	p.m.metrics.requests.WithLabelValues("blob", p.source).Inc()
+	p.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// size asks the upstream how large the blob is, if nobody here knows. An
+// upstream that does not say so in its header is no error.
+func (p *pull) size(ctx context.Context) error {
+	if p.want.Size >= 0 {
+		return nil
+	}
+	client, ok := p.m.o.Upstreams.Client(p.want.Namespace)
+	if !ok {
+		return notConfigured(p.want.Namespace)
+	}
+	res, err := p.m.ask(ctx, client, p.want.Namespace, func() (*ociclient.Response, error) {
+		return client.Blob(ctx, string(p.want.Repo), p.want.Digest, nil, p.want.Authorization, true)
+	})
+	if err != nil {
+		return err
+	}
+	_ = res.Body.Close() // an answer to HEAD
+	p.want.Size = res.Size
+	return nil
+}
+
+// rereadMax bounds how often a blob is fetched again because the cache finds
+// pieces of it corrupt while they are read.
+const rereadMax = 3
+
+func (p *pull) get(ctx context.Context) error {
+	err := p.once(ctx)
+	for again := 0; again < rereadMax && p.broken == nil && errors.Is(err, piece.ErrCorrupt); again++ {
+		p.m.metrics.refetch.Inc()
+		p.m.o.Log.Warn("a blob in the cache was corrupt; fetching it again", "digest", p.want.Digest, "at", p.off+p.sent)
+		err = p.once(ctx)
+	}
+	if err == nil {
+		p.begin() // an empty blob has no first byte
+	}
+	p.account(err)
+	switch {
+	case err == nil:
+		return nil
+	case !p.begun:
+		return err
+	}
+	// The client has a header that promises more: only a broken connection tells
+	// it that this is not the blob.
+	httpserve.Note(p.w, err)
+	panic(http.ErrAbortHandler)
+}
+
+// once hands the blob out from the nearest place that has it, beginning with the
+// first byte that is not sent yet.
+func (p *pull) once(ctx context.Context) error {
+	b, err := p.m.o.Store.Open(ctx, p.want.Digest)
+	if err == nil {
+		if b.Complete() {
+			defer b.Close()
+			return p.fromCache(ctx, b, sourceCache)
+		}
+		b.Close()
+	} else if !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok && p.sent == 0 {
+		return p.through(v, holder)
+	}
+	if err := p.size(ctx); err != nil {
+		return err
+	}
+	if p.want.Size >= 0 {
+		b, err = p.m.o.Fetch.Get(ctx, p.want)
+		if err == nil {
+			defer b.Close()
+			return p.fromCache(ctx, b, "")
+		}
+		if !errors.Is(err, fault.Full) && !errors.Is(err, fetch.ErrWrongLength) {
+			return err
+		}
+	}
+	if p.sent > 0 {
+		return err
+	}
+	v, err := p.m.o.Fetch.Stream(ctx, p.want)
+	if err != nil {
+		return err
+	}
+	return p.through(v, sourceUpstream)
+}
+
+// fromCache follows a blob that is in the cache or on its way there. source is
+// "" in the latter case: who brings it shows when it comes.
+func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) error {
+	if !p.begun {
+		p.source, p.want.Size = source, b.Size()
+		if err := p.slice(); err != nil {
+			return err
+		}
+	}
+	rc := b.NewReader(ctx, p.off+p.sent, p.n-p.sent)
+	defer func() { _ = rc.Close() }() // it was only read
+	_, err := io.Copy(p, rc)
+	return err
+}
+
+// through hands out a blob that is not kept.
+func (p *pull) through(v *fetch.Verified, source string) error {
+	defer func() { _ = v.Close() }() // it was only read
+	p.source, p.want.Size = source, v.Size()
+	if err := p.slice(); err != nil {
+		return err
+	}
+	v.Slice(p.off, p.n)
+	_, err := v.WriteTo(p)
+	return err
+}
+
+// slice reads the Range header (RFC 9110 §14.2). One range is served; several,
+// a unit that is not known, or a range of a blob whose size is not known, are
+// ignored, as is one that is meant for other content.
+func (p *pull) slice() error {
+	size := p.want.Size
+	p.off, p.n = 0, size
+	lines := p.r.Header.Values("Range")
+	if len(lines) != 1 || size < 0 {
+		return nil
+	}
+	if cond := p.r.Header.Get("If-Range"); cond != "" && cond != `"`+string(p.want.Digest)+`"` {
+		return nil
+	}
+	unit, set, ok := strings.Cut(lines[0], "=")
+	if !ok || !strings.EqualFold(strings.TrimSpace(unit), "bytes") || strings.Contains(set, ",") {
+		return nil
+	}
+	first, n, ok := parseRange(strings.TrimSpace(set), size)
+	if !ok {
+		p.w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
+		return &rangeError{fault.New(fault.Invalid, "range %.64q cannot be satisfied; the blob has %d bytes", lines[0], size).WithCode(oci.CodeSizeInvalid)}
+	}
+	p.off, p.n = first, n
+	p.w.Header().Set("Content-Range", "bytes "+strconv.FormatInt(first, 10)+"-"+strconv.FormatInt(first+n-1, 10)+"/"+strconv.FormatInt(size, 10))
+	return nil
+}
+
+// parseRange reads first-last, first- or -length.
+func parseRange(s string, size int64) (first, n int64, ok bool) {
+	a, b, ok := strings.Cut(s, "-")
+	if !ok {
+		return 0, 0, false
+	}
+	if a == "" {
+		length, ok := number(b)
+		length = min(length, size)
+		return size - length, length, ok && length > 0
+	}
+	first, ok = number(a)
+	last := size - 1
+	if b != "" && ok {
+		if last, ok = number(b); ok {
+			ok, last = last >= first, min(last, size-1)
+		}
+	}
+	return first, last - first + 1, ok && first < size
+}
+
+// number reads decimal digits, which ParseInt alone does not insist on.
+func number(s string) (int64, bool) {
+	for i := 0; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil
+}
+
+// begin sends the header, once. It is late, so that what goes wrong before the
+// first byte has a status of its own.
+func (p *pull) begin() {
+	if p.begun {
+		return
+	}
+	p.begun = true
+	if p.source == "" {
+		if p.source = p.m.o.Fetch.Source(p.want); p.source == "" {
+			p.source = sourceCache // it was complete before this request saw any of it
+		}
+	}
+	p.describe()
+	header := p.w.Header()
+	header.Set(headerSource, p.source)
+	status := http.StatusOK
+	if header.Get("Content-Range") != "" {
+		status = http.StatusPartialContent
+	}
+	if p.n >= 0 {
+		header.Set("Content-Length", strconv.FormatInt(p.n, 10))
+	}
+	p.ttfb = p.m.o.Now().Sub(p.began)
+	p.w.WriteHeader(status)
+}
+
+// Write implements io.Writer.
+func (p *pull) Write(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	p.begin()
+	n, err := p.w.Write(b)
+	if p.sent += int64(n); err != nil {
+		p.broken = err
+	}
+	return n, err
+}
+
+// ReadFrom lets a file go to the socket without a copy.
+func (p *pull) ReadFrom(src io.Reader) (int64, error) {
+	to, ok := p.w.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{p}, src)
+	}
+	p.begin()
+	n, err := to.ReadFrom(src)
+	p.sent += n
+	return n, err
+}
+
+// account counts and logs a pull when it is over.
+func (p *pull) account(err error) {
+	source := p.source
+	if source == "" {
+		source = sourceUpstream
+	}
+	p.m.metrics.requests.WithLabelValues("blob", source).Inc()
+	p.m.metrics.bytes.WithLabelValues(source).Add(float64(p.sent))
+	attrs := []any{
+		"digest", p.want.Digest, "upstream", p.want.Namespace, "repository", p.want.Repo, "source", source,
+		"bytes", p.sent, "ms", p.m.o.Now().Sub(p.began).Milliseconds(), "ttfb_ms", p.ttfb.Milliseconds(),
+	}
+	switch {
+	case err == nil:
+		p.m.o.Log.Info("pulled", attrs...)
+	case p.broken != nil || p.r.Context().Err() != nil:
+		p.m.o.Log.Info("a client left in the middle of a pull", attrs...)
+	case p.begun:
+		p.m.o.Log.Error("a pull was cut off", append(attrs, "err", err)...)
+	}
+}

@@ -1,0 +1,285 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
+)
+
+// manifestTypes are accepted where the runtime does not say what it accepts.
+var manifestTypes = []string{oci.MediaTypeIndex, oci.MediaTypeImage, oci.MediaTypeDockerList, oci.MediaTypeDockerImage, "*/*"}
+
+// document is a manifest's bytes and what goes with them.
+type document struct {
+	digest    oci.Digest
+	mediaType string
+	content   []byte
+	source    string
+}
+
+// manifest is dist-spec v1.1 §Pulling manifests and §Checking if content exists.
+// HEAD brings the manifest here too: the GET comes next.
+func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, a access, last string) error {
+	ref, err := oci.ParseReference(last)
+	if err != nil {
+		return err
+	}
+	accept := r.Header.Values("Accept")
+	stale := time.Duration(-1)
+	d := ref.Digest
+	if d == "" {
+		var found resolved
+		if found, stale, err = m.resolve(r.Context(), a, ref.Tag, accept); err != nil {
+			return err
+		}
+		d = found.digest
+	}
+	doc, err := m.document(r.Context(), a, d, accept)
+	if err != nil {
+		return err
+	}
+	if stale >= 0 {
+		doc.source = sourceStale
+		w.Header().Set("Fairway-Stale", strconv.FormatInt(int64(stale/time.Second), 10))
+		w.Header().Set("Warning", `110 fairway "the upstream does not answer; this is the last known digest"`)
+		m.metrics.stale.Inc()
+	}
+	m.sendManifest(w, r, doc)
+	return nil
+}
+
+func (m *Mirror) sendManifest(w http.ResponseWriter, r *http.Request, doc document) {
+	header := w.Header()
+	etag := `"` + string(doc.digest) + `"`
+	header.Set("Docker-Content-Digest", string(doc.digest))
+	header.Set("Etag", etag)
+	header.Set(headerSource, doc.source)
+	m.metrics.requests.WithLabelValues("manifest", doc.source).Inc()
+	if etagIn(r.Header.Values("If-None-Match"), etag) {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	header.Set("Content-Type", doc.mediaType)
+	header.Set("Content-Length", strconv.Itoa(len(doc.content)))
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		n, _ := w.Write(doc.content) // a client that is gone needs no answer
+		m.metrics.bytes.WithLabelValues(doc.source).Add(float64(n))
+	}
+}
+
+// document returns a manifest by its digest, from this machine if the right to
+// it is known.
+func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []string) (document, error) {
+	known, err := m.rights.of(ctx, a, d)
+	if err != nil {
+		return document{}, err
+	}
+	if known.ok || m.here(ctx, d) {
+		if _, err := m.mayRead(ctx, a, d, apiManifest); err != nil {
+			return document{}, err
+		}
+		doc, err := m.local(ctx, d)
+		if err == nil {
+			return doc, nil
+		}
+		if !errors.Is(err, fault.NotFound) {
+			m.o.Log.Warn("a manifest in the cache cannot be read; asking the upstream", "digest", d, "err", err)
+		}
+	}
+	key := strings.Join([]string{"manifest", string(a.who), a.ns, string(a.repo), string(d)}, "\x00")
+	return once(ctx, m, key, func(ctx context.Context) (document, error) { return m.bring(ctx, a, string(d), d, accept) })
+}
+
+func (m *Mirror) here(ctx context.Context, d oci.Digest) bool {
+	info, err := m.o.Store.Info(ctx, d)
+	return err == nil && info.Present == info.Size
+}
+
+// local reads a manifest that is on this machine; NotFound if it is not.
+func (m *Mirror) local(ctx context.Context, d oci.Digest) (document, error) {
+	content, mediaType, source, err := m.localBytes(ctx, d)
+	if err != nil {
+		return document{}, err
+	}
+	if mediaType == "" || mediaType == "application/octet-stream" { // it came in as a blob
+		parsed, err := oci.ParseManifest("", content)
+		if err != nil {
+			return document{}, fault.New(fault.NotFound, "%s is no manifest", d).WithCode(oci.CodeManifestUnknown)
+		}
+		mediaType = parsed.MediaType
+	}
+	return document{digest: d, mediaType: mediaType, content: content, source: source}, nil
+}
+
+func (m *Mirror) localBytes(ctx context.Context, d oci.Digest) (content []byte, mediaType, source string, err error) {
+	b, err := m.o.Store.Open(ctx, d)
+	if err == nil {
+		defer b.Close()
+		if b.Complete() && b.Size() <= oci.ManifestMax {
+			content, err = readAll(ctx, b)
+			return content, b.MediaType(), sourceCache, err
+		}
+	} else if !errors.Is(err, fault.NotFound) {
+		return nil, "", "", err
+	}
+	held, holder, ok := m.o.Fetch.Held(ctx, d)
+	if !ok {
+		return nil, "", "", fault.New(fault.NotFound, "%s is not on this machine", d).WithCode(oci.CodeManifestUnknown)
+	}
+	defer func() { _ = held.Close() }() // it was only read
+	if held.Size() > oci.ManifestMax {
+		return nil, "", "", fault.New(fault.NotFound, "%s is too large for a manifest", d).WithCode(oci.CodeManifestUnknown)
+	}
+	var all sink
+	_, err = held.WriteTo(&all)
+	return all, "", holder, err
+}
+
+// sink gathers what is written to it.
+type sink []byte
+
+func (s *sink) Write(p []byte) (int, error) {
+	*s = append(*s, p...)
+	return len(p), nil
+}
+
+func readAll(ctx context.Context, b *piece.Blob) ([]byte, error) {
+	rc := b.NewReader(ctx, 0, -1)
+	defer func() { _ = rc.Close() }() // it was only read
+	content, err := io.ReadAll(rc)
+	if err != nil {
+		return nil, fmt.Errorf("read %s from the cache: %w", b.Digest(), err)
+	}
+	return content, nil
+}
+
+// bring asks the upstream for a manifest and keeps it. want is its digest, "" if
+// ref is a tag.
+func (m *Mirror) bring(ctx context.Context, a access, ref string, want oci.Digest, accept []string) (document, error) {
+	client, ok := m.o.Upstreams.Client(a.ns)
+	if !ok {
+		return document{}, notConfigured(a.ns)
+	}
+	if len(accept) == 0 {
+		accept = manifestTypes
+	}
+	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
+		return client.Manifest(ctx, string(a.repo), ref, accept, a.auth, false)
+	})
+	if err != nil {
+		var refusal *ociclient.StatusError
+		if errors.As(err, &refusal) && want != "" {
+			was, _ := m.rights.of(ctx, a, want) // without an answer nothing follows from it
+			m.gone(ctx, a, want, was, refusal.Status)
+		}
+		return document{}, err
+	}
+	defer func() { _ = res.Body.Close() }() // all of it was read, or it is wrong
+	content, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	if err != nil {
+		return document{}, fault.Wrap(fault.Busy, fmt.Errorf("read manifest %s of %s: %w", ref, a.repo, err), "the upstream broke off in the middle of a manifest")
+	}
+	if len(content) > oci.ManifestMax || res.Size >= 0 && int64(len(content)) != res.Size {
+		return document{}, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrWrongLength)
+	}
+	if want == "" {
+		if want = res.Digest(); want == "" {
+			want = digest.SHA256.FromBytes(content)
+		}
+	}
+	if want.Algorithm().FromBytes(content) != want {
+		m.metrics.failures.WithLabelValues("mismatch").Inc()
+		return document{}, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrMismatch)
+	}
+	doc := document{digest: want, mediaType: res.Header.Get("Content-Type"), content: content, source: sourceUpstream}
+	return doc, m.learn(ctx, a, doc, res.Anonymous)
+}
+
+// ask puts a question to an upstream, and once more if it has trouble of its
+// own. What it refuses is a *ociclient.StatusError.
+func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, question func() (*ociclient.Response, error)) (*ociclient.Response, error) {
+	for attempt := 0; ; attempt++ {
+		res, err := question()
+		if err != nil {
+			if ctx.Err() == nil {
+				m.metrics.upstreamFailed(err)
+				m.outages.note(ns, m.o.Now())
+			}
+			return nil, err
+		}
+		m.outages.over(ns)
+		if res.OK() {
+			return res, nil
+		}
+		refusal := client.Refusal(res)
+		if refusal.Status < http.StatusInternalServerError {
+			return nil, refusal
+		}
+		m.metrics.upstreamFailed(refusal)
+		if attempt > 0 {
+			return nil, refusal
+		}
+	}
+}
+
+// learn keeps a manifest, what it needs, and that a may have it. A cache without
+// room is no reason to refuse the manifest.
+func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bool) error {
+	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous})
+	if err != nil && !errors.Is(err, fault.Full) {
+		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
+	}
+	if edges := edgesOf(doc); len(edges) > 0 {
+		if err := m.o.Index.PutEdges(ctx, doc.digest, edges); err != nil {
+			return err
+		}
+	}
+	// An image that was deleted and is there again is not deleted any more.
+	if err := m.o.Index.SetDeleted(ctx, []oci.Digest{doc.digest}, 0); err != nil {
+		return err
+	}
+	return m.rights.grant(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
+}
+
+// edgesOf says what a manifest needs. One that cannot be read needs nothing that
+// this node knows of, and is handed on all the same.
+func edgesOf(doc document) []index.Edge {
+	parsed, err := oci.ParseManifest(doc.mediaType, doc.content)
+	if err != nil {
+		return nil
+	}
+	var edges []index.Edge
+	add := func(d oci.Descriptor, role string) {
+		edges = append(edges, index.Edge{Parent: doc.digest, Child: d.Digest, Role: role, Size: d.Size, MediaType: d.MediaType})
+	}
+	for _, d := range parsed.Children {
+		add(d, index.RoleManifest)
+	}
+	image := parsed.MediaType == oci.MediaTypeImage || parsed.MediaType == oci.MediaTypeDockerImage
+	for i, d := range parsed.Blobs {
+		if i == 0 && image {
+			add(d, index.RoleConfig) // ParseManifest puts it first
+			continue
+		}
+		add(d, index.RoleLayer)
+	}
+	if parsed.Subject != "" {
+		add(oci.Descriptor{Digest: parsed.Subject}, index.RoleSubject)
+	}
+	return edges
+}

@@ -1,0 +1,65 @@
+package mirror
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-registry/fairway/internal/ociclient"
+)
+
+type metrics struct {
+	requests *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	stale    prometheus.Counter
+	joined   prometheus.Counter
+	failures *prometheus.CounterVec
+	refetch  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_node_requests_total",
+			Help: "Manifests and blobs handed to runtimes, by where they came from.",
+		}, []string{"kind", "source"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_node_bytes_total",
+			Help: "Bytes of manifests and blobs handed to runtimes, by where they came from.",
+		}, []string{"source"}),
+		stale: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairway_node_stale_answers_total",
+			Help: "Tags answered with their last known digest because the upstream was down.",
+		}),
+		joined: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairway_node_manifest_joined_total",
+			Help: "Requests for a tag or manifest that shared the question of another one to the upstream.",
+		}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "fairway_node_upstream_failures_total",
+			Help: "Questions that an upstream did not answer, or answered with an error of its own.",
+		}, []string{"kind"}),
+		refetch: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairway_node_refetched_total",
+			Help: "Blobs of which something in the cache was corrupt while they were read, and that were fetched again.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.requests, m.bytes, m.stale, m.joined, m.failures, m.refetch)
+	}
+	return m
+}
+
+// upstreamFailed counts an upstream that gave no answer, or no useful one.
+func (m *metrics) upstreamFailed(err error) {
+	var refusal *ociclient.StatusError
+	var late interface{ Timeout() bool }
+	kind := "unreachable"
+	switch {
+	case errors.As(err, &refusal):
+		kind = "status"
+	case errors.As(err, &late) && late.Timeout():
+		kind = "timeout"
+	}
+	m.failures.WithLabelValues(kind).Inc()
+}
