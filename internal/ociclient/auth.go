@@ -249,5 +249,5 @@ func paramValue(s string) (value, rest string) {
 			b.WriteByte(s[i])
 		}
 	}
-	return b.String(), ""
+	return "", "" // its end is missing, so half of it may be
 }

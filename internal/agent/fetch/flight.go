@@ -30,6 +30,7 @@ type flight struct {
 	b       *piece.Blob
 	ctx     context.Context
 	cancel  context.CancelFunc
+	release func()
 	source  atomic.Pointer[string] // of the Filler at work
 	waiting int                    // guarded by Fetcher.mu
 	linger  *time.Timer            // runs while nobody waits; guarded by Fetcher.mu
@@ -53,7 +54,11 @@ func (f *Fetcher) join(ctx context.Context, w Want) error {
 		if err != nil {
 			return fmt.Errorf("open %s for its download: %w", w.Digest, err)
 		}
-		fl = &flight{want: w, b: b}
+		fl = &flight{want: w, b: b, release: func() {}}
+		// At once, so that nobody hears of the end of the download before.
+		if release, ok := b.Filling(); ok {
+			fl.release = release
+		}
 		fl.ctx, fl.cancel = context.WithCancel(f.ctx)
 		f.flights[w.Digest] = fl
 		f.running.Go(func() { f.fly(fl) })
@@ -88,9 +93,6 @@ func (f *Fetcher) abandon(fl *flight) {
 func (f *Fetcher) fly(fl *flight) {
 	f.metrics.inFlight.Inc()
 	defer f.metrics.inFlight.Dec()
-	if release, ok := fl.b.Filling(); ok {
-		defer release()
-	}
 	began := f.o.Now()
 	for {
 		err := f.fill(fl)
@@ -134,6 +136,7 @@ func (f *Fetcher) land(fl *flight, err error) {
 	if err != nil {
 		fl.b.Failed(err)
 	}
+	fl.release()
 	delete(f.flights, fl.want.Digest)
 	if fl.linger != nil {
 		fl.linger.Stop()

@@ -125,6 +125,9 @@ func (p *pull) get(ctx context.Context) error {
 		p.m.o.Log.Warn("a blob in the cache was corrupt; fetching it again", "digest", p.want.Digest, "at", p.off+p.sent)
 		err = p.once(ctx)
 	}
+	if errors.Is(err, fault.Full) { // the disk, in the middle of the download
+		err = p.stream(ctx)
+	}
 	if err == nil {
 		p.begin() // an empty blob has no first byte
 	}
@@ -154,25 +157,28 @@ func (p *pull) once(ctx context.Context) error {
 	} else if !errors.Is(err, fault.NotFound) {
 		return err
 	}
-	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok && p.sent == 0 {
+	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok {
 		return p.through(v, holder)
 	}
 	if err := p.size(ctx); err != nil {
 		return err
 	}
-	if p.want.Size >= 0 {
-		b, err = p.m.o.Fetch.Get(ctx, p.want)
-		if err == nil {
-			defer b.Close()
-			return p.fromCache(ctx, b, "")
-		}
-		if !errors.Is(err, fault.Full) && !errors.Is(err, fetch.ErrWrongLength) {
-			return err
-		}
+	if p.want.Size < 0 {
+		return p.stream(ctx)
 	}
-	if p.sent > 0 {
+	b, err = p.m.o.Fetch.Get(ctx, p.want)
+	if errors.Is(err, fetch.ErrWrongLength) {
+		return p.stream(ctx)
+	}
+	if err != nil {
 		return err
 	}
+	defer b.Close()
+	return p.fromCache(ctx, b, "")
+}
+
+// stream hands the blob out as it comes from the upstream: N6.
+func (p *pull) stream(ctx context.Context) error {
 	v, err := p.m.o.Fetch.Stream(ctx, p.want)
 	if err != nil {
 		return err
@@ -198,11 +204,15 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 // through hands out a blob that is not kept.
 func (p *pull) through(v *fetch.Verified, source string) error {
 	defer func() { _ = v.Close() }() // it was only read
-	p.source, p.want.Size = source, v.Size()
-	if err := p.slice(); err != nil {
-		return err
+	if !p.begun {
+		p.source, p.want.Size = source, v.Size()
+		if err := p.slice(); err != nil {
+			return err
+		}
 	}
-	v.Slice(p.off, p.n)
+	if n := p.n; n >= 0 {
+		v.Slice(p.off+p.sent, n-p.sent)
+	}
 	_, err := v.WriteTo(p)
 	return err
 }
