@@ -130,7 +130,7 @@ func (f *Fetcher) next(fl *flight, err error) bool {
 func (f *Fetcher) land(fl *flight, err error) {
 	if err != nil {
 		f.o.Log.Warn("a blob could not be fetched", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "repository", fl.want.Repo,
-			"missing_pieces", len(fl.b.Missing()), "err", err)
+			"err", err)
 	}
 	f.mu.Lock()
 	if err != nil {
@@ -172,15 +172,13 @@ func (f *Fetcher) fill(fl *flight) error {
 // noteTimeout bounds a write that nothing depends on.
 const noteTimeout = 10 * time.Second
 
-// note leaves in the index what the blob cost.
+// note draws the conclusions from a blob that is here now. What it cost, the
+// cache has noted itself.
 func (f *Fetcher) note(fl *flight, began time.Time) {
 	took := f.o.Now().Sub(began)
 	f.metrics.seconds.Observe(took.Seconds())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
 	defer cancel()
-	if err := f.o.Index.SetFetched(ctx, fl.want.Digest, took.Milliseconds(), *fl.source.Load()); err != nil {
-		f.o.Log.Warn("the cost of a blob could not be noted", "digest", fl.want.Digest, "err", err)
-	}
 	if err := f.learn(ctx, fl.b); err != nil {
 		f.o.Log.Warn("the layers of a config could not be noted", "digest", fl.want.Digest, "err", err)
 	}

@@ -249,11 +249,7 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 			return err
 		}
 	}
-	// An image that was deleted and is there again is not deleted any more.
-	if err := m.o.Index.SetDeleted(ctx, []oci.Digest{doc.digest}, 0); err != nil {
-		return err
-	}
-	return m.rights.grant(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
+	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
 }
 
 // edgesOf says what a manifest needs. One that cannot be read needs nothing that

@@ -179,7 +179,20 @@ func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint
 	if res.Size >= 0 {
 		r.size = res.Size
 	}
-	return r, m.rights.grant(ctx, a, d, r.public, r.size)
+	return r, m.exists(ctx, a, d, r.public, r.size)
+}
+
+// exists notes that the upstream has d and gave it to a. An image that was
+// deleted and is there again is not deleted any more.
+func (m *Mirror) exists(ctx context.Context, a access, d oci.Digest, public bool, size int64) error {
+	info, err := m.o.Store.Info(ctx, d)
+	if err == nil && info.DeletedAt != 0 {
+		err = m.o.Index.SetDeleted(ctx, []oci.Digest{d}, 0)
+	}
+	if err != nil && !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	return m.rights.grant(ctx, a, d, public, size)
 }
 
 func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest, e endpoint) (*ociclient.Response, error) {

@@ -102,7 +102,7 @@ func (m *Mirror) askTag(ctx context.Context, a access, tag oci.Tag, accept []str
 			return resolved{}, err
 		}
 		r.digest = doc.digest
-	} else if err := m.rights.grant(ctx, a, r.digest, res.Anonymous, res.Size); err != nil {
+	} else if err := m.exists(ctx, a, r.digest, res.Anonymous, res.Size); err != nil {
 		return resolved{}, err
 	}
 	if err := m.o.Index.PutName(ctx, a.ns, a.repo, tag, r.digest, r.at.UnixMilli()); err != nil {

@@ -1,0 +1,419 @@
+package mirror_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// faulty is a node in front of an upstream with an image of one layer, whose
+// blob requests are answered by serve; the manifest is here already.
+func faulty(t *testing.T, o nodeOptions, size int, serve func(u *upstream, i image, w http.ResponseWriter, r *http.Request) bool) (*node, *upstream, image) {
+	t.Helper()
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", size)
+	o.upstreams = []*upstream{u}
+	n := start(t, o)
+	n.get("/v2/app/manifests/v1").want(200)
+	u.on(func(w http.ResponseWriter, r *http.Request) bool { return isBlob(r) && serve(u, i, w, r) })
+	return n, u, i
+}
+
+func layerPath(i image) string { return "/v2/app/blobs/" + string(i.layers[0]) }
+
+func TestN7_WrongBytesAreNeverHandedOutWhole(t *testing.T) {
+	for _, size := range []int{1000, 3 * piece.Size} {
+		n, u, i := faulty(t, nodeOptions{}, size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+			bad := bytes.Clone(i.bytes[0])
+			bad[len(bad)-1] ^= 1
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bad))
+			return true
+		})
+		a := n.get(layerPath(i))
+		if a.status == 200 && a.err == nil {
+			t.Errorf("%d bytes: a whole answer of %d bytes, that are not the blob", size, len(a.body))
+		}
+		if size < piece.Size {
+			a.wantError(502, oci.CodeUnknown)
+		}
+		if len(a.body) > 0 && a.status == 200 && len(a.body) > size-1 {
+			t.Errorf("the last byte was handed out")
+		}
+		u.on(nil)
+		n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	}
+}
+
+func TestN7_WrongBytesOnceAreFetchedAgain(t *testing.T) {
+	var lied atomic.Bool
+	n, _, i := faulty(t, nodeOptions{}, 1000, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+		if lied.Swap(true) {
+			return false
+		}
+		_, _ = w.Write(make([]byte, len(i.bytes[0])))
+		return true
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	if n.metric("fairway_node_upstream_errors_total", "kind", "mismatch") != 1 {
+		t.Error("the lie was not counted")
+	}
+}
+
+func TestUpstream_ThatCutsIsResumedByRange(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{}, 8*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Range") != "" {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0][:3*piece.Size+1000])
+		panic(http.ErrAbortHandler)
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	if u.count("GET", "/blobs/", "bytes="+strconv.Itoa(3*piece.Size)+"-") != 1 {
+		t.Errorf("it was not resumed: %v", u.seen)
+	}
+}
+
+func TestUpstream_ThatIgnoresTheRangeOfAResumeIsReadAllTheSame(t *testing.T) {
+	var cut atomic.Bool
+	n, _, i := faulty(t, nodeOptions{}, 4*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		if !cut.Swap(true) {
+			_, _ = w.Write(i.bytes[0][:2*piece.Size])
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write(i.bytes[0])
+		return true
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+}
+
+func TestUpstream_ThatStallsIsAskedAgain(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{idle: 100 * time.Millisecond}, 4*piece.Size, func(u *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Range") != "" {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0][:piece.Size])
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-u.end:
+		}
+		return true
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	if n.metric("fairway_node_upstream_errors_total", "kind", "stalled", "upstream", u.name()) != 1 {
+		t.Error("the stall was not counted")
+	}
+}
+
+func TestUpstream_ThatStallsForGoodIs504(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{idle: 50 * time.Millisecond}, 4*piece.Size, func(u *upstream, _ image, w http.ResponseWriter, r *http.Request) bool {
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-u.end:
+		}
+		return true
+	})
+	n.get(layerPath(i)).wantError(504, oci.CodeUnknown)
+}
+
+func TestUpstream_ThatAcceptsAndHangsFailsFast(t *testing.T) {
+	u := newUpstream(t)
+	u.on(func(_ http.ResponseWriter, r *http.Request) bool {
+		select {
+		case <-r.Context().Done():
+		case <-u.end:
+		}
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u}, header: 50 * time.Millisecond})
+	n.get("/v2/app/manifests/v1").wantError(504, oci.CodeUnknown)
+	n.get("/v2/app/blobs/"+string(sha(nil))).wantError(504, oci.CodeUnknown)
+	if got := u.count("HEAD"); got != 2 {
+		t.Errorf("an upstream that hangs was asked %d times, want once for each request", got)
+	}
+}
+
+func TestUpstream_WrongLengthIsAnError(t *testing.T) {
+	for name, serve := range map[string]func(b []byte, w http.ResponseWriter){
+		"short, and says so": func(b []byte, w http.ResponseWriter) { _, _ = w.Write(b[:len(b)-7]) },
+		"long, and says so": func(b []byte, w http.ResponseWriter) {
+			w.Header().Set("Content-Length", strconv.Itoa(len(b)+7))
+			_, _ = w.Write(append(bytes.Clone(b), "and mor"...))
+		},
+		"short, without a length": func(b []byte, w http.ResponseWriter) {
+			_ = http.NewResponseController(w).Flush()
+			_, _ = w.Write(b[:len(b)-7])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, _, i := faulty(t, nodeOptions{}, 1000, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+				serve(i.bytes[0], w)
+				return true
+			})
+			n.get(layerPath(i)).wantError(502, oci.CodeUnknown)
+		})
+	}
+}
+
+func TestUpstream_WithoutContentLength(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{}, 2*piece.Size+9, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+		_ = http.NewResponseController(w).Flush()
+		_, _ = w.Write(i.bytes[0])
+		return true
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Content-Length", strconv.Itoa(len(i.bytes[0])))
+	// A blob that no manifest names, whose size nobody tells: it is streamed through.
+	b := content("nobody's", 300_000)
+	u.repo("app").blobs[sha(b)] = b
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, string(sha(b))) {
+			return false
+		}
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(b)
+		}
+		return true
+	})
+	n.get("/v2/app/blobs/" + string(sha(b))).want(200).wantBody(b)
+	n.get("/v2/app/blobs/"+string(sha(b)), "Range", "bytes=5-9").want(200).wantBody(b)
+}
+
+func TestUpstream_RedirectsToAnotherHost(t *testing.T) {
+	cdn := httptest.NewServer(nil)
+	t.Cleanup(cdn.Close)
+	n, _, i := faulty(t, nodeOptions{}, 2*piece.Size, func(_ *upstream, _ image, w http.ResponseWriter, r *http.Request) bool {
+		http.Redirect(w, r, cdn.URL+"/bytes", http.StatusTemporaryRedirect)
+		return true
+	})
+	cdn.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("the other host was sent an Authorization")
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(i.bytes[0]))
+	})
+	n.get(layerPath(i), "Authorization", "Bearer secret").want(200).wantBody(i.bytes[0])
+}
+
+func TestUpstream_RefusalsPassThrough(t *testing.T) {
+	for _, kind := range []string{"manifests/v1", "blobs/" + string(sha([]byte("x"))), "tags/list"} {
+		u := newUpstream(t)
+		n := start(t, nodeOptions{upstreams: []*upstream{u}})
+		u.on(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Retry-After", "17")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		})
+		n.get("/v2/app/"+kind).wantError(429, oci.CodeTooManyRequests).wantHeader("Retry-After", "17")
+		u.on(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="https://auth.example/token",service="s"`)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"the upstream's own words"}]}`)
+			return true
+		})
+		a := n.get("/v2/app/"+kind).wantError(401, oci.CodeUnauthorized).
+			wantHeader("WWW-Authenticate", `Bearer realm="https://auth.example/token",service="s"`)
+		if kind == "tags/list" && !strings.Contains(string(a.body), "own words") {
+			t.Errorf("the upstream's words are lost: %s", a.body)
+		}
+		u.on(nil)
+		n.get("/v2/app/" + kind).want(404)
+		u.on(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusInternalServerError)
+			return true
+		})
+		n.get("/v2/app/"+kind).wantError(502, oci.CodeUnknown)
+	}
+}
+
+func TestUpstream_RefusalOfABlobInTheMiddleOfAPull(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{}, 1000, func(_ *upstream, _ image, w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Retry-After", "5")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	})
+	n.get(layerPath(i)).wantError(429, oci.CodeTooManyRequests).wantHeader("Retry-After", "5")
+}
+
+func TestUpstream_Down(t *testing.T) {
+	u := newUpstream(t)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	u.Close()
+	n.get("/v2/app/manifests/v1").wantError(502, oci.CodeUnknown)
+	n.get("/v2/app/blobs/"+string(sha(nil))).wantError(502, oci.CodeUnknown)
+	n.do("HEAD", "/v2/app/manifests/v1").want(502).wantBody(nil)
+}
+
+func TestUpstream_ManifestThatIsNotItsDigest(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", 1)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodHead {
+			return false
+		}
+		w.Header().Set("Content-Type", oci.MediaTypeImage)
+		w.Header().Set("Docker-Content-Digest", string(i.digest))
+		_, _ = io.WriteString(w, strings.Replace(string(i.content), "2", "3", 1))
+		return true
+	})
+	n.get("/v2/app/manifests/v1").wantError(502, oci.CodeUnknown)
+	n.get("/v2/app/manifests/"+string(i.digest)).wantError(502, oci.CodeUnknown)
+}
+
+func TestManifest_WithoutItsDigestInTheHeaderAndOfAnUnknownType(t *testing.T) {
+	u := newUpstream(t)
+	c := []byte(`{"schemaVersion":1,"fsLayers":[{"blobSum":"` + string(sha(nil)) + `"}]}`)
+	const mediaType = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Type", mediaType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(c)))
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(c)
+		}
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/app/manifests/v1").want(200).wantBody(c).wantHeader("Docker-Content-Digest", string(sha(c))).wantHeader("Content-Type", mediaType)
+	n.get("/v2/app/manifests/"+string(sha(c))).want(200).wantBody(c).wantHeader("Content-Type", mediaType).wantHeader("Fairway-Source", "cache")
+}
+
+func TestAccept_OfTheRuntimeReachesTheUpstream(t *testing.T) {
+	u := newUpstream(t)
+	u.push("app", "v1", "a", 1)
+	var seen atomic.Pointer[http.Header]
+	u.on(func(_ http.ResponseWriter, r *http.Request) bool {
+		h := r.Header.Clone()
+		seen.Store(&h)
+		return false
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/app/manifests/v1", "Accept", "application/x.one", "Accept", "application/x.two").want(200)
+	if got := seen.Load().Values("Accept"); strings.Join(got, ",") != "application/x.one,application/x.two" {
+		t.Errorf("the upstream was asked for %q", got)
+	}
+}
+
+func TestN6_BlobWithoutRoomIsStreamedThroughVerified(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{quota: 2 << 20}, 4<<20, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	for range 2 {
+		n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream").wantHeader("Content-Length", strconv.Itoa(4<<20))
+	}
+	n.get(layerPath(i), "Range", "bytes=100-299999").want(206).wantBody(i.bytes[0][100:300000])
+	if _, err := n.store.Info(t.Context(), i.layers[0]); err == nil {
+		t.Error("it was kept")
+	}
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if !isBlob(r) {
+			return false
+		}
+		bad := bytes.Clone(i.bytes[0])
+		bad[5] ^= 1
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bad))
+		return true
+	})
+	for _, rng := range []string{"", "bytes=100-199"} {
+		if a := n.get(layerPath(i), "Range", rng); a.err == nil && a.status < 300 {
+			t.Errorf("range %q: wrong bytes were streamed through to the end: status %d, %d bytes", rng, a.status, len(a.body))
+		}
+	}
+	var cut atomic.Bool
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if !isBlob(r) || cut.Swap(true) {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0][:1<<20])
+		panic(http.ErrAbortHandler)
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+}
+
+func TestN7_CorruptPieceInTheCacheIsFetchedAgainInMidRead(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{}, 5*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	n.get(layerPath(i)).want(200)
+	hex := i.layers[0].Encoded()
+	path := filepath.Join(n.dir, "blobs", "sha256", hex[:2], hex)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("bit rot"), 2*piece.Size+77); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := u.bytes.Load()
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	if got := u.bytes.Load() - before; got != piece.Size {
+		t.Errorf("%d bytes were fetched again, want one piece", got)
+	}
+}
+
+// memory is a Holder of content that lies in memory.
+type memory struct {
+	blobs map[oci.Digest][]byte
+	asked atomic.Int64
+}
+
+type memoryContent struct{ *bytes.Reader }
+
+func (memoryContent) Close() error  { return nil }
+func (c memoryContent) Size() int64 { return c.Reader.Size() }
+func (m *memory) Name() string      { return "containerd" }
+func (m *memory) Open(_ context.Context, d oci.Digest) (fetch.Content, error) {
+	m.asked.Add(1)
+	b, ok := m.blobs[d]
+	if !ok {
+		return nil, fault.New(fault.NotFound, "no %s", d)
+	}
+	return memoryContent{bytes.NewReader(b)}, nil
+}
+
+func TestHolder_ServesWithoutASecondCopy(t *testing.T) {
+	h := &memory{blobs: map[oci.Digest][]byte{}}
+	n, u, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, 3*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	h.blobs[i.layers[0]] = i.bytes[0]
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "containerd")
+	n.get(layerPath(i), "Range", "bytes=10-19").want(206).wantBody(i.bytes[0][10:20])
+	if u.count("GET", "/blobs/") != 0 {
+		t.Error("the upstream was asked")
+	}
+	if _, err := n.store.Info(t.Context(), i.layers[0]); err == nil {
+		t.Error("there is a second copy")
+	}
+}
+
+func TestN7_HolderWhoseContentIsWrongIsNotAskedTwice(t *testing.T) {
+	h := &memory{blobs: map[oci.Digest][]byte{}}
+	n, _, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, 3*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	bad := bytes.Clone(i.bytes[0])
+	bad[9] ^= 1
+	h.blobs[i.layers[0]] = bad
+	if a := n.get(layerPath(i)); a.err == nil {
+		t.Errorf("wrong bytes to the end: status %d", a.status)
+	}
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream")
+}
