@@ -100,7 +100,8 @@ func (x *Index) Touch(ctx context.Context, uses []Use) error {
 	for i, u := range uses {
 		rows[i] = [3]any{string(u.Digest), u.At, u.Uses}
 	}
-	return x.note(ctx, "count uses", func(tx *sqldb.Tx) error {
+	// The judge needs them, on a full disk above all.
+	return x.relieve(ctx, "count uses", func(tx *sqldb.Tx) error {
 		_, err := tx.Exec("UPDATE blobs SET used_at = max(used_at, u.b), uses = uses + u.c, version = version + 1 FROM "+sqldb.Each3+" AS u WHERE digest = u.a", sqldb.List(rows))
 		return err
 	})

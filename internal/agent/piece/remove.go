@@ -2,6 +2,7 @@ package piece
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -15,7 +16,8 @@ func (s *Store) Claim(ctx context.Context, d oci.Digest, version int64) (Claim, 
 	// No use may be on its way to the row: it would raise the version of the claim.
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
-	if err := s.flushLocked(ctx); err != nil {
+	// On a full disk it may stay in memory, where seize sees it.
+	if err := s.flushLocked(ctx); err != nil && !errors.Is(err, fault.Full) {
 		return Claim{}, fmt.Errorf("claim %s: %w", d, err)
 	}
 	e, err := s.seize(d, true)

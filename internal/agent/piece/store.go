@@ -171,7 +171,22 @@ func (s *Store) flushLocked(ctx context.Context) error {
 	}
 	clear(s.touched)
 	s.mu.Unlock()
-	return s.index.Touch(ctx, uses)
+	err := s.index.Touch(ctx, uses)
+	if err != nil {
+		s.untouched(uses)
+	}
+	return err
+}
+
+// untouched takes uses back that could not be written. Until they are, they keep
+// their blobs from being claimed.
+func (s *Store) untouched(uses []index.Use) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range uses {
+		later := s.touched[u.Digest]
+		s.touched[u.Digest] = index.Use{Digest: u.Digest, At: max(u.At, later.At), Uses: u.Uses + later.Uses}
+	}
 }
 
 func (s *Store) flushLoop() {
