@@ -172,5 +172,3 @@ func lost(err error) error {
 }
 
 func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }
-
-func isUnimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }

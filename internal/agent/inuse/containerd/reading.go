@@ -16,6 +16,8 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
@@ -273,11 +275,15 @@ func (r *reading) chainOf(ctx context.Context, snapshotter, key string) (oci.Dig
 	}
 	for range depthMax {
 		st, err := r.snapshots.Stat(ctx, &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: key})
-		if isNotFound(err) {
-			return "", nil
-		}
-		if err != nil {
+		switch status.Code(err) {
+		case codes.OK:
+		case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
 			return "", fmt.Errorf("snapshot %s of %s: %w", key, snapshotter, err)
+		default:
+			// It is gone, or its snapshotter is no longer installed: that one
+			// container cannot be traced, the others can.
+			r.log.Debug("a container's snapshot cannot be looked up", "runtime", r.name, "namespace", r.namespace, "snapshot", key, "err", err)
+			return "", nil
 		}
 		key = st.GetInfo().GetParent()
 		if d, err := oci.ParseDigest(key); err == nil {

@@ -58,7 +58,7 @@ func New(o Options) (*Source, error) {
 	}
 	c, err := client.New(client.WithHost("unix://" + o.Path))
 	if err != nil {
-		return nil, fmt.Errorf("Docker API at %s: %w", o.Path, err)
+		return nil, fmt.Errorf("the Docker API at %s: %w", o.Path, err)
 	}
 	return &Source{name: o.Name, log: o.Log, client: c}, nil
 }

@@ -148,7 +148,7 @@ func (r Runtime) scene(t *testing.T, container string) inuse.Source {
 func snapshotForCleanup(s inuse.Source) inuse.Snapshot {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	got, _ := s.Snapshot(ctx) //nolint:errcheck // nothing to remove then, or the test has failed already
+	got, _ := s.Snapshot(ctx) // nothing to remove then, or the test has failed already
 	return got
 }
 
