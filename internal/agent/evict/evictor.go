@@ -3,6 +3,7 @@ package evict
 import (
 	"context"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,10 +186,11 @@ func (e *Evictor) take(ctx context.Context) error {
 
 func (e *Evictor) give() { e.turn <- struct{}{} }
 
-// MakeRoom evicts so that an admission of need bytes fits, and reports whether
-// it does. As any pass it goes on to the low watermark, so that the next
-// admissions need none. Nothing goes if that would not be enough.
-func (e *Evictor) MakeRoom(ctx context.Context, need int64) bool {
+// MakeRoom evicts because an admission lacks so many bytes, and reports whether
+// to try it again makes sense. As any pass it goes on to the low watermark, so
+// that the next admissions need none. Nothing goes if that would not be enough.
+func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
+	need := lack + e.headroom() // the size of what is to be admitted
 	if e.futile(need) {
 		return false
 	}
@@ -199,26 +201,41 @@ func (e *Evictor) MakeRoom(ctx context.Context, need int64) bool {
 	}
 	defer e.give()
 	switch {
-	case e.fits(need):
+	case e.headroom() >= need:
 		return true // another one's pass has made room meanwhile
 	case e.futile(need):
 		return false
 	}
 	usage := e.o.Tracker.Usage()
-	if _, err := e.pass(ctx, need); err != nil {
-		e.o.Log.Warn("no room could be made in the cache", "bytes", need, "error", err)
-	}
-	if e.fits(need) {
-		return true
+	// A second pass is for what was chosen in the first and won back by a user.
+	for range 2 {
+		r, err := e.pass(ctx, need)
+		if err != nil {
+			e.o.Log.Warn("no room could be made in the cache", "bytes", need, "error", err)
+		}
+		if e.headroom() >= need {
+			return true
+		}
+		if err != nil || r.Raced == 0 {
+			break
+		}
 	}
 	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage})
 	return false
 }
 
-// fits is what the store asks at an admission.
-func (e *Evictor) fits(need int64) bool {
+// headroom is how large an admission the store would take now; it may be
+// negative.
+func (e *Evictor) headroom() int64 {
 	l, u := e.o.Store.Limits(), e.o.Store.Usage()
-	return (l.Quota <= 0 || u.Used+need <= l.Quota) && (u.FSTotal <= 0 || u.FSFree-need >= l.MinFree)
+	room := int64(math.MaxInt64) / 2
+	if l.Quota > 0 {
+		room = l.Quota - u.Used
+	}
+	if u.FSTotal > 0 {
+		room = min(room, u.FSFree-l.MinFree)
+	}
+	return room
 }
 
 // futile reports that the same was tried in vain just now.
