@@ -250,7 +250,7 @@ type Plan struct {
 	At      int64 // ms
 	Usage   Usage
 	Quota   int64
-	Unknown []string // runtimes that do not answer
+	Unknown []string // runtimes that do not answer, and why
 }
 
 // Plan judges as a pass does, and changes nothing.
@@ -265,8 +265,10 @@ func (e *Evictor) Plan(ctx context.Context) (Plan, error) {
 	}
 	l := e.limits()
 	p := Plan{Judgement: Judge(g.facts, g.situation, l), At: g.situation.Now, Usage: g.situation.Usage, Quota: l.Quota}
-	for _, s := range g.usage.Unknown {
-		p.Unknown = append(p.Unknown, s.Name)
+	if g.situation.Runtimes {
+		for _, s := range g.usage.Unknown {
+			p.Unknown = append(p.Unknown, unknownText(s))
+		}
 	}
 	return p, nil
 }

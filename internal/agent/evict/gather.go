@@ -77,20 +77,23 @@ func isManifest(mediaType string) bool {
 // ask fills in what the runtimes' answer means for the whole.
 func (e *Evictor) ask(s *Situation, u *inuse.Usage) {
 	s.Now = e.o.Index.Now()
-	s.Runtimes = !e.o.NoRuntimes
+	s.Runtimes = !e.o.NoRuntimes || len(u.Sources) > 0
 	if s.Asked = 0; !u.At.IsZero() {
 		s.Asked = s.Now - e.o.Now().Sub(u.At).Milliseconds()
 	}
-	s.Unknown = ""
-	switch {
-	case len(u.Unknown) > 0:
-		s.Unknown = u.Unknown[0].Name + " cannot be asked what it runs"
-		if u.Unknown[0].Error != "" {
-			s.Unknown += ": " + u.Unknown[0].Error
-		}
-	case len(u.Sources) == 0 && !e.o.NoRuntimes:
-		s.Unknown = "no runtime is known that could be asked what runs"
+	if s.Unknown = ""; s.Runtimes && len(u.Unknown) > 0 {
+		s.Unknown = unknownText(u.Unknown[0])
 	}
+}
+
+func unknownText(s inuse.SourceStatus) string {
+	switch {
+	case s.Name == "":
+		return s.Error
+	case s.Error == "":
+		return s.Name + " cannot be asked what it runs"
+	}
+	return s.Name + " cannot be asked what it runs: " + s.Error
 }
 
 // find returns where a blob's facts are, -1 if the cache has it not.

@@ -3,6 +3,7 @@ package evict
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
@@ -34,36 +35,50 @@ type house struct {
 	tracker *inuse.Tracker
 	metrics *prometheus.Registry
 	disk    disk
-	random  *rand.Rand
+	random  *rand.ChaCha8
 	ms      atomic.Int64
+	dir     string // of the store
 }
 
 // disk is the file system as the store is told of it: what others use of it,
 // and the size; 0 is unlimited.
 type disk struct{ others, total atomic.Int64 }
 
-// runtime is a fake that tells of each question before it answers.
+// runtime is a fake that tells of a question before it answers.
 type runtime struct {
 	*inusetest.Fake
-	asked atomic.Pointer[func(n int)] // n counts from 1 since it was set
-	n     atomic.Int64
+	asked atomic.Pointer[func() bool]
 }
 
 func (r *runtime) Snapshot(ctx context.Context) (inuse.Snapshot, error) {
-	if f := r.asked.Load(); f != nil {
-		(*f)(int(r.n.Add(1)))
+	if f := r.asked.Load(); f != nil && (*f)() {
+		r.asked.Store(nil)
 	}
 	return r.Fake.Snapshot(ctx)
 }
 
-// onAsk has f called before each answer from now on; nil ends it.
-func (r *runtime) onAsk(f func(n int)) {
-	r.n.Store(0)
-	if f == nil {
-		r.asked.Store(nil)
-		return
+// whenAsked has do called before the next answer.
+func (h *house) whenAsked(do func()) {
+	f := func() bool { do(); return true }
+	h.runtime.asked.Store(&f)
+}
+
+// whenClaimed has do called before the first answer that is given while victims
+// are claimed: between judgement and removal.
+func (h *house) whenClaimed(do func()) {
+	f := func() bool {
+		if h.store.Usage().Claimed == 0 {
+			return false
+		}
+		do()
+		return true
 	}
-	r.asked.Store(&f)
+	h.runtime.asked.Store(&f)
+	h.t.Cleanup(func() {
+		if h.runtime.asked.Load() == &f {
+			h.t.Error("the runtimes were not asked while anything was claimed")
+		}
+	})
 }
 
 type choice struct {
@@ -74,7 +89,7 @@ type choice struct {
 
 func open(t testing.TB, c choice) *house {
 	t.Helper()
-	h := &house{t: t, runtime: &runtime{Fake: inusetest.NewFake("containerd")}, metrics: prometheus.NewPedanticRegistry(), random: rand.New(rand.NewPCG(1, 2))}
+	h := &house{t: t, runtime: &runtime{Fake: inusetest.NewFake("containerd")}, metrics: prometheus.NewPedanticRegistry(), random: rand.NewChaCha8([32]byte{1})}
 	h.ms.Store(noon)
 	now := func() time.Time { return time.UnixMilli(h.ms.Load()) }
 	dir := t.TempDir()
@@ -86,7 +101,8 @@ func open(t testing.TB, c choice) *house {
 	if c.limits.High == 0 {
 		c.limits.High, c.limits.Low = 0.9, 0.8
 	}
-	h.store, err = piece.Open(t.Context(), piece.Options{Dir: dir, Index: h.index, Limits: c.limits, Free: h.free})
+	h.dir = filepath.Join(dir, "cache")
+	h.store, err = piece.Open(t.Context(), piece.Options{Dir: h.dir, Index: h.index, Limits: c.limits, Free: h.free})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,10 +129,16 @@ func (h *house) free() (int64, int64, error) {
 		return 1 << 50, 1 << 51, nil
 	}
 	var own int64
-	if h.store != nil {
-		own = h.store.Usage().Used
-	}
-	return total - h.disk.others.Load() - own, total, nil
+	err := filepath.WalkDir(h.dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			i, err := e.Info()
+			if err == nil {
+				own += (i.Size() + 4095) / 4096 * 4096
+			}
+		}
+		return nil // a file that has just gone is of no account
+	})
+	return total - h.disk.others.Load() - own, total, err
 }
 
 func (h *house) later(d time.Duration) { h.ms.Add(d.Milliseconds()) }
@@ -133,9 +155,7 @@ func (i image) all() []oci.Digest { return append([]oci.Digest{i.manifest, i.con
 // bytes makes content that nothing else has.
 func (h *house) bytes(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(h.random.Uint32())
-	}
+	_, _ = h.random.Read(b) // never fails
 	return b
 }
 

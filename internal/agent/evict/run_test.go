@@ -74,8 +74,11 @@ func TestN1_ASharedLayerStaysWhileOneOfTwoContainersRuns(t *testing.T) {
 	}
 	h.runtime.SetState("b", inuse.Exited)
 	h.fill(20, 400_000)
+	h.stays(b, "exited, while there is cold data")
+	h.runtime.RemoveContainer("b")
+	h.fill(20, 400_000)
 	if h.whole(b) == len(b.all()) {
-		t.Error("the image of an exited container never goes")
+		t.Error("the image stays though both containers have gone")
 	}
 }
 
@@ -137,17 +140,10 @@ func (h *house) overfill(n int) []image {
 func TestN4_AContainerStartedBetweenJudgementAndRemoval(t *testing.T) {
 	h := open(t, quota(4*mib))
 	all := h.overfill(12)
-	h.runtime.onAsk(func(n int) {
-		if n == 2 { // the victims are claimed
-			if c := h.store.Usage().Claimed; c == 0 {
-				t.Error("the runtimes are asked again before anything is claimed")
-			}
-			h.run(all[0], "abc", inuse.Created)
-		}
-	})
+	h.whenClaimed(func() { h.run(all[0], "abc", inuse.Created) })
 	r := h.evicts()
 	h.stays(all[0], "of the container that has just started")
-	if r.Raced < 3 || r.Evicted == 0 || h.metric("fairway_node_evictions_refused_total") == 0 {
+	if r.Raced == 0 || r.Evicted == 0 || h.metric("fairway_node_evictions_refused_total") == 0 {
 		t.Errorf("%+v", r)
 	}
 	if c := h.store.Usage().Claimed; c != 0 {
@@ -162,10 +158,8 @@ func TestN4_AContainerStartedBetweenJudgementAndRemoval(t *testing.T) {
 func TestN4_AnImageThatComesIntoARuntimeMeanwhileIsNoLongerCold(t *testing.T) {
 	h := open(t, quota(4*mib))
 	all := h.overfill(12)
-	h.runtime.onAsk(func(n int) {
-		if n == 2 {
-			h.runtime.SetImage(inuse.Image{Runtime: "containerd", Name: "x", Digests: []oci.Digest{all[0].manifest}})
-		}
+	h.whenClaimed(func() {
+		h.runtime.SetImage(inuse.Image{Runtime: "containerd", Name: "x", Digests: []oci.Digest{all[0].manifest}})
 	})
 	h.evicts()
 	h.stays(all[0], "present in a runtime by now")
@@ -174,10 +168,8 @@ func TestN4_AnImageThatComesIntoARuntimeMeanwhileIsNoLongerCold(t *testing.T) {
 func TestN3_ARuntimeGoesAwayBetweenClaimAndRemoval(t *testing.T) {
 	h := open(t, quota(4*mib))
 	all := h.overfill(12)
-	h.runtime.onAsk(func(n int) {
-		if n == 2 {
-			h.runtime.Kill()
-		}
+	h.whenClaimed(func() {
+		h.runtime.Kill()
 	})
 	if r := h.evicts(); r.Evicted != 0 || r.Raced == 0 {
 		t.Errorf("%+v", r)
@@ -185,7 +177,6 @@ func TestN3_ARuntimeGoesAwayBetweenClaimAndRemoval(t *testing.T) {
 	for _, i := range all {
 		h.stays(i, "while the runtime is away")
 	}
-	h.runtime.onAsk(nil)
 	if r := h.evicts(); r.Evicted != 0 || h.told(EventFull, "containerd cannot be asked") != 1 {
 		t.Errorf("%+v, events %+v", r, h.Events())
 	}
@@ -211,13 +202,11 @@ func TestN3_NoRuntimeKnownIsNotNoneThere(t *testing.T) {
 
 func TestN3_WhatIsNewerThanTheAnswerStays(t *testing.T) {
 	h := open(t, quota(4*mib))
-	h.overfill(12)
+	h.overfill(9) // there is room below the quota for what comes meanwhile
 	var young image
-	h.runtime.onAsk(func(n int) {
-		if n == 1 {
-			h.later(5 * time.Second)
-			young = h.pull("young", nil)
-		}
+	h.whenAsked(func() {
+		h.later(5 * time.Second)
+		young = h.pull("young", nil)
 	})
 	h.evicts()
 	h.stays(young, "put after the question")
@@ -260,12 +249,10 @@ func TestN2_AReaderThatComesBetweenClaimAndRemovalWins(t *testing.T) {
 	all := h.overfill(12)
 	victim := all[0].layers[0]
 	var b *piece.Blob
-	h.runtime.onAsk(func(n int) {
-		if n == 2 {
-			var err error
-			if b, err = h.store.Open(context.Background(), victim); err != nil {
-				t.Error(err)
-			}
+	h.whenClaimed(func() {
+		var err error
+		if b, err = h.store.Open(context.Background(), victim); err != nil {
+			t.Error(err)
 		}
 	})
 	r := h.evicts()
@@ -320,7 +307,7 @@ func TestN5_APlanIsWhatAPassDoesAndChangesNothing(t *testing.T) {
 }
 
 func TestN5_OnlyTheFileSystemLimitsAndTheFloorStays(t *testing.T) {
-	h := open(t, choice{options: Options{Floor: 2 * mib}})
+	h := open(t, choice{options: Options{Floor: mib}})
 	h.disk.total.Store(20 * mib)
 	h.overfill(10)
 	if r := h.evicts(); r.Evicted != 0 {
@@ -328,11 +315,11 @@ func TestN5_OnlyTheFileSystemLimitsAndTheFloorStays(t *testing.T) {
 	}
 	h.disk.others.Store(14 * mib)
 	r := h.evicts()
-	if used := h.disk.others.Load() + r.Used; r.Evicted == 0 || used > 16*mib || r.Used < 2*mib {
+	if used := h.disk.others.Load() + r.Used; r.Evicted == 0 || used > 16*mib || r.Used < mib {
 		t.Errorf("the disk is filled with %s: %+v", size(used), r)
 	}
 	h.disk.others.Store(19 * mib)
-	if r = h.evicts(); r.Used < 2*mib || r.Used > 3*mib {
+	if r = h.evicts(); r.Used < mib || r.Used > 2*mib {
 		t.Errorf("others fill the disk, and %s are left", size(r.Used))
 	}
 	if h.metric("fairway_node_over_quota") != 0 && r.Short == 0 {
@@ -349,13 +336,13 @@ func TestN5_QuotaLoweredWhileItRuns(t *testing.T) {
 	go func() { done <- h.Run(ctx) }()
 	h.store.SetLimits(piece.Limits{Quota: 4 * mib, High: 0.9, Low: 0.8})
 	h.Kick()
-	deadline := time.After(20 * time.Second)
+	deadline, again := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
+	defer again.Stop()
 	for h.store.Usage().Used > 4*mib*8/10 {
 		select {
 		case <-deadline:
 			t.Fatalf("the cache still holds %s", size(h.store.Usage().Used))
-		default:
-			time.Sleep(time.Millisecond)
+		case <-again.C:
 		}
 	}
 	cancel()
@@ -392,9 +379,9 @@ func TestN6_AllActiveAndOverQuota(t *testing.T) {
 		h.runtime.RemoveContainer(fmt.Sprint(n))
 	}
 	h.later(3 * time.Hour)
-	h.evicts()
-	if r := h.evicts(); r.Evicted == 0 || h.metric("fairway_node_over_quota") != 0 || h.told(EventRoom) != 1 {
-		t.Errorf("when all have stopped: %+v, %+v", r, h.Events())
+	h.evicts() // a loss is believed when a second reading agrees
+	if _, ok := h.put(h.bytes(500_000), ""); !ok || h.metric("fairway_node_over_quota") != 0 || h.told(EventRoom) != 1 {
+		t.Errorf("when all have stopped: admitted: %v, %+v", ok, h.Events())
 	}
 }
 
@@ -435,10 +422,8 @@ func TestPass_CancelledGivesItsClaimsBack(t *testing.T) {
 	h := open(t, quota(4*mib))
 	h.overfill(12)
 	ctx, cancel := context.WithCancel(t.Context())
-	h.runtime.onAsk(func(n int) {
-		if n == 2 {
-			cancel()
-		}
+	h.whenClaimed(func() {
+		cancel()
 	})
 	if _, err := h.Pass(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
@@ -452,7 +437,6 @@ func TestPass_CancelledGivesItsClaimsBack(t *testing.T) {
 			t.Errorf("%s is still claimed", i.Digest)
 		}
 	}
-	h.runtime.onAsk(nil)
 	if r := h.evicts(); r.Evicted == 0 {
 		t.Errorf("the next pass: %+v", r)
 	}
