@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fairway-registry/fairway/internal/adminclient"
+	"github.com/fairway-registry/fairway/internal/fault"
 )
 
 // Exit codes, documented in exitCodes.
@@ -74,10 +75,12 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &unreachable):
 		return exitUnreachable
-	case errors.Is(err, errUnknown), errors.As(err, &answer) && answer.Status == http.StatusNotFound:
+	case errors.Is(err, errUnknown), errors.Is(err, fault.NotFound), errors.As(err, &answer) && answer.Status == http.StatusNotFound:
 		return exitNotFound
 	case errors.As(err, &answer) && answer.Status == http.StatusBadRequest:
 		return exitUsage // a value that the server has to know the rules of
+	case errors.Is(err, fault.Invalid):
+		return exitUsage
 	}
 	return exitFailed
 }

@@ -52,7 +52,7 @@ it.`,
 		return a.node(cmd.Context(), cfg, log, again)
 	}
 	path = nodeHouse().flags(cmd.Flags())
-	cmd.AddCommand(a.nodeStatusCommand())
+	cmd.AddCommand(a.nodeStatusCommand(), a.nodeSetupCommand())
 	return cmd
 }
 
