@@ -120,7 +120,7 @@ func prune(tx *sqldb.Tx, gone oci.Digest) error {
 		if err != nil {
 			return err
 		}
-		configs, err := digests(tx, "SELECT child FROM edges WHERE parent = ? AND role = 'config'", d)
+		children, err := digests(tx, "SELECT child FROM edges WHERE parent = ?", d)
 		if err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func prune(tx *sqldb.Tx, gone oci.Digest) error {
 		if err != nil {
 			return err
 		}
-		if err := pruneNames(tx, append(configs, oci.Digest(d))); err != nil {
+		if err := pruneNames(tx, append(children, oci.Digest(d))); err != nil {
 			return err
 		}
 		if n > 0 || d == string(gone) {
