@@ -53,7 +53,6 @@ func put(t testing.TB, x *index.Index, names ...string) {
 }
 
 func edges(parent, role string, children ...string) (all []index.Edge) {
-	t.Helper()
 	for _, c := range children {
 		all = append(all, index.Edge{Parent: dig(parent), Child: dig(c), Role: role, Size: 100, MediaType: "m"})
 	}
