@@ -50,6 +50,21 @@ func (b *belief) apply(s Snapshot) (doubt bool) {
 	return c || i || d
 }
 
+// interrupted forgets which losses were seen once: readings before and after a
+// time without answers do not confirm one another.
+func (b *belief) interrupted() {
+	seen(b.containers)
+	seen(b.images)
+	seen(b.busy)
+}
+
+func seen[K comparable, T any](m map[K]held[T]) {
+	for k, h := range m {
+		h.missing = false
+		m[k] = h
+	}
+}
+
 func merge[K comparable, T any](was map[K]held[T], now map[K]T) (next map[K]held[T], doubt bool) {
 	next = make(map[K]held[T], len(now))
 	for k, v := range now {

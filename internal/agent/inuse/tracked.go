@@ -124,6 +124,7 @@ func (s *tracked) failed(err error) {
 	wasUp, known := s.status.Up, s.readings > 0
 	tellFirst := !wasUp && !known && s.status.Error == "it has not been asked yet"
 	s.status.Error = err.Error()
+	s.belief.interrupted()
 	if wasUp {
 		s.status.Up, s.status.Since = false, s.tracker.o.Now()
 	}

@@ -150,6 +150,24 @@ func TestN3_SuddenLossIsBelievedOnlyTwice(t *testing.T) {
 	}
 }
 
+// TestN3_LossAroundAnOutageIsNotConfirmed: a runtime that fades out and comes
+// back half awake answers too little twice, but not twice in a row.
+func TestN3_LossAroundAnOutageIsNotConfirmed(t *testing.T) {
+	f := inusetest.NewFake("a")
+	f.SetContainer(container("x", one))
+	tracker := inuse.NewTracker([]inuse.Source{f}, inuse.Options{})
+	ask(t, tracker)
+	f.Lie(inuse.Snapshot{})
+	ask(t, tracker)
+	f.Kill()
+	ask(t, tracker)
+	f.Restart()
+	f.Lie(inuse.Snapshot{})
+	if u := ask(t, tracker); ids(u) != "x" {
+		t.Errorf("an empty list before and one after an outage: %q, want x", ids(u))
+	}
+}
+
 func TestN3_FirstAnswerCountsWithASecond(t *testing.T) {
 	f := inusetest.NewFake("a")
 	f.SetContainer(container("x", one))
