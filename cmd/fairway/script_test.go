@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,8 +27,10 @@ func TestMain(m *testing.M) {
 // testscript brings they have
 //
 //	exits CODE PROGRAM ARGS…   runs it and demands this exit status
-//	ready                      waits until the server at $FAIRWAY_SERVER serves
+//	ready [URL]                waits until the server at $FAIRWAY_SERVER, or URL, serves
 //	get PATH STATUS [REGEXP]   asks it
+//	awaits PATH REGEXP         asks it until the answer matches
+//	hangup                     sends SIGHUP to the program started last
 //	push REPO TAG              pushes an image whose layer is REPO:TAG; its
 //	                           digests are in $MANIFEST and $LAYER afterwards
 //	delete REPO REFERENCE      deletes a manifest
@@ -50,10 +53,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PORT", port)
 			env.Setenv("FAIRWAY_SERVER", "http://"+addr)
 			env.Setenv("FAIRWAY_DATA", env.WorkDir+"/data")
+			node, err := freeAddress()
+			if err != nil {
+				return err
+			}
+			env.Setenv("FAIRWAY_NODE_LISTEN", node)
+			env.Setenv("FAIRWAY_NODE", "http://"+node)
+			env.Setenv("FAIRWAY_NODE_DATA", env.WorkDir+"/node")
+			env.Setenv("FAIRWAY_NODE_NAME", "n1")
+			env.Setenv("FAIRWAY_NODE_RUNTIME", "none")
+			env.Setenv("FAIRWAY_NODE_REGISTRY", "http://"+addr)
+			env.Setenv("REGISTRY", addr)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "get": get, "push": push, "delete": remove, "running": running, "report": report,
+			"exits": exits, "ready": ready, "get": get, "push": push, "delete": remove, "running": running, "awaits": awaits, "hangup": hangup, "report": report,
 		},
 	})
 }
@@ -82,9 +96,13 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func ready(ts *testscript.TestScript, neg bool, _ []string) {
+func ready(ts *testscript.TestScript, neg bool, args []string) {
+	url := ts.Getenv("FAIRWAY_SERVER")
+	if len(args) > 0 {
+		url = args[0]
+	}
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
-		res, err := http.Get(ts.Getenv("FAIRWAY_SERVER") + "/readyz")
+		res, err := http.Get(url + "/readyz")
 		if err != nil {
 			continue
 		}
@@ -116,6 +134,25 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 2 && regexp.MustCompile(args[2]).Match(body) == neg {
 		ts.Fatalf("GET %s: match of %q is not %t:\n%s", args[0], args[2], !neg, body)
 	}
+}
+
+func awaits(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: awaits PATH REGEXP")
+	}
+	want := regexp.MustCompile(args[1])
+	var body []byte
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
+		if _, _, body = request(ts, "GET", args[0], "", nil); want.Match(body) {
+			return
+		}
+	}
+	ts.Fatalf("GET %s: no match of %q in time:\n%s", args[0], args[1], body)
+}
+
+func hangup(ts *testscript.TestScript, _ bool, _ []string) {
+	started := ts.BackgroundCmds()
+	ts.Check(started[len(started)-1].Process.Signal(syscall.SIGHUP))
 }
 
 func request(ts *testscript.TestScript, method, path, contentType string, body []byte) (int, http.Header, []byte) {
