@@ -14,13 +14,13 @@ import (
 // while Tree, by which the judge decides, walks from the pins to the blobs:
 // upwards to everything that needs the blob; from those manifests to the configs
 // and chains by which they may be pinned; and, if it is an index, down to the
-// manifests that came through it.
+// manifests that came through it. CROSS JOIN keeps SQLite from reading all edges.
 const pinOf = `WITH RECURSIVE
- up(d) AS (SELECT ?1 UNION SELECT e.parent FROM up JOIN edges e ON e.child = up.d),
- through(d) AS (SELECT ?1 UNION SELECT e.child FROM through JOIN edges e ON e.parent = through.d AND e.role = 'manifest'),
+ up(d) AS (SELECT ?1 UNION SELECT e.parent FROM up CROSS JOIN edges e ON e.child = up.d),
+ through(d) AS (SELECT ?1 UNION SELECT e.child FROM through CROSS JOIN edges e ON e.parent = through.d AND e.role = 'manifest'),
  named(d) AS (SELECT d FROM up UNION SELECT d FROM through),
- config(d) AS (SELECT d FROM named UNION SELECT e.child FROM named JOIN edges e ON e.parent = named.d AND e.role = 'config'),
- root(d) AS (SELECT d FROM config UNION SELECT c.chain_id FROM config JOIN chains c ON c.config = config.d)
+ config(d) AS (SELECT d FROM named UNION SELECT e.child FROM named CROSS JOIN edges e ON e.parent = named.d AND e.role = 'config'),
+ root(d) AS (SELECT d FROM config UNION SELECT c.chain_id FROM config CROSS JOIN chains c ON c.config = config.d)
 SELECT p.ref FROM pin_roots p WHERE p.digest IN (SELECT d FROM root) LIMIT 1`
 
 // Claim marks a blob as about to be removed and returns its row, with the version

@@ -94,11 +94,12 @@ func (x *Index) Tree(ctx context.Context, roots []oci.Digest) ([]oci.Digest, err
 	if len(roots) == 0 {
 		return nil, nil
 	}
+	// CROSS JOIN keeps SQLite from reading all edges where it expects many roots.
 	return x.digests(ctx, `WITH RECURSIVE
  root(d) AS (SELECT value FROM json_each(?)),
- start(d) AS (SELECT d FROM root UNION SELECT c.config FROM root JOIN chains c ON c.chain_id = root.d),
- top(d) AS (SELECT d FROM start UNION SELECT e.parent FROM start JOIN edges e ON e.child = start.d AND e.role = 'config'),
- down(d) AS (SELECT d FROM top UNION SELECT e.child FROM down JOIN edges e ON e.parent = down.d),
- up(d) AS (SELECT d FROM top UNION SELECT e.parent FROM up JOIN edges e ON e.child = up.d AND e.role = 'manifest')
+ start(d) AS (SELECT d FROM root UNION SELECT c.config FROM root CROSS JOIN chains c ON c.chain_id = root.d),
+ top(d) AS (SELECT d FROM start UNION SELECT e.parent FROM start CROSS JOIN edges e ON e.child = start.d AND e.role = 'config'),
+ down(d) AS (SELECT d FROM top UNION SELECT e.child FROM down CROSS JOIN edges e ON e.parent = down.d),
+ up(d) AS (SELECT d FROM top UNION SELECT e.parent FROM up CROSS JOIN edges e ON e.child = up.d AND e.role = 'manifest')
 SELECT d FROM down UNION SELECT d FROM up`, sqldb.List(roots))
 }
