@@ -27,6 +27,8 @@ type Want struct {
 	Authorization string // the asker's; for the upstream only, never stored
 	Private       bool   // not everybody may have it
 	Background    bool   // nobody waits for it
+
+	head *head // shows readers how a download begins; nil: nobody looks
 }
 
 // Filler brings the missing pieces of b from one kind of place. It returns nil

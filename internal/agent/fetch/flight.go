@@ -31,6 +31,7 @@ type flight struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	release func()
+	head    *head
 	source  atomic.Pointer[string] // of the Filler at work
 	waiting int                    // guarded by Fetcher.mu
 	linger  *time.Timer            // runs while nobody waits; guarded by Fetcher.mu
@@ -54,7 +55,7 @@ func (f *Fetcher) join(ctx context.Context, w Want) error {
 		if err != nil {
 			return fmt.Errorf("open %s for its download: %w", w.Digest, err)
 		}
-		fl = &flight{want: w, b: b, release: func() {}}
+		fl = &flight{want: w, b: b, release: func() {}, head: newHead()}
 		// At once, so that nobody hears of the end of the download before.
 		if release, ok := b.Filling(); ok {
 			fl.release = release
@@ -153,7 +154,9 @@ func (f *Fetcher) fill(fl *flight) error {
 	for _, source := range f.o.Fillers {
 		name := source.Name()
 		fl.source.Store(&name)
-		err = source.Fill(fl.ctx, fl.want, fl.b)
+		w := fl.want
+		w.head = fl.head
+		err = source.Fill(fl.ctx, w, fl.b)
 		if err == nil && !fl.b.Complete() {
 			err = fmt.Errorf("the source %s says that it is done, and is not", name)
 		}

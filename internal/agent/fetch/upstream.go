@@ -217,7 +217,11 @@ func (u *Upstream) run(ctx context.Context, w Want, b *piece.Blob, first, last i
 	defer u.buffers.Put(pooled)
 	for i := first; i <= last; i++ {
 		buf := (*pooled)[:min(piece.Size, w.Size-int64(i)*piece.Size)]
-		if err := readPiece(src, b, i, buf); err != nil {
+		h := w.head
+		if i > first {
+			h = nil // from now on pieces come one after another
+		}
+		if err := readPiece(src, h, i, buf); err != nil {
 			return fmt.Errorf("read %s from the upstream %s: %w", w.Digest, w.Namespace, err)
 		}
 		if err := b.WritePiece(ctx, i, buf, u.Name()); err != nil {
@@ -227,10 +231,21 @@ func (u *Upstream) run(ctx context.Context, w Want, b *piece.Blob, first, last i
 	return nil
 }
 
-func readPiece(src io.Reader, b *piece.Blob, i int, buf []byte) error {
-	_, err := io.ReadFull(src, buf)
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return ErrWrongLength
+// readPiece fills buf with piece i, and lets h show how it grows.
+func readPiece(src io.Reader, h *head, i int, buf []byte) error {
+	defer h.hide()
+	for n := 0; n < len(buf); {
+		m, err := src.Read(buf[n:])
+		if n += m; n == len(buf) {
+			return nil
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+			return ErrWrongLength
+		}
+		if err != nil {
+			return err
+		}
+		h.show(i, buf[:n])
 	}
-	return err
+	return nil
 }

@@ -195,9 +195,7 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 			return err
 		}
 	}
-	rc := b.NewReader(ctx, p.off+p.sent, p.n-p.sent)
-	defer func() { _ = rc.Close() }() // it was only read
-	_, err := io.Copy(p, rc)
+	_, err := p.m.o.Fetch.Copy(ctx, p, b, p.off+p.sent, p.n-p.sent)
 	return err
 }
 
@@ -313,6 +311,13 @@ func (p *pull) Write(b []byte) (int, error) {
 		p.broken = err
 	}
 	return n, err
+}
+
+// Flush sends what net/http has gathered.
+func (p *pull) Flush() {
+	if f, ok := p.w.(http.Flusher); ok {
+		f.Flush()
+	}
 }
 
 // ReadFrom lets a file go to the socket without a copy.

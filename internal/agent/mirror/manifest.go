@@ -244,11 +244,13 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 	if err != nil && !errors.Is(err, fault.Full) {
 		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
 	}
-	if edges := edgesOf(doc); len(edges) > 0 {
+	edges := edgesOf(doc)
+	if len(edges) > 0 {
 		if err := m.o.Index.PutEdges(ctx, doc.digest, edges); err != nil {
 			return err
 		}
 	}
+	m.rights.grantChildren(a, edges, anonymous)
 	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
 }
 

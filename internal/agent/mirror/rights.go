@@ -56,10 +56,10 @@ type grantKey struct {
 	digest oci.Digest
 }
 
+// grant is a right, for a time.
 type grant struct {
-	until  time.Time
-	public bool
-	size   int64
+	right
+	until time.Time
 }
 
 // grantsMax bounds the grants in memory; one that was pushed out is asked for again.
@@ -85,11 +85,27 @@ func newRights(ix *index.Index, ttl time.Duration, now func() time.Time) *rights
 // grant notes that the upstream gave d to a.
 func (g *rights) grant(ctx context.Context, a access, d oci.Digest, public bool, size int64) error {
 	now := g.now()
-	g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{until: now.Add(g.ttl), public: public, size: size})
+	g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{right{ok: true, direct: true, public: public, size: size}, now.Add(g.ttl)})
 	if !public {
 		return nil
 	}
 	return g.index.GrantPublic(ctx, a.ns, a.repo, d, now.UnixMilli())
+}
+
+// grantChildren notes that a was given the manifest that needs these, so that
+// the index need not be asked when they are pulled next.
+func (g *rights) grantChildren(a access, edges []index.Edge, public bool) {
+	until := g.now().Add(g.ttl)
+	for _, e := range edges {
+		if got, ok := g.fresh(a, e.Child); e.Role == index.RoleSubject || ok && got.direct {
+			continue
+		}
+		r := right{ok: true, public: public, size: e.Size, mediaType: e.MediaType}
+		if e.Size == 0 && e.MediaType == "" { // Docker schema 1 says neither
+			r.size = -1
+		}
+		g.grants.Add(grantKey{a.who, a.ns, a.repo, e.Child}, grant{r, until})
+	}
 }
 
 // revoke notes that the upstream does not give d to a any more.
@@ -109,7 +125,7 @@ func (g *rights) fresh(a access, d oci.Digest) (grant, bool) {
 // of tells what is known here of a's right to d, without asking the upstream.
 func (g *rights) of(ctx context.Context, a access, d oci.Digest) (right, error) {
 	if got, ok := g.fresh(a, d); ok {
-		return right{ok: true, direct: true, public: got.public, size: got.size}, nil
+		return got.right, nil
 	}
 	r := right{size: -1}
 	parents, err := g.index.Parents(ctx, d)
