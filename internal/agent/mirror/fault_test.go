@@ -73,6 +73,37 @@ func TestN7_WrongBytesOnceAreFetchedAgain(t *testing.T) {
 	}
 }
 
+func TestN7_PieceThatComesOtherwiseThanItBeganBreaksTheConnection(t *testing.T) {
+	var lied atomic.Bool
+	seen := make(chan struct{})
+	n, _, i := faulty(t, nodeOptions{}, 3*piece.Size, func(u *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+		if lied.Swap(true) {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(make([]byte, 10_000))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-seen:
+		case <-u.end:
+		}
+		panic(http.ErrAbortHandler)
+	})
+	res, err := http.Get(n.http.URL + layerPath(i)) //nolint:noctx // ends with the server
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if _, err := io.ReadFull(res.Body, make([]byte, 10_000)); err != nil {
+		t.Fatal(err)
+	}
+	close(seen)
+	if rest, err := io.ReadAll(res.Body); err == nil {
+		t.Errorf("%d more bytes and a clean end after wrong ones", len(rest))
+	}
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+}
+
 func TestUpstream_ThatCutsIsResumedByRange(t *testing.T) {
 	n, u, i := faulty(t, nodeOptions{}, 8*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Range") != "" {

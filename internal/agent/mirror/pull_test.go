@@ -155,6 +155,50 @@ func TestPull_FirstByteComesBeforeTheLast(t *testing.T) {
 	}
 }
 
+// trickle has the upstream send the first n bytes of a layer and no more until
+// the channel is closed.
+func trickle(u *upstream, i image, n int) (release chan struct{}) {
+	release = make(chan struct{})
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if !isBlob(r) {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0][:n])
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-release:
+		case <-u.end:
+		}
+		_, _ = w.Write(i.bytes[0][n:])
+		return true
+	})
+	return release
+}
+
+func TestPull_FirstByteDoesNotWaitForAWholePiece(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", 4*piece.Size)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/app/manifests/v1").want(200)
+	release := trickle(u, i, 1000)
+	res, err := http.Get(n.http.URL + layerPath(i)) //nolint:noctx // ends with the server
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(res.Body, got); err != nil || !bytes.Equal(got, i.bytes[0][:1000]) {
+		t.Fatalf("a thousand bytes did not come: %v", err)
+	}
+	n.get(layerPath(i), "Range", "bytes=990-999").want(206).wantBody(i.bytes[0][990:1000])
+	close(release)
+	rest, err := io.ReadAll(res.Body)
+	if err != nil || !bytes.Equal(rest, i.bytes[0][1000:]) {
+		t.Fatalf("the rest: %d bytes, %v", len(rest), err)
+	}
+}
+
 func TestRange(t *testing.T) {
 	u := newUpstream(t)
 	i := u.push("app", "v1", "a", piece.Size+500)
