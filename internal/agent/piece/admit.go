@@ -107,15 +107,12 @@ func (s *Store) Put(ctx context.Context, d oci.Digest, content []byte, meta Meta
 func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta) error {
 	row, err := s.index.Blob(ctx, e.d)
 	switch {
-	case err == nil && (row.Size == size || row.State == index.Complete):
+	case err == nil && (row.Size == size || row.State != index.Partial):
 		if err = s.load(ctx, e, row); !errors.Is(err, fault.NotFound) {
 			return err
 		}
 	case err == nil:
 		// Nobody has it open, and one of the two who said a size was wrong.
-		if row.State == index.Claimed {
-			s.unclaimed(row.Size)
-		}
 		if err := s.discard(e.d, row.Size); err != nil {
 			return err
 		}
@@ -236,13 +233,9 @@ func (s *Store) unclaimed(size int64) {
 // load fills an entry with what is on disk, and wins it back from a claim.
 // NotFound if its files are not there: then its row goes as well.
 func (s *Store) load(ctx context.Context, e *entry, row index.Blob) error {
-	if row.State == index.Claimed {
-		back, err := s.index.Unclaim(ctx, e.d, row.Version)
-		if err != nil {
-			return err
-		}
-		s.unclaimed(row.Size)
-		row = back
+	row, err := s.winBack(ctx, row)
+	if err != nil {
+		return err
 	}
 	f, err := s.openFiles(e.d)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -65,7 +65,7 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	for d := range there {
 		s.log.Info("removing files that belong to no cached blob", "digest", d)
 		if err := s.removeFiles(d); err != nil {
-			return err
+			s.log.Error("files that belong to no cached blob stay where they are", "digest", d, "error", err)
 		}
 	}
 	return nil

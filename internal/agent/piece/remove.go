@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -63,19 +64,33 @@ func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
 
 // Unclaim gives a claim up. It is no error if the claim does not stand any more.
 func (s *Store) Unclaim(ctx context.Context, c Claim) error {
-	e, err := s.seize(c.Digest, false)
-	if err != nil {
-		return nil //nolint:nilerr // somebody has it open, who has won it back
-	}
-	defer s.free(e)
 	b, err := s.index.Unclaim(ctx, c.Digest, c.Version)
-	if fault.KindOf(err) == fault.Conflict {
+	if errors.Is(err, fault.Conflict) {
 		return nil
 	}
 	if err == nil {
 		s.unclaimed(b.Size)
 	}
 	return err
+}
+
+// winBack returns a row without the claim that may be on it.
+func (s *Store) winBack(ctx context.Context, row index.Blob) (index.Blob, error) {
+	for row.State == index.Claimed {
+		back, err := s.index.Unclaim(ctx, row.Digest, row.Version)
+		if err == nil {
+			s.unclaimed(row.Size)
+			return back, nil
+		}
+		if !errors.Is(err, fault.Conflict) {
+			return row, err
+		}
+		// Whoever claimed it has just given it up.
+		if row, err = s.index.Blob(ctx, row.Digest); err != nil {
+			return row, err
+		}
+	}
+	return row, nil
 }
 
 // seize occupies the place of a blob that nobody has open, so that nobody opens

@@ -1,9 +1,11 @@
 package piece_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
@@ -179,4 +181,69 @@ func TestN2_PinnedIsNotClaimed(t *testing.T) {
 	}
 	_, err = c.Remove(ctx, cl)
 	refused(t, "a removal after a pin", err)
+}
+
+// TestN4_ReadersAndTheEvictorAtOnce: whoever gets a handle reads all of it, and
+// the accounts come out even.
+func TestN4_ReadersAndTheEvictorAtOnce(t *testing.T) {
+	c := open(t, piece.Options{})
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	const blobs = 4
+	for i := range blobs {
+		all, d := content(uint64(i), piece.Size+100*i+1)
+		for range 2 {
+			wg.Go(func() {
+				for range 40 {
+					if err := c.Put(t.Context(), d, all, piece.Meta{}); err != nil {
+						t.Errorf("put: %v", err)
+					}
+					if got, err := get(c, d, 0, -1); err == nil && !bytes.Equal(got, all) || err != nil && !errors.Is(err, fault.NotFound) {
+						t.Errorf("read %d of %d bytes: %v", len(got), len(all), err)
+					}
+				}
+			})
+		}
+	}
+	var evictor sync.WaitGroup
+	removed := 0
+	evictor.Go(func() {
+		for n := 0; ctx.Err() == nil; n++ {
+			list, err := c.List(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			for k, i := range list {
+				cl, err := c.Claim(t.Context(), i.Digest, i.Version)
+				if err == nil && (n+k)%3 == 0 {
+					err = c.Unclaim(t.Context(), cl)
+				} else if err == nil {
+					if _, err = c.Remove(t.Context(), cl); err == nil {
+						removed++
+					}
+				}
+				if err != nil && !errors.Is(err, fault.Conflict) {
+					t.Errorf("evict: %v", err)
+				}
+			}
+		}
+	})
+	wg.Wait()
+	cancel()
+	evictor.Wait()
+	t.Log("removed", removed)
+	if u := c.Usage(); u.Claimed != 0 || c.Pending() != 0 {
+		t.Errorf("%+v, pending %d", u, c.Pending())
+	}
+	list, err := c.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var used int64
+	for _, i := range list {
+		used += i.Cost
+	}
+	if u := c.Usage(); u.Used != used || u.Blobs != int64(len(list)) {
+		t.Errorf("%+v, the rows say %d", u, used)
+	}
 }
