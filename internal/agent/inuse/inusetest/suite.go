@@ -60,6 +60,7 @@ func eventually(t testing.TB, s inuse.Source, want func(inuse.Snapshot) error) {
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var complaint error
 	for {
 		got, err := s.Snapshot(ctx)
 		if err == nil {
@@ -68,10 +69,13 @@ func eventually(t testing.TB, s inuse.Source, want func(inuse.Snapshot) error) {
 		if err == nil {
 			return
 		}
+		if ctx.Err() == nil || complaint == nil {
+			complaint = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("after %v: %v", patience, err)
+			t.Fatalf("after %v: %v", patience, complaint)
 		}
 	}
 }
