@@ -278,9 +278,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-// evict begins when the runtimes have been asked for the first time. A runtime
-// that does not answer keeps what it may use for as long as it does not.
+// evict begins when the map from containers to blobs is whole and the runtimes
+// have been asked for the first time. A runtime that does not answer keeps what
+// it may use for as long as it does not.
 func (a *Agent) evict(ctx context.Context) error {
+	if err := a.fetcher.Relearn(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("rebuild the map of images: %w", err)
+	}
 	u, err := a.tracker.Ask(ctx)
 	if err != nil {
 		return nil // told to end before that

@@ -62,6 +62,9 @@ func (h remembering) Handle(ctx context.Context, r slog.Record) error {
 		}
 		h.events.add(nodeapi.Event{At: r.Time.UTC(), Level: level, Kind: h.kind, Text: text})
 	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
 	return h.Handler.Handle(ctx, r)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/image-spec/identity"
 
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -57,4 +58,39 @@ func chainOf(config []byte) (oci.Digest, bool) {
 		ids[i] = d
 	}
 	return identity.ChainID(ids), true
+}
+
+// Relearn notes of the configs in the cache what an end in mid download has
+// kept from being noted. Do it before the first eviction: a container that is
+// known by its layers only leads to its image by nothing else.
+func (f *Fetcher) Relearn(ctx context.Context) error {
+	var configs []oci.Digest
+	err := f.o.Index.Edges(ctx, func(e index.Edge) error {
+		if e.Role == index.RoleConfig {
+			configs = append(configs, e.Child)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, d := range configs {
+		info, err := f.o.Store.Info(ctx, d)
+		if err != nil || info.State == index.Partial || info.ChainID != "" {
+			continue // a config that is not here cannot be read
+		}
+		b, err := f.o.Store.Open(ctx, d)
+		if err != nil {
+			continue
+		}
+		err = f.learn(ctx, b)
+		b.Close()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			f.o.Log.Warn("a config in the cache cannot be read", "digest", d, "err", err)
+		}
+	}
+	return nil
 }

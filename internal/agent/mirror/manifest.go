@@ -240,15 +240,17 @@ func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, q
 // learn keeps a manifest, what it needs, and that a may have it. A cache without
 // room is no reason to refuse the manifest.
 func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bool) error {
-	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous})
-	if err != nil && !errors.Is(err, fault.Full) {
-		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
-	}
+	// What it needs comes first: a manifest that is here is never asked for again,
+	// so an end in between would leave its layers without an image for good.
 	edges := edgesOf(doc)
 	if len(edges) > 0 {
 		if err := m.o.Index.PutEdges(ctx, doc.digest, edges); err != nil {
 			return err
 		}
+	}
+	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous})
+	if err != nil && !errors.Is(err, fault.Full) {
+		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
 	}
 	m.rights.grantChildren(a, edges, anonymous)
 	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
