@@ -39,19 +39,19 @@ func TestN1_TheStory(t *testing.T) {
 			h := open(t, quota(limit))
 			busybox := h.pull("busybox", nil, 500_000, 300_000)
 			h.run(busybox, "abc", state)
-			all := h.fill(20, 400_000)
+			all := h.fill(13, 400_000)
 			if used := h.store.Usage().Used; used > limit {
 				t.Errorf("the cache holds %s", size(used))
 			}
 			h.stays(busybox, "after the pulls")
-			if h.whole(all[0]) == len(all[0].all()) || h.whole(all[19]) != len(all[19].all()) {
-				t.Errorf("%d blobs of the oldest image are left, %d of the youngest", h.whole(all[0]), h.whole(all[19]))
+			if h.whole(all[0]) == len(all[0].all()) || h.whole(all[12]) != len(all[12].all()) {
+				t.Errorf("%d blobs of the oldest image are left, %d of the youngest", h.whole(all[0]), h.whole(all[12]))
 			}
 			if h.metric("fairway_node_evicted_bytes_total") == 0 || h.told(EventEvicted, "quota") == 0 {
 				t.Error("nothing was told of the eviction")
 			}
 			h.runtime.RemoveContainer("abc")
-			h.fill(20, 400_000)
+			h.fill(13, 400_000)
 			if h.whole(busybox) == len(busybox.all()) {
 				t.Error("its data stays though the container is gone")
 			}
@@ -67,16 +67,16 @@ func TestN1_ASharedLayerStaysWhileOneOfTwoContainersRuns(t *testing.T) {
 	h.run(b, "b", inuse.Running)
 	h.fill(10, 400_000)
 	h.runtime.RemoveContainer("a")
-	h.fill(20, 400_000)
+	h.fill(13, 400_000)
 	h.stays(b, "after the other one has gone")
 	if h.has(a.layers[1]) {
 		t.Error("the layer of the container that has gone is still there")
 	}
 	h.runtime.SetState("b", inuse.Exited)
-	h.fill(20, 400_000)
+	h.fill(13, 400_000)
 	h.stays(b, "exited, while there is cold data")
 	h.runtime.RemoveContainer("b")
-	h.fill(20, 400_000)
+	h.fill(13, 400_000)
 	if h.whole(b) == len(b.all()) {
 		t.Error("the image stays though both containers have gone")
 	}
@@ -102,7 +102,7 @@ func TestN1_RootsThatRuntimesName(t *testing.T) {
 			container := c.of(i)
 			container.Runtime, container.ID, container.State = "containerd", "abc", inuse.Running
 			h.runtime.SetContainer(container)
-			h.fill(20, 400_000)
+			h.fill(13, 400_000)
 			h.stays(i, "named by "+c.name)
 		})
 	}
@@ -115,7 +115,7 @@ func TestN2_PinsAndPullsStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.runtime.SetBusy(pulled.manifest)
-	h.fill(20, 400_000)
+	h.fill(13, 400_000)
 	h.stays(pinned, "pinned")
 	h.stays(pulled, "being pulled")
 	if v, err := h.Explain(t.Context(), pinned.layers[0]); err != nil || v.Why != Pin || !strings.Contains(v.Reason, "docker.io/library/pinned:1") {
@@ -236,7 +236,7 @@ func TestN3_AContainerThatCannotBeTracedKeepsWhatNobodyKnows(t *testing.T) {
 		}
 	}
 	h.runtime.RemoveContainer("abc")
-	h.tracker.Ask(t.Context()) //nolint:errcheck // a loss is believed when a second reading agrees
+	_, _ = h.tracker.Ask(t.Context()) // a loss is believed when a second reading agrees
 	h.overfill(10)
 	h.evicts()
 	if h.has(orphan) {
@@ -329,7 +329,7 @@ func TestN5_OnlyTheFileSystemLimitsAndTheFloorStays(t *testing.T) {
 
 func TestN5_QuotaLoweredWhileItRuns(t *testing.T) {
 	h := open(t, quota(20*mib))
-	h.fill(20, 400_000)
+	h.fill(13, 400_000)
 	h.later(3 * time.Hour)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
