@@ -105,6 +105,7 @@ func (a *app) greet(cfg registry.Config, addr string) {
 	t := a.stderr
 	t.printf("%s on %s, data in %s\n", t.bold("Fairway serves"), addr, data)
 	t.printf("Push:     skopeo copy --dest-tls-verify=false docker://docker.io/library/busybox docker://%s/busybox\n", addr)
+	t.printf("Cache:    fairway node --registry http://%s     on each machine that pulls\n", addr)
 	t.printf("Collect:  fairway gc run --server http://%s     End: Ctrl-C\n", addr)
 }
 
