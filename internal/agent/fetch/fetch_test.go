@@ -461,3 +461,19 @@ func TestOrigin_RangeFailsWhereFewerBytesCome(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
+
+func TestN7_ManifestThatLiesAboutASizeIsNoEndlessDownload(t *testing.T) {
+	all := content(300)
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(all))
+	}))
+	defer up.Close()
+	for _, size := range []int64{0, 299, 301} {
+		s := open(t, fetch.Options{Fillers: []fetch.Filler{upstream(t, up.URL)}})
+		w := want(all)
+		w.Size = size
+		if got, err := s.read(t.Context(), w); err == nil {
+			t.Errorf("size %d: %d bytes and no error", size, len(got))
+		}
+	}
+}

@@ -19,6 +19,10 @@ import (
 // ErrWrongLength says that an upstream sends another number of bytes than the blob has.
 var ErrWrongLength = errors.New("the upstream sends another number of bytes than the blob has")
 
+// errDropped says that a blob is not complete although everything was brought:
+// the cache has found some of it corrupt.
+var errDropped = errors.New("some of the blob was corrupt when all of it was here")
+
 func isStatus(err error) bool {
 	var status *ociclient.StatusError
 	return errors.As(err, &status)
@@ -128,11 +132,11 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 		if err == nil && b.Complete() {
 			return nil
 		}
-		if err == nil {
-			continue // pieces were dropped meanwhile
-		}
 		if ctx.Err() != nil {
-			return err
+			return errors.Join(err, ctx.Err())
+		}
+		if err == nil {
+			err = errDropped
 		}
 		u.retries.WithLabelValues(w.Namespace, kind(err)).Inc()
 		var mismatch *piece.MismatchError
@@ -143,7 +147,7 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 				return err
 			}
 			lied = true
-		case len(b.Missing()) < before:
+		case len(b.Missing()) < before && !errors.Is(err, errDropped):
 			attempt, any = 0, true
 		default:
 			attempt++
