@@ -153,6 +153,24 @@ func TestUpstream_ThatStallsIsAskedAgain(t *testing.T) {
 	}
 }
 
+func TestUpstream_ThatIsSlowButSteadyIsNotGivenUp(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{idle: time.Second}, 7*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for k := range 7 {
+			_, _ = w.Write(i.bytes[0][k*piece.Size : (k+1)*piece.Size])
+			_ = http.NewResponseController(w).Flush()
+			<-tick.C
+		}
+		return true
+	})
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	if n.metric("fairway_node_upstream_errors_total") != 0 {
+		t.Error("it was given up although bytes came all the time")
+	}
+}
+
 func TestUpstream_ThatStallsForGoodIs504(t *testing.T) {
 	n, _, i := faulty(t, nodeOptions{idle: 50 * time.Millisecond}, 4*piece.Size, func(u *upstream, _ image, w http.ResponseWriter, r *http.Request) bool {
 		w.WriteHeader(200)
@@ -214,9 +232,9 @@ func TestUpstream_WithoutContentLength(t *testing.T) {
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Content-Length", strconv.Itoa(len(i.bytes[0])))
 	// A blob that no manifest names, whose size nobody tells: it is streamed through.
 	b := content("nobody's", 300_000)
-	u.repo("app").blobs[sha(b)] = b
+	d := sha(b)
 	u.on(func(w http.ResponseWriter, r *http.Request) bool {
-		if !strings.Contains(r.URL.Path, string(sha(b))) {
+		if !strings.Contains(r.URL.Path, string(d)) {
 			return false
 		}
 		w.WriteHeader(200)
@@ -226,8 +244,12 @@ func TestUpstream_WithoutContentLength(t *testing.T) {
 		}
 		return true
 	})
-	n.get("/v2/app/blobs/" + string(sha(b))).want(200).wantBody(b)
-	n.get("/v2/app/blobs/"+string(sha(b)), "Range", "bytes=5-9").want(200).wantBody(b)
+	n.get("/v2/app/blobs/" + string(d)).want(200).wantBody(b)
+	n.get("/v2/app/blobs/"+string(d), "Range", "bytes=5-9").want(200).wantBody(b)
+	b[len(b)-1] ^= 1
+	if a := n.get("/v2/app/blobs/" + string(d)); a.err == nil {
+		t.Errorf("wrong bytes of no known length were handed out to a clean end: %d of them", len(a.body))
+	}
 }
 
 func TestUpstream_RedirectsToAnotherHost(t *testing.T) {

@@ -265,6 +265,7 @@ func TestPull_AClientThatLeavesDoesNotEndTheDownload(t *testing.T) {
 	<-begun
 	leave()
 	<-gone
+	eventually(t, "the node notices", func() bool { return strings.Contains(n.log.String(), "a client left in the middle of a pull") })
 	close(release)
 	eventually(t, "the blob is complete although nobody waits", func() bool {
 		info, err := n.store.Info(t.Context(), i.layers[0])

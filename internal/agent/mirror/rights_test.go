@@ -235,26 +235,67 @@ func TestDeleted_ImagePasses404AndIsMarked(t *testing.T) {
 	delete(rp.manifests, i.digest)
 	u.mu.Unlock()
 	n.clock.advance(time.Minute)
-	// Another client that may not have it says nothing about it.
-	deleted := func() bool {
-		info, err := n.store.Info(t.Context(), i.digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.DeletedAt != 0
-	}
 	n.get("/v2/copy/manifests/" + string(i.digest)).want(404)
-	if deleted() {
+	if n.marked(i.digest) {
 		t.Error("another repository's 404 marked it as deleted")
 	}
 	n.get("/v2/app/manifests/v1").want(404)
-	if !deleted() {
+	if !n.marked(i.digest) {
 		t.Error("the manifest is not marked as deleted")
 	}
 	n.get("/v2/app/manifests/" + string(i.digest)).want(404)
 	u.push("app", "v1", "a", 10)
 	n.get("/v2/app/manifests/v1").want(200)
-	if deleted() {
+	if n.marked(i.digest) {
 		t.Error("it is there again and still marked as deleted")
+	}
+}
+
+// marked reports whether the cache takes d's image for deleted.
+func (n *node) marked(d oci.Digest) bool {
+	n.t.Helper()
+	info, err := n.store.Info(n.t.Context(), d)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return info.DeletedAt != 0
+}
+
+func TestDeleted_InOneOfTwoRepositoriesIsNotDeleted(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", 10)
+	u.push("copy", "v1", "a", 10)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.pull("", "app", "v1", i)
+	n.pull("", "copy", "v1", i)
+	rp := u.repo("copy")
+	u.mu.Lock()
+	delete(rp.tags, "v1")
+	delete(rp.manifests, i.digest)
+	u.mu.Unlock()
+	n.clock.advance(time.Minute)
+	n.get("/v2/copy/manifests/v1").want(404)
+	if n.marked(i.digest) {
+		t.Error("the other repository still has it")
+	}
+	n.pull("", "app", "v1", i)
+}
+
+func TestDeleted_IsNotWhatAnotherClientIsTold(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "a", 10)
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == alice {
+			return false
+		}
+		http.NotFound(w, r) // as registries do that tell nobody what exists
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.pull("", "secret", string(i.digest), i, "Authorization", alice)
+	n.get("/v2/secret/manifests/"+string(i.digest), "Authorization", bob).want(404)
+	n.get("/v2/secret/manifests/" + string(i.digest)).want(404)
+	if n.marked(i.digest) {
+		t.Error("it is marked as deleted because somebody may not see it")
 	}
 }
