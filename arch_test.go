@@ -61,7 +61,9 @@ var floors = map[string]int{
 
 // level says why two packages of one floor may see each other.
 var level = map[[2]string]string{
-	{"internal/oci", "internal/fault"}: "a parser refuses with a public text and a code",
+	{"internal/oci", "internal/fault"}:                         "a parser refuses with a public text and a code",
+	{"internal/agent/swarm/swarmtest", "internal/agent/fetch"}: "its origin is one of fetch's",
+	{"internal/agent/swarm", "internal/agent/fetch"}:           "the swarm is one of fetch's fillers, and mixes its own with fetch's origin",
 }
 
 // onTop are programs and tests that see everything and that nobody imports.

@@ -17,6 +17,8 @@ type Announce struct {
 	Starved bool   `json:"starved,omitempty"` // nothing to do for want of pieces
 	Done    bool   `json:"done,omitempty"`    // holds everything, wants nothing
 	Leaving bool   `json:"leaving,omitempty"` // holds nothing any more
+	Moved   bool   `json:"moved,omitempty"`   // another member led until now
+	Held    []int  `json:"held,omitempty"`    // with Moved: leases that it gave
 }
 
 // Member is a node that wants or holds a blob.
@@ -57,6 +59,7 @@ type leader struct {
 	lost    []Node
 	members int
 	holders int
+	moved   bool
 	// Of the announcement under way, to tell again if it is not answered.
 	sentBack []int
 	sentLost []Node
@@ -84,15 +87,15 @@ func (d *Download) want(now time.Duration) int {
 }
 
 // starving reports whether there is nothing to do although pieces are missing.
-func (d *Download) starving() bool {
-	return d.left > 0 && len(d.flying) == 0 && d.leased.Count() == 0 && !d.anythingFree()
+func (d *Download) starving(now time.Duration) bool {
+	return d.left > 0 && len(d.flying) == 0 && d.leased.Count() == 0 && !d.anythingFree(now)
 }
 
 // Announce returns what to tell the leader now, if anything. Until Replied or
 // Unanswered is called it has nothing more to say.
 func (d *Download) Announce(now time.Duration) (Announce, bool) {
 	l := &d.leader
-	if l.asked || d.left == 0 {
+	if l.asked || d.left == 0 || d.solo {
 		return Announce{}, false
 	}
 	d.alone(now)
@@ -101,13 +104,17 @@ func (d *Download) Announce(now time.Duration) (Announce, bool) {
 		want = d.want(now)
 	}
 	full := now >= l.next
-	starved := now >= l.starved && now >= l.lease && d.starving()
+	starved := now >= l.starved && now >= l.lease && d.starving(now)
 	if want == 0 && !full && !starved {
 		return Announce{}, false
 	}
 	a := Announce{Blob: d.blob, Node: d.self, Zone: d.zone, Pieces: d.n, Want: want, Back: l.back, Lost: l.lost, Starved: starved}
 	if len(d.list) < fewPeers && (full || starved) && (l.members == 0 || l.members > len(d.list)+1) {
 		a.Peers = wantPeers
+	}
+	if l.moved {
+		full, a.Moved = true, true
+		a.Held = d.held()
 	}
 	l.sent = d.have.Clone()
 	if full || l.got == nil {
@@ -149,7 +156,7 @@ func (d *Download) alone(now time.Duration) {
 func (d *Download) Replied(now time.Duration, r Reply) {
 	l := &d.leader
 	l.asked, l.got, l.sentBack, l.sentLost = false, l.sent, nil, nil
-	l.members, l.holders = r.Members, r.Holders
+	l.members, l.holders, l.moved = r.Members, r.Holders, false
 	ms := func(n int) time.Duration { return time.Duration(max(0, min(n, 3_600_000))) * time.Millisecond }
 	if now >= l.next {
 		l.next = now + max(ms(r.Next), 100*time.Millisecond)
@@ -184,6 +191,25 @@ func (d *Download) Unanswered(now time.Duration, again time.Duration) {
 	l.back, l.lost = append(l.back, l.sentBack...), append(l.lost, l.sentLost...)
 	l.next = now + again
 	l.lease = max(l.lease, now+again)
+	l.moved = l.members > 0
+}
+
+// Moved notes that another member leads now. It hears of everything that is
+// here and of the leases that the one before gave.
+func (d *Download) Moved(now time.Duration) {
+	d.leader.got, d.leader.next = nil, now
+	d.leader.moved = d.leader.members > 0
+}
+
+// held returns the leases that are not settled.
+func (d *Download) held() (pieces []int) {
+	d.leased.Each(func(i int) { pieces = append(pieces, i) })
+	for _, i := range d.flying {
+		if d.flies(i, nil) {
+			pieces = append(pieces, i)
+		}
+	}
+	return pieces
 }
 
 // Members returns how many nodes want or hold the blob, and how many hold all

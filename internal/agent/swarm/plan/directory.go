@@ -12,9 +12,12 @@ const (
 	maxFetchers   = 24 // nodes that read one blob from the origin at once
 	maxLease      = 16 // pieces of one grant
 	suspectFor    = 30 * time.Second
+	movedGrace    = 500 * time.Millisecond
 	announceEvery = time.Second
 	announceEach  = 2 * time.Millisecond // per member: a leader hears at most 500 a second
-	overdueMin    = time.Second
+	overdueMin    = 2 * time.Second
+	overdueMax    = 10 * time.Second // even if its holder is alive
+	quietFor      = 3 * time.Second  // without a word from a holder: it is not
 )
 
 // DirectoryLimits bound what a Directory keeps.
@@ -43,6 +46,7 @@ type entry struct {
 	came    meter         // leased pieces
 	seen    int           // members ever recorded or turned away, for the sampling
 	used    time.Duration
+	quiet   time.Duration // no leases before: members still come over from another leader
 }
 
 type lease struct {
@@ -60,10 +64,12 @@ type member struct {
 	seen    time.Duration
 	until   time.Duration // forgotten after
 	suspect time.Duration // not trusted before
-	leases  int
-	granted time.Duration // last grant
-	turn    time.Duration
-	came    meter
+	// Who complained of it, and when.
+	accusers map[Node]time.Duration
+	leases   int
+	granted  time.Duration // last grant
+	turn     time.Duration
+	came     meter
 }
 
 // NewDirectory returns an empty directory.
@@ -107,14 +113,17 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 		}
 		e = &entry{pieces: a.Pieces, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
 		d.entries[a.Blob] = e
-	}
-	if e.pieces != a.Pieces {
-		return Reply{}, fault.New(fault.Invalid, "%s has %d pieces, not %d", a.Blob, e.pieces, a.Pieces)
+		if a.Moved {
+			e.quiet = now + movedGrace
+		}
 	}
 	e.used = now
 	if a.Leaving {
 		e.remove(e.members[a.Node])
 		return Reply{}, nil
+	}
+	if e.pieces != a.Pieces {
+		return Reply{}, fault.New(fault.Invalid, "%s has %d pieces, not %d", a.Blob, e.pieces, a.Pieces)
 	}
 	m := d.member(now, e, a)
 	e.told(now, m, a)
@@ -181,21 +190,58 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 		FullBits(e.pieces).Each(func(i int) { e.gain(m, i) })
 	}
 	m.done = m.count == e.pieces
+	if a.Moved {
+		for _, i := range a.Held {
+			if i >= 0 && i < e.pieces && e.free.Has(i) {
+				e.lend(now, m, i)
+			}
+		}
+	}
 	for _, i := range a.Back {
 		if l, ok := e.leases[i]; ok && l.m == m {
 			e.unlease(i)
 		}
 	}
-	for _, n := range a.Lost {
-		if x := e.members[n]; x != nil && x != m {
-			x.suspect = now + suspectFor
-			e.uncount(x)
-			e.reclaim(x)
-		}
-	}
+	e.accuse(now, m, a)
 	if !m.counted && e.members[m.Node] == m && now >= m.suspect {
 		m.counted = true
 		m.have.Each(func(i int) { e.copies[i]++; e.free.Clear(i) })
+	}
+}
+
+// accuse takes in whom a member complains of. One who is busy may miss a
+// deadline, so it takes several to be believed, or one who has nothing left to
+// do. What only a suspect has is fetched once more.
+func (e *entry) accuse(now time.Duration, m *member, a Announce) {
+	for _, n := range a.Lost {
+		x := e.members[n]
+		if x == nil || x == m {
+			continue
+		}
+		if x.accusers == nil {
+			x.accusers = map[Node]time.Duration{}
+		}
+		x.accusers[m.Node] = now
+	}
+	for _, x := range e.list {
+		if len(x.accusers) == 0 {
+			continue
+		}
+		by := 0
+		for n, at := range x.accusers {
+			if now-at > suspectFor {
+				delete(x.accusers, n)
+				continue
+			}
+			by++
+		}
+		_, mine := x.accusers[m.Node]
+		if by >= max(2, len(e.list)/3) || mine && a.Starved {
+			x.suspect = now + suspectFor
+			clear(x.accusers)
+			e.uncount(x)
+			e.reclaim(x)
+		}
 	}
 }
 

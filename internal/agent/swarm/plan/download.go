@@ -19,7 +19,7 @@ const (
 	originRun    = 16 // pieces of one run, at most
 	originAhead  = 300 * time.Millisecond
 	originStall  = 5 * time.Second // without one piece from the origin: it has failed
-	minTimeout   = time.Second
+	minTimeout   = 2 * time.Second
 	maxTimeout   = 20 * time.Second
 	minBackoff   = time.Second
 	maxBackoff   = 30 * time.Second
@@ -87,6 +87,7 @@ type Download struct {
 
 	origin origin
 	leader leader
+	solo   bool
 }
 
 // origin is what the Download knows of its own reads from the origin.
@@ -320,4 +321,12 @@ func nameOf(p *peer) Node {
 		return Origin
 	}
 	return p.id
+}
+
+// Solo makes the origin the only source from now on: nobody else is trusted.
+func (d *Download) Solo() {
+	d.solo = true
+	for _, n := range d.Peers() {
+		d.DropPeer(n)
+	}
 }

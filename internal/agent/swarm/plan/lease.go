@@ -10,6 +10,10 @@ import (
 // grant leases up to want pieces that nobody has or fetches to m. Where none
 // are left, pieces whose fetcher is overdue are leased once more.
 func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
+	if now < e.quiet {
+		r.Retry = int((e.quiet - now).Milliseconds())
+		return
+	}
 	fetchers := e.fetchers(now, m)
 	if fetchers > maxFetchers && m.leases == 0 {
 		r.Retry = r.Next
@@ -37,7 +41,9 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 		return
 	}
 	for _, i := range slices.Sorted(maps.Keys(e.leases)) {
-		if l := e.leases[i]; l.m != m && n > 0 && now-l.at > max(overdueMin, 4*e.turn) {
+		l := e.leases[i]
+		age := now - l.at
+		if l.m != m && n > 0 && age > max(overdueMin, 4*e.turn) && (age > overdueMax || now-l.m.seen > quietFor) {
 			e.unlease(i)
 			e.lease(now, m, i, r)
 			n--
@@ -49,11 +55,15 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 }
 
 func (e *entry) lease(now time.Duration, m *member, i int, r *Reply) {
+	e.lend(now, m, i)
+	r.Lease = append(r.Lease, i)
+}
+
+func (e *entry) lend(now time.Duration, m *member, i int) {
 	e.free.Clear(i)
 	e.leases[i] = lease{m, now}
 	m.leases++
 	m.granted = now
-	r.Lease = append(r.Lease, i)
 }
 
 // fetchers counts the members that read from the origin, m included.

@@ -53,6 +53,16 @@ func (d *Download) dueOf(f *flight) time.Duration {
 
 // fromOrigin orders runs of leased pieces.
 func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
+	d.spare(now)
+	if d.solo && d.leased.Count() == 0 && now >= d.origin.retry {
+		for i, n := 0, d.ahead(); i < d.n && n > 0; i++ {
+			if !d.taken.Has(i) {
+				d.leased.Set(i)
+				d.taken.Set(i)
+				n--
+			}
+		}
+	}
 	for d.origin.runs < originRuns && now >= d.origin.retry {
 		run := d.run()
 		if len(run) == 0 {
@@ -69,6 +79,23 @@ func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
 		orders = append(orders, Order{Origin, run})
 	}
 	return orders
+}
+
+// spare hands back leases of pieces that a good neighbour turns out to have.
+func (d *Download) spare(now time.Duration) {
+	d.leased.Each(func(i int) {
+		if d.avail[i] == 0 {
+			return
+		}
+		for _, p := range d.list {
+			if p.strikes == 0 && now >= p.until && p.have.Has(i) {
+				d.leased.Clear(i)
+				d.release(i)
+				d.leader.back = append(d.leader.back, i)
+				return
+			}
+		}
+	})
 }
 
 // run returns the first leased pieces that follow each other.
@@ -117,7 +144,7 @@ func (d *Download) fromPeers(now time.Duration, orders []Order) []Order {
 // endgame asks a second source for pieces that take unusually long, when there
 // is nothing else to ask for.
 func (d *Download) endgame(now time.Duration, orders []Order, first int) []Order {
-	if d.anythingFree() {
+	if d.anythingFree(now) {
 		return orders
 	}
 	patience := max(2*d.latency, 50*time.Millisecond)
@@ -143,14 +170,12 @@ func (d *Download) endgame(now time.Duration, orders []Order, first int) []Order
 	return orders
 }
 
-// anythingFree reports whether some neighbour has a piece that nothing brings.
-func (d *Download) anythingFree() bool {
-	for i, w := range d.taken {
-		rest := ^(w | d.have[i])
-		for _, p := range d.list {
-			if p.have[i]&rest != 0 {
-				return true
-			}
+// anythingFree reports whether some neighbour that may be asked has a piece that
+// nothing brings.
+func (d *Download) anythingFree(now time.Duration) bool {
+	for _, p := range d.list {
+		if now >= p.until && d.useful(p) {
+			return true
 		}
 	}
 	return false

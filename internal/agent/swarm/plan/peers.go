@@ -29,7 +29,7 @@ const (
 
 // AddPeer makes a neighbour known; one that is known already only moves nearer or farther.
 func (d *Download) AddPeer(n Node, near int) {
-	if n == d.self || n == Origin {
+	if n == d.self || n == Origin || d.solo {
 		return
 	}
 	if p := d.peers[n]; p != nil {
@@ -155,7 +155,11 @@ func (d *Download) timeout(p *peer) time.Duration {
 	if p.latency > 0 && d.latency > 0 {
 		usual = min(p.latency, 4*d.latency)
 	}
-	return min(max(minTimeout, 4*usual), maxTimeout)
+	least := minTimeout
+	if p.latency == 0 {
+		least /= 2 // a stranger gets less of a chance than one who has delivered
+	}
+	return min(max(least, 4*usual), maxTimeout)
 }
 
 // useful reports whether p has a piece that is missing and that nothing brings yet.
@@ -205,3 +209,6 @@ func appendNode(list []Node, n Node) []Node {
 	}
 	return append(list, n)
 }
+
+// Accuse tells the leader that a neighbour does not answer.
+func (d *Download) Accuse(n Node) { d.leader.lost = appendNode(d.leader.lost, n) }

@@ -32,6 +32,7 @@ type node struct {
 	transfers map[transferKey]*transfer
 	origin    []*transfer
 	most, led int
+	follows   *node // the leader asked last
 	wakeAt    time.Duration
 }
 
@@ -89,6 +90,12 @@ func (n *node) step() {
 	}
 	for _, o := range orders {
 		n.order(o)
+	}
+	if l := n.s.leader(); l != n.follows {
+		if n.follows != nil {
+			n.dl.Moved(now)
+		}
+		n.follows = l
 	}
 	if a, ok := n.dl.Announce(now); ok {
 		n.announce(a)

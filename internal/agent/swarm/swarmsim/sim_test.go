@@ -36,7 +36,7 @@ func TestN9_OneCopyLeavesTheOriginAndTimeStaysNearTheBound(t *testing.T) {
 		{"two", crowd(2), 1.03, 1.001},
 		{"flash crowd of 8", crowd(8), 1.1, 1.02},
 		{"flash crowd of 16", crowd(16), 1.1, 1.02},
-		{"flash crowd of 64", crowd(64), 1.2, 1.02},
+		{"flash crowd of 32", crowd(32), 1.2, 1.02},
 		{"300 ms apart", with(crowd(8), func(c *Config) { c.Arrive = stagger(300 * time.Millisecond) }), 1.1, 1.02},
 		{"over 10 s", with(crowd(8), func(c *Config) { c.Arrive = stagger(1400 * time.Millisecond) }), 1.1, 1.02},
 		{"16 nodes 300 ms apart", with(crowd(16), func(c *Config) { c.Arrive = stagger(300 * time.Millisecond) }), 1.25, 1.02},

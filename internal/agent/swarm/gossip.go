@@ -1,0 +1,195 @@
+package swarm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
+)
+
+// GossipOptions say how to find the other agents.
+type GossipOptions struct {
+	Self      Peer
+	Keys      *Keys
+	Bind      string // host:port, TCP and UDP
+	Advertise string // host:port under which others reach it; "": as bound
+	// Join returns addresses of members, host:port or host; names are resolved
+	// each time. It is asked again and again, so that a cluster that was cut in
+	// two heals.
+	Join func(ctx context.Context) ([]string, error)
+	// Every is how often Join is asked; 0 = 15 s.
+	Every time.Duration
+	Log   *slog.Logger
+}
+
+const joinEvery = 15 * time.Second
+
+// Gossip is membership by hashicorp/memberlist, encrypted with the cluster's key.
+type Gossip struct {
+	o    GossipOptions
+	list *memberlist.Memberlist
+	meta []byte
+
+	mu      sync.Mutex
+	changed chan struct{}
+}
+
+// NewGossip binds the gossip's port. Run joins.
+func NewGossip(o GossipOptions) (*Gossip, error) {
+	if o.Every <= 0 {
+		o.Every = joinEvery
+	}
+	meta, err := json.Marshal(o.Self)
+	if err != nil || len(meta) > memberlist.MetaMaxSize {
+		return nil, fmt.Errorf("describe this node in %d bytes: %w", memberlist.MetaMaxSize, err)
+	}
+	g := &Gossip{o: o, meta: meta, changed: make(chan struct{})}
+	c := memberlist.DefaultLANConfig()
+	c.Name = string(o.Self.Node)
+	c.SecretKey = o.Keys.Gossip
+	c.Delegate, c.Events = g, g
+	c.Logger = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
+	c.DeadNodeReclaimTime = 10 * time.Second // an agent that restarts at another address is the same node
+	if c.BindAddr, c.BindPort, err = hostPort(o.Bind); err != nil {
+		return nil, err
+	}
+	c.AdvertisePort = c.BindPort
+	if o.Advertise != "" {
+		if c.AdvertiseAddr, c.AdvertisePort, err = hostPort(o.Advertise); err != nil {
+			return nil, err
+		}
+	}
+	if g.list, err = memberlist.Create(c); err != nil {
+		return nil, fmt.Errorf("listen for gossip on %s: %w", o.Bind, err)
+	}
+	return g, nil
+}
+
+func hostPort(addr string) (string, int, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("read the address %q: %w", addr, err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "", 0, fmt.Errorf("read the port of %q: %w", addr, err)
+	}
+	return host, n, nil
+}
+
+// Addr is the address that others may join.
+func (g *Gossip) Addr() string { return g.list.LocalNode().Address() }
+
+// Run joins the cluster, and again when members are missing, until ctx ends.
+// Then it says goodbye.
+func (g *Gossip) Run(ctx context.Context) error {
+	tick := time.NewTicker(g.o.Every)
+	defer tick.Stop()
+	for {
+		g.join(ctx)
+		select {
+		case <-tick.C:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	// Others learn of it at once instead of after a timeout; that nobody is
+	// there to hear it is no error.
+	if err := g.list.Leave(time.Second); err != nil {
+		g.o.Log.Debug("leave the cluster", "err", err)
+	}
+	return g.list.Shutdown()
+}
+
+// join contacts the addresses that belong to no member known.
+func (g *Gossip) join(ctx context.Context) {
+	if g.o.Join == nil {
+		return
+	}
+	addrs, err := g.o.Join(ctx)
+	if err != nil {
+		g.o.Log.Warn("the other agents' addresses cannot be had", "err", err)
+		return
+	}
+	known := map[string]bool{}
+	for _, n := range g.list.Members() {
+		known[n.Address()] = true
+	}
+	var unknown []string
+	for _, a := range addrs {
+		if !known[a] {
+			unknown = append(unknown, a)
+		}
+	}
+	if len(unknown) == 0 {
+		return
+	}
+	n, err := g.list.Join(unknown)
+	if err != nil {
+		g.o.Log.Debug("join the cluster", "addresses", len(unknown), "reached", n, "err", err)
+	}
+}
+
+// Members returns the members that are alive. What a member says of itself may
+// be nonsense; then it is none.
+func (g *Gossip) Members() []Peer {
+	nodes := g.list.Members()
+	peers := make([]Peer, 0, len(nodes))
+	for _, n := range nodes {
+		var p Peer
+		if json.Unmarshal(n.Meta, &p) == nil && p.Node == plan.Node(n.Name) {
+			if host, port, err := net.SplitHostPort(p.Addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
+				p.Addr = net.JoinHostPort(n.Addr.String(), port)
+			}
+			peers = append(peers, p)
+		}
+	}
+	return peers
+}
+
+// Changed returns a channel that is closed at the next change.
+func (g *Gossip) Changed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed
+}
+
+func (g *Gossip) change() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// NotifyJoin is part of memberlist.EventDelegate.
+func (g *Gossip) NotifyJoin(*memberlist.Node) { g.change() }
+
+// NotifyLeave is part of memberlist.EventDelegate.
+func (g *Gossip) NotifyLeave(*memberlist.Node) { g.change() }
+
+// NotifyUpdate is part of memberlist.EventDelegate.
+func (g *Gossip) NotifyUpdate(*memberlist.Node) { g.change() }
+
+// NodeMeta is part of memberlist.Delegate.
+func (g *Gossip) NodeMeta(int) []byte { return g.meta }
+
+// NotifyMsg is part of memberlist.Delegate; nothing is gossiped but membership.
+func (g *Gossip) NotifyMsg([]byte) {}
+
+// GetBroadcasts is part of memberlist.Delegate.
+func (g *Gossip) GetBroadcasts(int, int) [][]byte { return nil }
+
+// LocalState is part of memberlist.Delegate.
+func (g *Gossip) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState is part of memberlist.Delegate.
+func (g *Gossip) MergeRemoteState([]byte, bool) {}

@@ -1,0 +1,221 @@
+package swarm
+
+import (
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
+)
+
+// How long a liar is not asked. One who passed on what it could not verify is
+// most likely a victim, who will find out itself.
+const (
+	banLiar    = 10 * time.Minute
+	banRelay   = 10 * time.Second
+	banMax     = 24 * time.Hour
+	banForget  = 24 * time.Hour
+	checkEach  = 4 // pieces of a suspect that are compared with the origin's
+	maxRounds  = 3
+	maxSuspect = 32
+)
+
+// trust remembers who gave which piece, and what it was, until the whole is
+// verified. The sums are keyed with a secret of this process, so that nobody can
+// make a wrong piece that has the sum of the right one.
+type trust struct {
+	seed maphash.Seed
+
+	mu  sync.Mutex
+	by  []deed // by piece
+	old []deed // of the round before, which did not match
+}
+
+type deed struct {
+	from    plan.Node // "": nobody yet, or before this download
+	relayed bool
+	sum     uint64
+}
+
+func newTrust(pieces int) trust {
+	return trust{seed: maphash.MakeSeed(), by: make([]deed, pieces)}
+}
+
+func (t *trust) note(i int, p []byte, from plan.Node, relayed bool) {
+	sum := maphash.Bytes(t.seed, p)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.by[i].from == "" {
+		t.by[i] = deed{from, relayed, sum}
+	}
+}
+
+// source returns who gave piece i; what was here before counts as the origin's.
+func (t *trust) source(i int) plan.Node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.by[i].from == "" {
+		return plan.Origin
+	}
+	return t.by[i].from
+}
+
+// turn begins a new round and returns the deeds of peers in the last one.
+func (t *trust) turn() map[plan.Node][]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.old, t.by = t.by, make([]deed, len(t.by))
+	suspects := map[plan.Node][]int{}
+	for i, x := range t.old {
+		if x.from != "" && x.from != plan.Origin {
+			suspects[x.from] = append(suspects[x.from], i)
+		}
+	}
+	return suspects
+}
+
+// compare holds what the origin sent against what a peer said in the last round.
+func (t *trust) compare(i int, p []byte) (deed, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.old == nil || t.old[i].from == "" || t.old[i].from == plan.Origin {
+		return deed{}, false
+	}
+	return t.old[i], t.old[i].sum != maphash.Bytes(t.seed, p)
+}
+
+// convict is called when the whole did not match its digest, and the store has
+// dropped it. It compares some pieces of each peer with the origin's. If that
+// finds the liar, the download begins again without it; if not, or if it fails
+// again, everything is taken from the origin, and compared on the way.
+func (d *download) convict(wrong *piece.MismatchError) error {
+	d.rounds++
+	d.e.metrics.mismatches.Inc()
+	suspects := d.trust.turn()
+	d.e.log.Warn("a blob from the swarm does not match its digest", "digest", d.b.Digest(), "peers", len(suspects), "round", d.rounds)
+	if len(suspects) == 0 || d.rounds >= maxRounds {
+		return wrong
+	}
+	if !d.resume() {
+		return fmt.Errorf("begin %s again: %w", d.b.Digest(), wrong)
+	}
+	found := false
+	if d.rounds == 1 {
+		found = d.check(suspects)
+	}
+	if !found {
+		d.mu.Lock()
+		d.plan.Solo()
+		d.mu.Unlock()
+	}
+	return d.ctx.Err()
+}
+
+// check fetches some pieces of each suspect from the origin. They are not in vain:
+// the store gets them.
+func (d *download) check(suspects map[plan.Node][]int) (found bool) {
+	n := 0
+	for _, pieces := range suspects {
+		if n++; n > maxSuspect {
+			break
+		}
+		rand.Shuffle(len(pieces), func(i, k int) { pieces[i], pieces[k] = pieces[k], pieces[i] })
+		for _, i := range pieces[:min(checkEach, len(pieces))] {
+			if d.examine(i) {
+				found = true
+				break
+			}
+		}
+	}
+	return found
+}
+
+// examine reports whether a piece of the last round differs from the origin's.
+func (d *download) examine(i int) bool {
+	from := int64(i) * piece.Size
+	body, err := d.e.o.Origin.Range(d.ctx, d.w, from, from+int64(d.b.PieceLen(i)))
+	if err != nil {
+		d.e.log.Debug("a piece could not be compared", "digest", d.b.Digest(), "piece", i, "err", err)
+		return false
+	}
+	defer body.Close()
+	buf := d.e.buffers.Get().(*[piece.Size]byte)
+	defer d.e.buffers.Put(buf)
+	p := buf[:d.b.PieceLen(i)]
+	if err := d.read(d.ctx, body, p, ""); err != nil {
+		return false
+	}
+	_, lied := d.trust.compare(i, p)
+	d.got(i, p, plan.Origin, false)
+	return lied
+}
+
+// judge bans whoever gave another piece than the origin.
+func (d *download) judge(i int, p []byte) {
+	who, lied := d.trust.compare(i, p)
+	if !lied {
+		return
+	}
+	until := d.e.banish(who.from, who.relayed)
+	lie := Lie{Peer: who.from, Digest: d.b.Digest(), Piece: i, Relayed: who.relayed, Until: until}
+	d.e.log.Warn("a peer gave a wrong piece", "peer", lie.Peer, "digest", lie.Digest, "piece", i, "relayed", lie.Relayed, "banned_until", until)
+	d.e.o.Report(lie)
+}
+
+// ban is what is held against a peer.
+type ban struct {
+	until time.Time
+	times int
+}
+
+// banish keeps all downloads from asking a peer for a while, longer each time.
+func (e *Engine) banish(n plan.Node, relayed bool) time.Time {
+	e.mu.Lock()
+	b := e.bans[n]
+	now := time.Now()
+	if b == nil || now.Sub(b.until) > banForget {
+		b = &ban{}
+		e.bans[n] = b
+	}
+	if now.Before(b.until) {
+		e.mu.Unlock()
+		return b.until // another of the same lies
+	}
+	term := banLiar
+	if relayed {
+		term = banRelay
+	}
+	b.until = now.Add(min(term<<min(b.times, 16), banMax))
+	b.times++
+	until := b.until
+	active := make([]*download, 0, len(e.downloads))
+	for _, d := range e.downloads {
+		active = append(active, d)
+	}
+	e.mu.Unlock()
+	e.metrics.bans.Inc()
+	for _, d := range active {
+		d.mu.Lock()
+		d.plan.Banned(n, until.Sub(e.start))
+		for _, o := range slices.Clone(d.orders[n]) {
+			o.cancel()
+		}
+		d.mu.Unlock()
+	}
+	return until
+}
+
+// bannedUntil returns, in package plan's time, until when a peer is not asked; 0: it is.
+func (e *Engine) bannedUntil(n plan.Node) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b := e.bans[n]
+	if b == nil || time.Now().After(b.until) {
+		return 0
+	}
+	return b.until.Sub(e.start)
+}
