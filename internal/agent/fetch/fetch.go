@@ -52,7 +52,8 @@ type Content interface {
 }
 
 // Holder has whole blobs on this machine that need no second copy. An error of
-// the kind fault.NotFound says that it has not this one.
+// the kind fault.NotFound says that it has not this one. The context bounds the
+// opening only.
 type Holder interface {
 	Name() string
 	Open(ctx context.Context, d oci.Digest) (Content, error)
@@ -86,6 +87,7 @@ type Fetcher struct {
 	closed  bool
 	flights map[oci.Digest]*flight
 	bad     map[holding]bool
+	silent  map[string]time.Time // holders that did not answer, and when
 }
 
 // New returns a Fetcher; Close ends it.
@@ -99,7 +101,7 @@ func New(o Options) *Fetcher {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Fetcher{
 		o: o, metrics: newMetrics(o.Metrics), ctx: ctx, stop: stop,
-		flights: map[oci.Digest]*flight{}, bad: map[holding]bool{},
+		flights: map[oci.Digest]*flight{}, bad: map[holding]bool{}, silent: map[string]time.Time{},
 	}
 }
 

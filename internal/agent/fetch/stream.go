@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -176,13 +177,18 @@ type holding struct {
 func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder string, ok bool) {
 	for _, h := range f.o.Holders {
 		key := holding{h.Name(), d}
-		if f.isBad(key) {
+		if !f.worthAsking(key) {
 			continue
 		}
-		content, err := h.Open(ctx, d)
+		opening, cancel := context.WithTimeout(ctx, holderTimeout)
+		content, err := h.Open(opening, d)
+		cancel()
 		if err != nil {
-			if !errors.Is(err, fault.NotFound) {
-				f.o.Log.Debug("a holder cannot be asked", "holder", key.holder, "digest", d, "err", err)
+			if !errors.Is(err, fault.NotFound) && ctx.Err() == nil {
+				f.mu.Lock()
+				f.silent[key.holder] = f.o.Now()
+				f.mu.Unlock()
+				f.o.Log.Warn("a holder cannot be asked", "holder", key.holder, "digest", d, "err", err)
 			}
 			continue
 		}
@@ -194,10 +200,18 @@ func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder s
 	return nil, "", false
 }
 
-func (f *Fetcher) isBad(key holding) bool {
+const (
+	// holderTimeout bounds a question to a holder, which a pull waits for.
+	holderTimeout = 500 * time.Millisecond
+	// holderPause is how long a holder that did not answer is left alone.
+	holderPause = 5 * time.Second
+)
+
+func (f *Fetcher) worthAsking(key holding) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.bad[key]
+	last, silent := f.silent[key.holder]
+	return !f.bad[key] && (!silent || f.o.Now().Sub(last).Abs() > holderPause)
 }
 
 // distrust asks a holder no more for a blob that was not what it should be.

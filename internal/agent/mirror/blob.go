@@ -158,7 +158,14 @@ func (p *pull) once(ctx context.Context) error {
 		return err
 	}
 	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok {
-		return p.through(v, holder)
+		size := p.want.Size
+		err := p.through(v, holder)
+		var rng *rangeError
+		if err == nil || p.begun || errors.As(err, &rng) {
+			return err
+		}
+		p.m.o.Log.Warn("a blob outside of the cache cannot be read; fetching it", "holder", holder, "digest", p.want.Digest, "err", err)
+		p.want.Size = size // the holder's may be as wrong as the rest
 	}
 	if err := p.size(ctx); err != nil {
 		return err

@@ -429,6 +429,7 @@ func TestN7_CorruptPieceInTheCacheIsFetchedAgainInMidRead(t *testing.T) {
 type memory struct {
 	blobs map[oci.Digest][]byte
 	asked atomic.Int64
+	hang  bool
 }
 
 type memoryContent struct{ *bytes.Reader }
@@ -436,8 +437,12 @@ type memoryContent struct{ *bytes.Reader }
 func (memoryContent) Close() error  { return nil }
 func (c memoryContent) Size() int64 { return c.Reader.Size() }
 func (m *memory) Name() string      { return "containerd" }
-func (m *memory) Open(_ context.Context, d oci.Digest) (fetch.Content, error) {
+func (m *memory) Open(ctx context.Context, d oci.Digest) (fetch.Content, error) {
 	m.asked.Add(1)
+	if m.hang {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	b, ok := m.blobs[d]
 	if !ok {
 		return nil, fault.New(fault.NotFound, "no %s", d)
@@ -468,5 +473,22 @@ func TestN7_HolderWhoseContentIsWrongIsNotAskedTwice(t *testing.T) {
 	if a := n.get(layerPath(i)); a.err == nil {
 		t.Errorf("wrong bytes to the end: status %d", a.status)
 	}
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream")
+}
+
+func TestHolder_ThatHangsOrBreaksCostsNoPull(t *testing.T) {
+	for _, size := range []int{1000, 3 * piece.Size} {
+		h := &memory{blobs: map[oci.Digest][]byte{}, hang: true}
+		n, _, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+		asked := h.asked.Load()
+		n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+		n.get("/v2/app/blobs/" + string(i.config)).want(200)
+		if got := h.asked.Load() - asked; got > 1 {
+			t.Errorf("a holder that hangs was asked %d times", got)
+		}
+	}
+	h := &memory{blobs: map[oci.Digest][]byte{}}
+	n, _, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, 1000, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	h.blobs[i.layers[0]] = make([]byte, 1000)
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream")
 }
