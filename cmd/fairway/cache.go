@@ -71,10 +71,21 @@ func (a *app) printCache(items []nodeapi.CacheItem) {
 		}
 		rows = append(rows, []string{
 			t.digest(string(i.Digest)), size, i.Tier, i.State, t.when(i.UsedAt),
-			t.shortened(orDash(strings.Join(i.Images, ", "))), t.shortened(orDash(strings.Join(i.PinnedBy, "; "))),
+			t.shortened(t.some(i.Images, ", ")), t.shortened(t.some(i.PinnedBy, "; ")),
 		})
 	}
 	t.table([]string{"DIGEST", "SIZE", "TIER", "STATE", "USED", "IMAGES", "PINNED BY"}, rows)
+}
+
+// someMax is how many of a list a person sees in a table.
+const someMax = 3
+
+// some joins a list: the beginning of it for a person, all for a program.
+func (t *terminal) some(list []string, separator string) string {
+	if t.tty && len(list) > someMax+1 {
+		return strings.Join(list[:someMax], separator) + fmt.Sprintf(" and %d more", len(list)-someMax)
+	}
+	return orDash(strings.Join(list, separator))
 }
 
 func (a *app) cacheExplainCommand() *cobra.Command {
@@ -209,7 +220,7 @@ func (a *app) cachePlan(cmd *cobra.Command, q *asking, c *adminclient.Client, re
 		if v.Evict {
 			act = "goes"
 		}
-		rows = append(rows, []string{act, t.digest(string(v.Digest)), t.size(v.SizeBytes), v.Tier, t.when(v.UsedAt), t.shortened(v.Reason), t.shortened(orDash(strings.Join(v.Images, ", ")))})
+		rows = append(rows, []string{act, t.digest(string(v.Digest)), t.size(v.SizeBytes), v.Tier, t.when(v.UsedAt), t.shortened(v.Reason), t.shortened(t.some(v.Images, ", "))})
 	}
 	if len(rows) > 0 || !t.tty {
 		t.table([]string{"VERDICT", "DIGEST", "SIZE", "TIER", "USED", "REASON", "IMAGES"}, rows)

@@ -131,12 +131,13 @@ func commands(t *testing.T) []*cobra.Command {
 func TestDocs_CommandsAreCurrent(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString("# The command line\n\nGenerated from the code; `go generate ./cmd/fairway` renews it.\n\n" +
-		"Commands that ask a server take `--server URL` or `$FAIRWAY_SERVER`, and print JSON with `--json`. On a terminal\n" +
-		"they print tables, in colour unless `NO_COLOR` is set; into a pipe, lines separated by tabs, with times and sizes in full.\n" +
-		"Long work shows a progress bar on a terminal. `fairway completion SHELL` prints a completion script.\n\n```\n" + exitCodes + "\n```\n")
+		"Commands that ask a server take `--server URL` or `$FAIRWAY_SERVER`, those that ask a node `--node URL` or `$FAIRWAY_NODE`\n" +
+		"(`http://…`, or `unix:///PATH` of its socket). All print JSON with `--json`. On a terminal they print tables, in colour\n" +
+		"unless `NO_COLOR` is set; into a pipe, lines separated by tabs, with times and sizes in full. Long work shows a progress\n" +
+		"bar on a terminal. `fairway completion SHELL` prints a completion script.\n\n```\n" + exitCodes + "\n```\n")
 	for _, cmd := range commands(t)[1:] {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n```\n%s\n```\n", cmd.CommandPath(), cmd.Long, cmd.Example)
-		if cmd.Name() == "serve" {
+		if p := cmd.CommandPath(); p == "fairway serve" || p == "fairway node" {
 			b.WriteString("\nThe flags are the settings in [config.md](config.md).\n")
 			continue
 		}
@@ -151,7 +152,7 @@ func TestDocs_CommandsAreCurrent(t *testing.T) {
 func table(cmd *cobra.Command) string {
 	var b strings.Builder
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Name == "server" || f.Name == "json" || f.Name == "help" {
+		if f.Name == "server" || f.Name == "node" || f.Name == "json" || f.Name == "help" {
 			return
 		}
 		arg, usage := pflag.UnquoteUsage(f)

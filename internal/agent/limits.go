@@ -46,7 +46,7 @@ func fileSystem(dir string) (total int64, err error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("look at the disk of %s: %w", dir, err)
 	}
-	return int64(st.Blocks) * int64(st.Frsize), nil
+	return int64(st.Blocks * uint64(st.Frsize)), nil
 }
 
 // Limits are those that hold.
