@@ -96,6 +96,12 @@ func (c Config) Validate() error {
 	if c.LeaseTTL < unit.Duration(time.Second) {
 		return setting.Errorf("lease_ttl", "at least 1s is needed")
 	}
+	if c.LeaseTTL > unit.Duration(nodeapi.TTLMax) {
+		return setting.Errorf("lease_ttl", "a registry takes %s at most", unit.Duration(nodeapi.TTLMax))
+	}
+	if c.LeaseGrace > unit.Duration(nodeapi.GraceMax) {
+		return setting.Errorf("lease_grace", "a registry takes %s at most", unit.Duration(nodeapi.GraceMax))
+	}
 	if len(c.Runtime) > 1 && slices.Contains(c.Runtime, endpoint.None) {
 		return setting.Errorf("runtime", "%s says that there is no runtime, but others are named too", endpoint.None)
 	}

@@ -1,11 +1,21 @@
 package nodeapi
 
-import "github.com/opencontainers/go-digest"
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // Codes of errors by which the registry refuses a report.
 const (
 	CodeNotNewer  = "REPORT_NOT_NEWER" // its Seq is not above the last one
 	CodeNameTaken = "NODE_NAME_TAKEN"  // another installation has reported under the name since
+)
+
+// Bounds of a report's times. A registry refuses more.
+const (
+	TTLMax   = 24 * time.Hour
+	GraceMax = 30 * 24 * time.Hour
 )
 
 // NameMax bounds the name of a node and an instance, in bytes.

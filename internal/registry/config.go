@@ -5,8 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
-	"github.com/fairway-registry/fairway/internal/registry/nodes"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -98,8 +98,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.GC.Workers < 1:
 		return setting.Errorf("gc.workers", "at least 1 is needed")
-	case time.Duration(c.GC.Node) > nodes.GraceMax:
-		return setting.Errorf("gc.node_grace", "at most %s is possible; to keep images for longer, tag them or give them a lease", unit.Duration(nodes.GraceMax))
+	case time.Duration(c.GC.Node) > nodeapi.GraceMax:
+		return setting.Errorf("gc.node_grace", "at most %s is possible; to keep images for longer, tag them or give them a lease", unit.Duration(nodeapi.GraceMax))
 	case c.GC.Rate < 0:
 		return setting.Errorf("gc.rate", "it cannot be negative")
 	}

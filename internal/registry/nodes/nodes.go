@@ -35,8 +35,6 @@ const (
 	BodyMax     = 16 << 20 // bytes of its JSON
 	RuntimesMax = 100
 	TextMax     = 512 // bytes of an image's name or an error; longer ones are cut
-	TTLMax      = 24 * time.Hour
-	GraceMax    = 30 * 24 * time.Hour
 )
 
 // listRuns is how many images a list of nodes shows of each.
@@ -138,10 +136,10 @@ func check(r *nodeapi.Report) error {
 		return fault.New(fault.Invalid, "instance: an id of 1 to %d letters, digits, '.', '_' and '-' is wanted", nodeapi.NameMax)
 	case r.Seq < 1:
 		return fault.New(fault.Invalid, "seq: a number of 1 or more is wanted")
-	case r.TTLSeconds < 1 || r.TTLSeconds > int64(TTLMax/time.Second):
-		return fault.New(fault.Invalid, "ttl_seconds: a number from 1 to %d is wanted, not %d", int64(TTLMax/time.Second), r.TTLSeconds)
-	case r.GraceSeconds < 0 || r.GraceSeconds > int64(GraceMax/time.Second):
-		return fault.New(fault.Invalid, "grace_seconds: a number from 0 to %d is wanted, not %d", int64(GraceMax/time.Second), r.GraceSeconds)
+	case r.TTLSeconds < 1 || r.TTLSeconds > int64(nodeapi.TTLMax/time.Second):
+		return fault.New(fault.Invalid, "ttl_seconds: a number from 1 to %d is wanted, not %d", int64(nodeapi.TTLMax/time.Second), r.TTLSeconds)
+	case r.GraceSeconds < 0 || r.GraceSeconds > int64(nodeapi.GraceMax/time.Second):
+		return fault.New(fault.Invalid, "grace_seconds: a number from 0 to %d is wanted, not %d", int64(nodeapi.GraceMax/time.Second), r.GraceSeconds)
 	case len(r.Runtimes) > RuntimesMax:
 		return fault.New(fault.Invalid, "runtimes: at most %d are allowed, these are %d", RuntimesMax, len(r.Runtimes))
 	case r.InUse == nil:

@@ -1,0 +1,102 @@
+package nodes_test
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/registry/nodes"
+)
+
+func open(t *testing.T, path string) (*nodes.Nodes, *meta.Store) {
+	t.Helper()
+	s, err := meta.Open(t.Context(), meta.Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() }) // a test may have closed it
+	return nodes.New(s, nodes.Options{Grace: time.Hour}), s
+}
+
+func reportOf(n, each int) nodeapi.Report {
+	r := nodeapi.Report{Node: "n", Instance: "i", Seq: 1, Complete: true, TTLSeconds: 60, InUse: []nodeapi.InUse{}}
+	for i := range n {
+		u := nodeapi.InUse{Containers: 1}
+		for j := range each {
+			u.Digests = append(u.Digests, digest.FromString(fmt.Sprint(i, j)))
+		}
+		r.InUse = append(r.InUse, u)
+	}
+	return r
+}
+
+func TestReport_StrangeTextsAreMendedAndNotRefused(t *testing.T) {
+	n, _ := open(t, filepath.Join(t.TempDir(), "fairway.db"))
+	r := reportOf(1, 1)
+	r.InUse[0].Image = "app\x1b[31m\xff:v1" + strings.Repeat("x", 10_000)
+	r.InUse[0].Containers, r.InUse[0].ForSeconds = -5, -1<<62
+	r.Runtimes = []nodeapi.Runtime{{Name: "a\nb", Error: strings.Repeat("é", 10_000)}}
+	if _, _, err := n.Report(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	got, err := n.Get(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if run := got.Runs[0]; !strings.HasPrefix(run.Image, "app[31m:v1x") || len(run.Image) > nodes.TextMax+3 || run.Containers != 0 || run.Since.After(got.SeenAt) {
+		t.Errorf("runs %+v", run)
+	}
+	if rt := got.Runtimes[0]; rt.Name != "ab" || len(rt.Error) > nodes.TextMax+3 {
+		t.Errorf("runtime %+v", rt)
+	}
+}
+
+func TestReport_IsBounded(t *testing.T) {
+	n, _ := open(t, filepath.Join(t.TempDir(), "fairway.db"))
+	one := reportOf(1, 1).InUse[0]
+	tooMany := reportOf(0, 0)
+	for range nodes.ImagesMax + 1 {
+		tooMany.InUse = append(tooMany.InUse, one)
+	}
+	runtimes := reportOf(0, 0)
+	runtimes.Runtimes = make([]nodeapi.Runtime, nodes.RuntimesMax+1)
+	for name, r := range map[string]nodeapi.Report{"images": tooMany, "digests": reportOf(51, 1000), "runtimes": runtimes} {
+		if _, _, err := n.Report(t.Context(), r); !errors.Is(err, fault.Invalid) {
+			t.Errorf("too many %s: %v", name, err)
+		}
+	}
+	if list, err := n.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("a refused report left %+v, %v", list, err)
+	}
+}
+
+func TestReport_SurvivesARestartOfTheRegistry(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fairway.db")
+	n, s := open(t, path)
+	if _, changed, err := n.Report(t.Context(), reportOf(2, 2)); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	before, err := n.Get(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n, _ = open(t, path)
+	after, err := n.Get(t.Context(), "n")
+	if err != nil || fmt.Sprint(after) != fmt.Sprint(before) || after.Digests != 4 {
+		t.Errorf("after the restart %+v, %v; before %+v", after, err, before)
+	}
+	if _, _, err := n.Report(t.Context(), reportOf(2, 2)); !errors.Is(err, fault.Conflict) {
+		t.Errorf("an old report after the restart: %v", err)
+	}
+}
