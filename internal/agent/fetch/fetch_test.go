@@ -477,3 +477,36 @@ func TestN7_ManifestThatLiesAboutASizeIsNoEndlessDownload(t *testing.T) {
 		}
 	}
 }
+
+func TestLinger_SomebodyWhoComesJustWhenItIsGivenUpIsServed(t *testing.T) {
+	all := content(300)
+	ending, goOn := make(chan struct{}), make(chan struct{})
+	up := &source{name: "upstream"}
+	up.fill = func(ctx context.Context, _ fetch.Want, b *piece.Blob) error {
+		if up.runs.Load() > 1 {
+			return write(ctx, b, all, 0, 0, "upstream")
+		}
+		<-ctx.Done()
+		close(ending)
+		<-goOn
+		return ctx.Err()
+	}
+	s := open(t, fetch.Options{Fillers: []fetch.Filler{up}, Linger: time.Millisecond})
+	ctx, leave := context.WithCancel(t.Context())
+	first, err := s.Get(ctx, want(all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	leave()
+	<-ending
+	b, err := s.Get(t.Context(), want(all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	close(goOn)
+	if err := b.Wait(t.Context(), 0); err != nil {
+		t.Errorf("who came late hears %v", err)
+	}
+}

@@ -34,6 +34,7 @@ type flight struct {
 	head    *head
 	source  atomic.Pointer[string] // of the Filler at work
 	waiting int                    // guarded by Fetcher.mu
+	landed  bool                   // guarded by Fetcher.mu
 	linger  *time.Timer            // runs while nobody waits; guarded by Fetcher.mu
 }
 
@@ -76,7 +77,7 @@ func (f *Fetcher) join(ctx context.Context, w Want) error {
 func (f *Fetcher) leave(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if fl.waiting--; fl.waiting == 0 {
+	if fl.waiting--; fl.waiting == 0 && !fl.landed {
 		fl.linger = time.AfterFunc(f.o.Linger, func() { f.abandon(fl) })
 	}
 }
@@ -108,13 +109,18 @@ func (f *Fetcher) fly(fl *flight) {
 }
 
 // next goes on on behalf of another who waits, if what went wrong was that the
-// upstream refused the one before. A repository's refusal is no other's.
+// upstream refused the one before: a repository's refusal is no other's. And so
+// for somebody who came just when the download was given up.
 func (f *Fetcher) next(fl *flight, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl.ctx.Err() != nil && fl.waiting > 0 && !f.closed {
+		fl.ctx, fl.cancel = context.WithCancel(f.ctx)
+		return true
+	}
 	if !isStatus(err) || fl.ctx.Err() != nil {
 		return false
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	for len(fl.others) > 0 {
 		w := fl.others[0]
 		fl.others = fl.others[1:]
@@ -138,6 +144,7 @@ func (f *Fetcher) land(fl *flight, err error) {
 		fl.b.Failed(err)
 	}
 	fl.release()
+	fl.landed = true
 	delete(f.flights, fl.want.Digest)
 	if fl.linger != nil {
 		fl.linger.Stop()
