@@ -269,7 +269,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.tracker.Run(ctx) })
 	g.Go(func() error { return a.evict(ctx) })
 	if a.reporter != nil {
-		g.Go(func() error { return a.reporter.Run(ctx) })
+		g.Go(func() error {
+			if err := a.reporter.Run(ctx); ctx.Err() == nil {
+				return err
+			}
+			return nil
+		})
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
