@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +57,7 @@ func startAgentIn(t testing.TB, u *upstream, dir string, args ...string) *agent 
 	}
 	a := &agent{t: t, u: u, data: filepath.Join(dir, "node"), host: addr, url: "http://" + addr, log: newLog(t, "the agent")}
 	a.args = append([]string{
-		"node", "--registry", u.url, "--name", "node-1", "--data", a.data, "--listen", addr, "--warm", "0s", "--tag-ttl", "0s", "--floor", "0",
+		"node", "--registry", u.url, "--name", "node-1", "--data", a.data, "--listen", addr, "--warm", "1ms", "--tag-ttl", "0s", "--floor", "0",
 	}, args...)
 	t.Cleanup(func() {
 		if a.proc != nil {
@@ -146,27 +145,39 @@ func (a *agent) missing(digests ...digest.Digest) []string {
 	return gone
 }
 
-// keeps fails unless all of it is in the cache.
+// keeps fails unless all of it is in the cache, and tells what the agent logged
+// of what is not.
 func (a *agent) keeps(what string, digests ...digest.Digest) {
 	a.t.Helper()
-	if gone := a.missing(digests...); len(gone) > 0 {
-		a.t.Errorf("%s: lost %s\n%s", what, strings.Join(gone, ", "), a.explainLost(digests))
+	for _, gone := range a.missing(digests...) {
+		a.t.Errorf("%s: lost %s", what, gone)
+		d, _, _ := strings.Cut(gone, " ")
+		for line := range strings.Lines(a.log.String()) {
+			if strings.Contains(line, d) {
+				a.t.Log(strings.TrimSpace(line))
+			}
+		}
 	}
 }
 
-// explainLost gives the runtimes as the agent sees them.
-func (a *agent) explainLost([]digest.Digest) string {
-	out, errs, err := try(a.t, fairway, "cache", "ls", "--node", a.url)
-	return fmt.Sprint(out, errs, err)
+// arrives waits until all of it is in the cache: a runtime has the last byte a
+// moment before the disk has.
+func (a *agent) arrives(what string, digests ...digest.Digest) {
+	a.t.Helper()
+	eventually(a.t, what+" arrives", func() (bool, string) {
+		gone := a.missing(digests...)
+		return len(gone) == 0, strings.Join(gone, ", ")
+	})
 }
 
-// loses fails unless none of it is left, by the look of the disk.
+// loses waits until none of it is left, by the look of the disk.
 func (a *agent) loses(what string, digests ...digest.Digest) {
 	a.t.Helper()
 	eventually(a.t, what+" goes", func() (bool, string) {
 		for _, d := range digests {
 			if _, err := os.Stat(a.file(d)); !errors.Is(err, fs.ErrNotExist) {
-				return false, fmt.Sprintf("%s is there (%v)", d, err)
+				out, errs, _ := try(a.t, fairway, "cache", "explain", d.String(), "--node", a.url)
+				return false, fmt.Sprintf("%s is there (%v): %s%s", d, err, out, errs)
 			}
 		}
 		return true, ""
@@ -312,15 +323,18 @@ func (a *agent) digests() []digest.Digest {
 func (a *agent) hasEvent(kind string) {
 	a.t.Helper()
 	eventually(a.t, "an event "+kind, func() (bool, string) {
-		resp, err := http.Get(a.url + "/api/v1/events")
-		if err != nil {
-			return false, err.Error()
-		}
-		defer func() { _ = resp.Body.Close() }()
-		var list nodeapi.EventList
-		if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
-			return false, err.Error()
-		}
+		list := fairwayJSON[nodeapi.EventList](a.t, "cache", "events", "--node", a.url)
 		return slices.ContainsFunc(list.Events, func(e nodeapi.Event) bool { return e.Kind == kind }), fmt.Sprint(list)
 	})
+}
+
+func (a *agent) status() nodeapi.Status {
+	a.t.Helper()
+	return fairwayJSON[nodeapi.Status](a.t, "node", "status", "--node", a.url)
+}
+
+// limits changes the limits while the agent runs.
+func (a *agent) limits(args ...string) {
+	a.t.Helper()
+	run(a.t, fairway, append([]string{"cache", "limits", "--node", a.url}, args...)...)
 }

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -30,8 +32,9 @@ func startKubelet(t testing.TB, c *ctrd, u *upstream) *kubelet {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	k := &kubelet{t: t, c: c, runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn)}
-	pause := u.push(buildImage(t, "lib/pause:1", []string{"/bin/sleep", "2147483647"}, busyboxLayer(t)))
-	// Pulled straight from the registry: that of a sandbox is not the subject.
+	// Pulled straight from the registry, and nothing in it is of another image: what
+	// the runtime has already it does not pull through the agent.
+	pause := u.push(buildImage(t, "lib/pause:1", []string{"/bin/sleep", "2147483647"}, pauseLayer(t)))
 	c.ctr("k8s.io", "i", "pull", "--plain-http", pause)
 	c.ctr("k8s.io", "i", "tag", pause, "localhost/pause:1")
 	return k
@@ -118,14 +121,15 @@ func (k *kubelet) run(ref string) pod {
 	return p
 }
 
-// end removes a pod; one that is gone already is no error for CRI.
+// end removes a pod, which may be gone already.
 func (k *kubelet) end(p pod) {
+	k.c.t.Helper()
 	ctx, cancel := k.ctx()
 	defer cancel()
-	if _, err := k.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+	if _, err := k.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil && status.Code(err) != codes.NotFound {
 		k.c.t.Errorf("CRI stop: %v", err)
 	}
-	if _, err := k.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
+	if _, err := k.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil && status.Code(err) != codes.NotFound {
 		k.c.t.Errorf("CRI remove: %v", err)
 	}
 }

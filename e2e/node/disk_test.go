@@ -118,7 +118,7 @@ func TestN7_CorruptAndTruncatedPieces(t *testing.T) {
 				l := im.layers[0]
 				a.serves(u.repoOf(im), l.Digest)
 				a.serves(u.repoOf(im), l.Digest) // now it has been read and checked, too
-				a.keeps("fetched", l.Digest)
+				a.arrives("fetched", l.Digest)
 				if !running {
 					a.stop()
 				}
@@ -168,8 +168,8 @@ func hole(path string, size int64) error {
 	return syscall.Fallocate(int(f.Fd()), keepSize|punchHole, size/4, size/2)
 }
 
-// TestN5_QuotaLowered: the agent is started again with less, and what runs
-// stays although the rest has to go.
+// TestN5_QuotaLoweredAtRunTime: there is suddenly less room, and what runs stays
+// although the rest has to go.
 func TestN5_QuotaLoweredAtRunTime(t *testing.T) {
 	s := newScene(t, "2", "--quota", "100MiB")
 	im, ref := s.u.runnable("lib/busybox:1", 6)
@@ -180,7 +180,7 @@ func TestN5_QuotaLoweredAtRunTime(t *testing.T) {
 	if n := s.a.disk(); n < 60*mib {
 		t.Errorf("the cache has %d bytes, it should have all", n)
 	}
-	s.a.restart("--quota", "20MiB")
+	s.a.limits("--quota", "20MiB")
 	eventually(t, "the cache shrinks", func() (bool, string) {
 		n := s.a.disk()
 		return n <= 20*mib, fmt.Sprint(n)

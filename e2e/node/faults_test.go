@@ -1,9 +1,12 @@
 package node
 
 import (
-	"fmt"
+	"errors"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -103,7 +106,7 @@ func TestN7_UpstreamCutsConnections(t *testing.T) {
 	if sent := s.u.bodyBytes(d); sent > 9*mib {
 		t.Errorf("the upstream sent %d bytes for 8 MiB", sent)
 	}
-	s.a.keeps("pulled", d)
+	s.a.arrives("pulled", d)
 }
 
 // TestN8_UpstreamSlow: the runtime gets the first byte long before the upstream
@@ -185,16 +188,33 @@ func TestN8_AgentDown_PullsGoDirectly(t *testing.T) {
 		t.Run("containerd"+version, func(t *testing.T) {
 			u, c := startUpstream(t), startContainerd(t, version)
 			a := startAgent(t, u, "--runtime", "containerd://"+c.sock, "--quota", "100MiB")
-			run(t, fairway, "node", "setup", "containerd", "--help")
-			c.mirror(u.host, a.host)
+			c.hosts = a.setUp("containerd", "etc", "containerd", "certs.d")
 			one, oneRef := u.runnable("lib/one:1", 2)
 			_, twoRef := u.runnable("lib/two:1", 2)
 			c.pull(oneRef)
-			a.keeps("pulled through the agent", one.layers[1].Digest)
+			a.arrives("pulled through the agent", one.layers[1].Digest)
 			a.stop()
 			c.pull(twoRef)
 			c.run(twoRef)
-			fmt.Fprintln(io.Discard)
+
+			undone := run(t, fairway, "node", "setup", "containerd", "--undo", "--yes", "--root", filepath.Join(a.data, "..", "etc-root"))
+			t.Log(undone)
+			if _, err := os.Stat(filepath.Join(c.hosts, u.host, "hosts.toml")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("after --undo the configuration is there: %v", err)
+			}
+			c.pull(oneRef)
 		})
 	}
+}
+
+// setUp has `fairway node setup` write a runtime's configuration below a root of
+// its own, and returns a path in it.
+func (a *agent) setUp(runtime string, path ...string) string {
+	a.t.Helper()
+	root := filepath.Join(a.data, "..", "etc-root")
+	if err := os.MkdirAll(filepath.Join(root, "etc", "containerd"), 0o755); err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Log(run(a.t, fairway, "node", "setup", runtime, "--yes", "--root", root, "--listen", a.host, "--upstream", a.u.host+"="+a.u.url))
+	return filepath.Join(append([]string{root}, path...)...)
 }

@@ -20,6 +20,7 @@ type gate struct {
 	mu    sync.Mutex
 	open  *sync.Cond
 	held  bool
+	let   int  // how many writes pass although it is held
 	shut  bool // refuses connections
 	conns map[net.Conn]bool
 }
@@ -78,8 +79,11 @@ func (g *gate) copy(to, from net.Conn, holds bool) {
 		n, err := from.Read(buf)
 		if n > 0 {
 			g.mu.Lock()
-			for holds && g.held {
+			for holds && g.held && g.let == 0 {
 				g.open.Wait()
+			}
+			if holds && g.held {
+				g.let--
 			}
 			g.mu.Unlock()
 			if _, err := to.Write(buf[:n]); err != nil {
@@ -105,7 +109,15 @@ func (g *gate) end(conns ...net.Conn) {
 func (g *gate) hold(yes bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.held = yes
+	g.held, g.let = yes, 0
+	g.open.Broadcast()
+}
+
+// step lets the next n writes through, of those that there are or will be.
+func (g *gate) step(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.let = n
 	g.open.Broadcast()
 }
 

@@ -68,7 +68,7 @@ func randomLayer(t testing.TB, seed uint64, sizeBytes int) layer {
 
 var busybox struct {
 	sync.Once
-	layer layer
+	layer, pause layer
 }
 
 // busyboxLayer is Debian's static busybox with its applets, the base layer of
@@ -88,11 +88,19 @@ func busyboxLayer(t testing.TB) layer {
 		}
 		applets := strings.Fields(run(t, filepath.Join(root, "bin", "busybox"), "--list"))
 		busybox.layer = newLayer(t, func(w *tar.Writer) error { return writeBusybox(w, program, applets) })
+		busybox.pause = newLayer(t, func(w *tar.Writer) error { return writeBusybox(w, program, []string{"sleep"}) })
 	})
 	if busybox.layer.content == nil {
 		t.Fatal("there is no busybox; the first test that needed it says why")
 	}
 	return busybox.layer
+}
+
+// pauseLayer is one that only sandboxes have.
+func pauseLayer(t testing.TB) layer {
+	t.Helper()
+	busyboxLayer(t)
+	return busybox.pause
 }
 
 func writeBusybox(w *tar.Writer, program []byte, applets []string) error {

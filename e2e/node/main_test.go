@@ -34,6 +34,11 @@ func runAll(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(scratch) }() // it is in a directory for temporary files
+	defer func() {
+		if shared.proc != nil {
+			shared.proc.Kill()
+		}
+	}()
 	return m.Run()
 }
 
@@ -110,7 +115,7 @@ func eventually(t testing.TB, what string, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		yes, why := ok()
@@ -133,10 +138,10 @@ type logBuffer struct {
 }
 
 func newLog(t testing.TB, of string) *logBuffer {
-	l := &logBuffer{}
+	l := new(logBuffer)
 	t.Cleanup(func() {
 		if s := l.String(); t.Failed() && s != "" {
-			t.Logf("end of the log of %s:\n%s", of, s[max(0, len(s)-4<<10):])
+			t.Logf("end of the log of %s:\n%s", of, s[max(0, len(s)-3<<10):])
 		}
 	})
 	return l

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -11,18 +12,31 @@ const storyQuota = 50 << 20
 
 var seeds atomic.Uint64
 
-// filler makes an image that only takes room, and pushes it.
+// fillers are images that only take room, by size and number, with the registry
+// that they have been pushed to.
+var fillers sync.Map
+
+// filler gives an image that only takes room, another one each time, and the
+// name to pull it by.
 func (u *upstream) filler(mibs int) (image, string) {
 	u.t.Helper()
-	seed := 1000 + seeds.Add(1)
+	u.fillers++
+	key := fmt.Sprintf("%s/%d/%d", u.admin, mibs, u.fillers)
+	if im, ok := fillers.Load(key); ok {
+		im := im.(image)
+		return im, u.host + "/" + im.repo
+	}
+	seed := uint64(1000*mibs + u.fillers)
 	im := buildImage(u.t, fmt.Sprintf("shop/filler-%d:1", seed), nil, randomLayer(u.t, seed, mibs*mib))
-	return im, u.push(im)
+	ref := u.push(im)
+	fillers.Store(key, im)
+	return im, ref
 }
 
 // runnable makes an image with busybox and a layer of its own, and pushes it.
 func (u *upstream) runnable(repo string, mibs int) (image, string) {
 	u.t.Helper()
-	im := buildImage(u.t, repo, nil, busyboxLayer(u.t), randomLayer(u.t, seeds.Add(1), mibs*mib))
+	im := buildImage(u.t, repo, nil, busyboxLayer(u.t), randomLayer(u.t, seeds.Add(1)<<32, mibs*mib))
 	return im, u.push(im)
 }
 
@@ -35,7 +49,12 @@ type scene struct {
 
 func newScene(t testing.TB, version string, args ...string) *scene {
 	t.Helper()
-	s := &scene{u: startUpstream(t), c: startContainerd(t, version)}
+	return newSceneAt(t, startUpstream(t), version, args...)
+}
+
+func newSceneAt(t testing.TB, u *upstream, version string, args ...string) *scene {
+	t.Helper()
+	s := &scene{u: u, c: startContainerd(t, version)}
 	s.a = startAgent(t, s.u, append([]string{"--runtime", "containerd://" + s.c.sock}, args...)...)
 	s.c.mirror(s.u.host, s.a.host)
 	return s
@@ -55,6 +74,17 @@ func (s *scene) flood(each func()) []image {
 		}
 	}
 	return ims
+}
+
+// count is how many of the images have their last layer in the cache.
+func (a *agent) count(ims []image) (n int) {
+	a.t.Helper()
+	for _, im := range ims {
+		if len(a.missing(im.layers[len(im.layers)-1].Digest)) == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // TestN1_TheStory_50MB is the acceptance test: BusyBox runs from an image that
@@ -110,19 +140,28 @@ func TestN1_TheStory_50MB(t *testing.T) {
 				holds := s.a.watchQuota(storyQuota)
 				busybox, ref := s.u.runnable("lib/busybox:1", 6)
 				end := use[state](s, ref)
+				s.a.arrives("BusyBox", busybox.all()...)
 				warm, warmRef := s.u.filler(6)
 				s.c.pull(warmRef)
+				s.a.arrives("what is warm", warm.manifest.Digest, warm.layers[0].Digest)
 
 				flood := s.flood(func() { s.a.keeps("BusyBox, "+state, busybox.all()...) })
 				s.a.keeps("what is warm, while there is something cold", warm.manifest.Digest, warm.layers[0].Digest)
+				if n := s.a.count(flood); n == 0 || n > 3 {
+					t.Errorf("%d of the cold ones are left; there is room for three of six", n)
+				}
 				if n := s.u.asked("GET", "/blobs/"+busybox.layers[1].Digest.String()); n != 1 {
 					t.Errorf("the layer of BusyBox was fetched %d times, want once", n)
 				}
-				s.a.loses("the first of the cold ones", flood[0].layers[0].Digest)
+
+				// At any pressure: there is no room for anything else.
+				s.a.limits("--quota", "1MiB")
+				s.a.loses("what is warm", warm.layers[0].Digest)
+				s.a.gc()
+				s.a.keeps("BusyBox, "+state+", larger than the quota", busybox.all()...)
 
 				end()
 				_, _, _ = s.c.tryIn("default", "i", "rm", "--sync", ref)
-				s.flood(nil)
 				s.a.loses("BusyBox, which nobody uses", busybox.layers[1].Digest)
 				holds()
 			})
@@ -135,26 +174,28 @@ func TestN1_TwoContainersShareALayer(t *testing.T) {
 	for _, version := range versions {
 		t.Run("containerd"+version, func(t *testing.T) {
 			s := newScene(t, version, "--quota", "50MiB")
-			base := randomLayer(t, seeds.Add(1), 6*mib)
-			one := buildImage(t, "lib/one:1", nil, busyboxLayer(t), base, randomLayer(t, seeds.Add(1), 4*mib))
-			two := buildImage(t, "lib/two:1", nil, busyboxLayer(t), base, randomLayer(t, seeds.Add(1), 4*mib))
+			base := randomLayer(t, seeds.Add(1)<<32, 6*mib)
+			one := buildImage(t, "lib/one:1", nil, busyboxLayer(t), base, randomLayer(t, seeds.Add(1)<<32, 4*mib))
+			two := buildImage(t, "lib/two:1", nil, busyboxLayer(t), base, randomLayer(t, seeds.Add(1)<<32, 4*mib))
 			oneRef, twoRef := s.u.push(one), s.u.push(two)
 			s.c.pull(oneRef)
 			s.c.pull(twoRef)
 			idOne, idTwo := s.c.run(oneRef), s.c.run(twoRef)
-			s.flood(nil)
-			s.a.keeps("both run", append(one.all(), two.all()...)...)
+			both := append(one.all(), two.all()...)
+			s.a.arrives("both", both...)
+			s.flood(func() { s.a.keeps("both run", both...) })
+			s.a.limits("--quota", "1MiB")
+			s.a.gc()
+			s.a.keeps("both run, at any pressure", both...)
 
 			s.c.remove("default", idOne)
 			s.c.removeImage(oneRef)
-			s.flood(nil)
-			s.a.keeps("the second runs", two.all()...)
 			s.a.loses("what only the first had", one.layers[2].Digest)
+			s.a.keeps("the second runs", two.all()...)
 
 			s.c.remove("default", idTwo)
 			s.c.removeImage(twoRef)
-			s.flood(nil)
-			s.a.loses("what nobody has", two.layers[1].Digest, two.layers[2].Digest)
+			s.a.loses("what nobody has", two.layers[1].Digest)
 		})
 	}
 }
@@ -169,10 +210,10 @@ func TestN6_EveryBlobActive(t *testing.T) {
 		im, ref := s.u.runnable(fmt.Sprintf("lib/app-%d:1", i), 6)
 		s.c.pull(ref)
 		s.c.run(ref)
-		held = append(held, s.a.missing(im.all()...))
 		if i == 0 {
-			s.a.keeps("the first", im.all()...)
+			s.a.arrives("the first", im.all()...)
 		}
+		held = append(held, s.a.missing(im.layers[1].Digest))
 	}
 	before := s.a.digests()
 	im, ref := s.u.runnable("lib/one-more:1", 12)

@@ -31,40 +31,69 @@ type upstream struct {
 	t     testing.TB
 	host  string // HOST:PORT of the proxy
 	url   string
-	data  string
+	data  string // of the registry, if it is the test's own
 	admin string // URL of the registry itself
-	log   *logBuffer
-	proc  *daemon.Process
 
 	mu       sync.Mutex
 	requests []string
 	sent     map[string]int64 // bytes of bodies, by the last element of the path
 	fault    fault
+	fillers  int // that the test has asked for
 }
 
 // fault breaks the answer to a request; it says false when it lets it pass. It
 // runs in the proxy, beside the test.
 type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool
 
-func startUpstream(t testing.TB, args ...string) *upstream {
+// shared is the registry behind the proxies of most tests: what one test pushed
+// another need not push again.
+var shared struct {
+	sync.Mutex
+	addr string
+	proc *daemon.Process
+	log  logBuffer
+}
+
+// startUpstream gives a test a proxy of its own before the shared registry.
+func startUpstream(t testing.TB) *upstream {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.proc == nil {
+		shared.addr, shared.proc = serve(t, filepath.Join(scratch, "registry"), &shared.log)
+	}
+	u := &upstream{t: t, sent: map[string]int64{}, admin: "http://" + shared.addr}
+	u.proxy(shared.addr)
+	return u
+}
+
+// startOwnUpstream starts a registry for one test, which may collect there.
+func startOwnUpstream(t testing.TB) *upstream {
+	t.Helper()
+	u := &upstream{t: t, data: t.TempDir(), sent: map[string]int64{}}
+	addr, proc := serve(t, u.data, newLog(t, "the registry"))
+	t.Cleanup(proc.Kill)
+	u.admin = "http://" + addr
+	u.proxy(addr)
+	return u
+}
+
+func serve(t testing.TB, data string, log *logBuffer) (addr string, proc *daemon.Process) {
 	t.Helper()
 	addr, err := daemon.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &upstream{t: t, data: t.TempDir(), sent: map[string]int64{}, admin: "http://" + addr, log: newLog(t, "the registry")}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	u.proc, err = daemon.Start(ctx, daemon.Options{
-		Path: fairway, Args: append([]string{"serve", "--data", u.data, "--listen", addr, "--gc-interval", "0"}, args...),
-		Log: u.log, Ready: u.admin + "/readyz",
+	proc, err = daemon.Start(ctx, daemon.Options{
+		Path: fairway, Args: []string{"serve", "--data", data, "--listen", addr, "--gc-interval", "0"},
+		Log: log, Ready: "http://" + addr + "/readyz",
 	})
 	if err != nil {
-		t.Fatalf("%v\n%s", err, u.log)
+		t.Fatalf("%v\n%s", err, log)
 	}
-	t.Cleanup(func() { u.proc.Kill() })
-	u.proxy(addr)
-	return u
+	return addr, proc
 }
 
 func (u *upstream) proxy(addr string) {

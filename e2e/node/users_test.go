@@ -19,13 +19,14 @@ func TestN1_CRI(t *testing.T) {
 			im, ref := u.runnable("lib/pod:1", 6)
 			k.pull(ref)
 			p := k.run(ref)
+			a.arrives("the pod's image", im.all()...)
 			s := &scene{u, c, a}
 			s.flood(func() { a.keeps("the pod runs", im.all()...) })
 			a.restart()
 			s.flood(func() { a.keeps("the pod runs, and the agent is new", im.all()...) })
 			k.end(p)
 			c.ctr("k8s.io", "i", "rm", "--sync", ref, im.config.Digest.String(), u.host+"/lib/pod@"+im.index.Digest.String())
-			s.flood(nil)
+			a.limits("--quota", "1MiB")
 			a.loses("the pod is gone", im.layers[1].Digest)
 			holds()
 		})
@@ -55,7 +56,7 @@ func TestN1_Podman(t *testing.T) {
 	a.keeps("it runs", im.manifest.Digest, im.config.Digest, im.layers[0].Digest, im.layers[1].Digest)
 	p.run("rm", "-f", "-t", "0", id)
 	p.run("rmi", ref)
-	flood()
+	a.limits("--quota", "1MiB")
 	a.loses("nobody uses it", im.layers[1].Digest)
 	holds()
 }
@@ -64,7 +65,7 @@ func TestN1_Podman(t *testing.T) {
 // neither window nor trash while a container runs, and its bytes stay. The
 // container stops, and they go.
 func TestRegistry_KeepsWhatRunsOnANode(t *testing.T) {
-	s := newScene(t, "2", "--quota", "100MiB")
+	s := newSceneAt(t, startOwnUpstream(t), "2", "--quota", "100MiB")
 	im, ref := s.u.runnable("lib/app:1", 3)
 	gone, goneRef := s.u.filler(3)
 	s.c.pull(ref)
