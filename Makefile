@@ -59,8 +59,9 @@ fuzz: ## Fuzz every fuzz target, FUZZTIME (20s) each
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: demo
-demo: build demo-tools ## Push, delete, collect and restore a real image, in under a minute
+demo: build demo-tools ## Push, delete, collect, restore; then run a container through a node with a small cache
 	@scripts/demo.sh bin/fairway
+	@scripts/demo-node.sh bin/fairway
 
 .PHONY: bench
 bench: build bench-tools ## Measure against Distribution and nginx; prints Markdown (about 20 minutes)

@@ -100,12 +100,13 @@ e2e)
   gobin $regctl
   ;;
 node)
-  apt containerd:containerd runc:runc podman:podman conmon:conmon skopeo:skopeo busybox:busybox-static mount:mount
+  apt containerd:containerd runc:runc podman:podman conmon:conmon skopeo:skopeo umoci:umoci busybox:busybox-static curl:curl jq:jq
   debs busybox-static
+  gobin $crane
   containerd2
   ;;
 demo)
-  apt skopeo:skopeo umoci:umoci busybox:busybox-static curl:curl jq:jq
+  apt skopeo:skopeo umoci:umoci busybox:busybox-static curl:curl jq:jq containerd:containerd runc:runc
   ;;
 bench)
   apt nginx:nginx-light wrk:wrk
