@@ -54,6 +54,7 @@ type Agent struct {
 	tracker   *inuse.Tracker
 	evictor   *evict.Evictor
 	upstreams upstreams
+	swarm     *swarming // nil without a secret
 	fetcher   *fetch.Fetcher
 	mirror    *mirror.Mirror
 	observer  *httpserve.Observer
@@ -124,7 +125,9 @@ func (a *Agent) open(ctx context.Context, plain *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("make the evictor: %w", err)
 	}
-	a.openMirror()
+	if err := a.openMirror(ctx); err != nil {
+		return err
+	}
 	return a.openReporter()
 }
 
@@ -197,10 +200,13 @@ func (a *Agent) openRuntimes(ctx context.Context) error {
 	return nil
 }
 
-func (a *Agent) openMirror() {
+func (a *Agent) openMirror(ctx context.Context) error {
 	origin := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: a.upstreams.clients, Log: a.log, Metrics: a.metrics})
+	if err := a.openSwarm(ctx, origin); err != nil {
+		return err
+	}
 	a.fetcher = fetch.New(fetch.Options{
-		Store: a.store, Index: a.index, Fillers: []fetch.Filler{origin}, Origin: origin, Holders: a.holders(), Log: a.log, Metrics: a.metrics,
+		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Origin: origin, Holders: a.holders(), Log: a.log, Metrics: a.metrics,
 	})
 	a.closers = append(a.closers, func() error { a.fetcher.Close(); return nil })
 	a.mirror = mirror.New(mirror.Options{
@@ -208,6 +214,7 @@ func (a *Agent) openMirror() {
 		TagTTL: time.Duration(a.cfg.TagTTL), StaleMax: time.Duration(a.cfg.StaleMax), GrantTTL: time.Duration(a.cfg.GrantTTL),
 		Log: a.log, Metrics: a.metrics, Observer: a.observer,
 	})
+	return nil
 }
 
 func (a *Agent) openReporter() error {
@@ -265,6 +272,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error {
 			return httpserve.Serve(ctx, ln, httpserve.Options{Handler: a.observer.Wrap(h), Grace: time.Duration(a.cfg.ShutdownGrace), Log: a.log})
 		})
+	}
+	if a.swarm != nil {
+		g.Go(func() error { return a.swarm.run(ctx) })
 	}
 	g.Go(func() error { return a.tracker.Run(ctx) })
 	g.Go(func() error { return a.evict(ctx) })

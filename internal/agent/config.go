@@ -44,6 +44,8 @@ type Config struct {
 	LeaseTTL    unit.Duration `key:"lease_ttl" doc:"How long the registry believes the last report of this node. It is renewed three times in that."`
 	LeaseGrace  unit.Duration `key:"lease_grace" doc:"How much longer the registry keeps what ran here when this node has vanished."`
 
+	Swarm Swarm `key:"swarm"`
+
 	Log           setting.Log   `key:"log"`
 	Pprof         bool          `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 	ShutdownGrace unit.Duration `key:"shutdown_grace" doc:"How long pulls that are under way may take after the agent was told to end. Downloads cut off then are resumed."`
@@ -66,6 +68,7 @@ func Default() Config {
 		GrantTTL:      unit.Duration(5 * time.Minute),
 		LeaseTTL:      unit.Duration(5 * time.Minute),
 		LeaseGrace:    unit.Duration(24 * time.Hour),
+		Swarm:         Swarm{Listen: "0.0.0.0:5003", Gossip: "0.0.0.0:7946", Small: 1 << 20},
 		Log:           setting.DefaultLog(),
 		ShutdownGrace: unit.Duration(30 * time.Second),
 	}
@@ -101,6 +104,9 @@ func (c Config) Validate() error {
 	}
 	if c.LeaseGrace > unit.Duration(nodeapi.GraceMax) {
 		return setting.Errorf("lease_grace", "a registry takes %s at most", unit.Duration(nodeapi.GraceMax))
+	}
+	if err := c.validateSwarm(); err != nil {
+		return err
 	}
 	if len(c.Runtime) > 1 && slices.Contains(c.Runtime, endpoint.None) {
 		return setting.Errorf("runtime", "%s says that there is no runtime, but others are named too", endpoint.None)
@@ -187,5 +193,9 @@ func (c Config) adminSocket() string {
 // Limits are those of the settings that hold without a restart.
 func (c Config) Limits() nodeapi.LimitsRequest {
 	quota, margin, high, low := int64(c.Quota), int64(c.Margin), float64(c.High), float64(c.Low)
-	return nodeapi.LimitsRequest{QuotaBytes: &quota, HighPercent: &high, LowPercent: &low, MarginBytes: &margin}
+	r := nodeapi.LimitsRequest{QuotaBytes: &quota, HighPercent: &high, LowPercent: &low, MarginBytes: &margin}
+	if c.Swarm.Secret != "" {
+		r.SwarmLimitsRequest = c.Swarm.limits()
+	}
+	return r
 }

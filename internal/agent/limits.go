@@ -52,7 +52,7 @@ func fileSystem(dir string) (total int64, err error) {
 // Limits are those that hold.
 func (a *Agent) Limits() nodeapi.Limits {
 	l := a.store.Limits()
-	return nodeapi.Limits{QuotaBytes: l.Quota, HighPercent: rounded(l.High), LowPercent: rounded(l.Low), MarginBytes: l.MinFree}
+	return nodeapi.Limits{QuotaBytes: l.Quota, HighPercent: rounded(l.High), LowPercent: rounded(l.Low), MarginBytes: l.MinFree, Swarm: a.swarm.limits()}
 }
 
 // rounded undoes what turning a percentage into a fraction did to it.
@@ -69,6 +69,9 @@ func (a *Agent) SetLimits(r nodeapi.LimitsRequest) (nodeapi.Limits, error) {
 	}
 	l, err := changed(a.store.Limits(), r, total)
 	if err != nil {
+		return nodeapi.Limits{}, err
+	}
+	if err := a.swarm.setLimits(r.SwarmLimitsRequest); err != nil {
 		return nodeapi.Limits{}, err
 	}
 	a.store.SetLimits(l)

@@ -75,6 +75,16 @@ type Limits struct {
 	HighPercent float64 `json:"high_percent"`
 	LowPercent  float64 `json:"low_percent"`
 	MarginBytes int64   `json:"margin_bytes"`
+	// Swarm is nil where the node is in no swarm.
+	Swarm *SwarmLimits `json:"swarm,omitempty"`
+}
+
+// SwarmLimits bound what a node exchanges with others, in bytes a second; 0: no limit.
+type SwarmLimits struct {
+	Upload       int64 `json:"upload_bytes_per_second"`
+	Download     int64 `json:"download_bytes_per_second"` // the upstream's share included
+	PeerUpload   int64 `json:"peer_upload_bytes_per_second"`
+	PeerDownload int64 `json:"peer_download_bytes_per_second"`
 }
 
 // LimitsRequest changes limits. What is not given stays.
@@ -83,6 +93,15 @@ type LimitsRequest struct {
 	HighPercent *float64 `json:"high_percent,omitempty"`
 	LowPercent  *float64 `json:"low_percent,omitempty"`
 	MarginBytes *int64   `json:"margin_bytes,omitempty"`
+	SwarmLimitsRequest
+}
+
+// SwarmLimitsRequest changes limits of the swarm.
+type SwarmLimitsRequest struct {
+	Upload       *int64 `json:"upload_bytes_per_second,omitempty"`
+	Download     *int64 `json:"download_bytes_per_second,omitempty"`
+	PeerUpload   *int64 `json:"peer_upload_bytes_per_second,omitempty"`
+	PeerDownload *int64 `json:"peer_download_bytes_per_second,omitempty"`
 }
 
 // Plan is an eviction that has not been done.

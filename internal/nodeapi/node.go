@@ -38,6 +38,8 @@ type Node struct {
 	SeenAt     time.Time `json:"seen_at"`
 	FreshUntil time.Time `json:"fresh_until"`
 	KeptUntil  time.Time `json:"kept_until"`
+	// Swarm is the address of its gossip, for other nodes to join.
+	Swarm string `json:"swarm,omitempty"`
 	// Runs is what it has in use: all of it where one node was asked for, the
 	// first few in a list.
 	Runs []Running `json:"runs"`

@@ -62,6 +62,9 @@ type Report struct {
 	// GraceSeconds is for how long what it names stays when no renewal comes.
 	// 0 is what the registry is set to.
 	GraceSeconds int64 `json:"grace_seconds,omitempty"`
+	// Swarm is the address of the node's gossip, for other nodes to join; "" if
+	// it is in no swarm.
+	Swarm string `json:"swarm,omitempty"`
 }
 
 // Runtime is a container runtime of a node, or another place that names what is

@@ -72,6 +72,9 @@ type rights struct {
 	ttl    time.Duration
 	now    func() time.Time
 	grants *lru.Cache[grantKey, grant]
+	// private is until when, by the upstream's own word about the very digest,
+	// somebody on this node may have it.
+	private *lru.Cache[oci.Digest, time.Time]
 }
 
 func newRights(ix *index.Index, ttl time.Duration, now func() time.Time) *rights {
@@ -79,7 +82,11 @@ func newRights(ix *index.Index, ttl time.Duration, now func() time.Time) *rights
 	if err != nil {
 		panic(err) // only for a size below one
 	}
-	return &rights{index: ix, ttl: ttl, now: now, grants: cache}
+	private, err := lru.New[oci.Digest, time.Time](grantsMax)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	return &rights{index: ix, ttl: ttl, now: now, grants: cache, private: private}
 }
 
 // grant notes that the upstream gave d to a.
@@ -87,6 +94,7 @@ func (g *rights) grant(ctx context.Context, a access, d oci.Digest, public bool,
 	now := g.now()
 	g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{right{ok: true, direct: true, public: public, size: size}, now.Add(g.ttl)})
 	if !public {
+		g.private.Add(d, now.Add(g.ttl))
 		return nil
 	}
 	return g.index.GrantPublic(ctx, a.ns, a.repo, d, now.UnixMilli())
@@ -111,6 +119,7 @@ func (g *rights) grantChildren(a access, edges []index.Edge, public bool) {
 // revoke notes that the upstream does not give d to a any more.
 func (g *rights) revoke(ctx context.Context, a access, d oci.Digest) error {
 	g.grants.Remove(grantKey{a.who, a.ns, a.repo, d})
+	g.private.Remove(d) // another who may have it will be asked for again
 	if a.auth != "" {
 		return nil // what one client may not says nothing of the others
 	}
@@ -216,6 +225,15 @@ func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest,
 		return client.Manifest(ctx, string(a.repo), string(d), manifestTypes, a.auth, true)
 	}
 	return client.Blob(ctx, string(a.repo), d, nil, a.auth, true)
+}
+
+// Allowed reports whether an upstream has, within the time that a grant lasts,
+// given d to this node or one of its clients that had to show who they are.
+// Only then is a private d exchanged with other nodes (N10). A manifest that
+// names d is not enough: anybody can write one.
+func (m *Mirror) Allowed(d oci.Digest) bool {
+	until, ok := m.rights.private.Get(d)
+	return ok && m.o.Now().Before(until)
 }
 
 // isPrivate reports whether d is in the cache and came with credentials.

@@ -110,6 +110,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 	return g.list.Shutdown()
 }
 
+// Close gives the port up, without a goodbye; after Run there is nothing left to do.
+func (g *Gossip) Close() error { return g.list.Shutdown() }
+
 // join contacts the addresses that belong to no member known.
 func (g *Gossip) join(ctx context.Context) {
 	if g.o.Join == nil {
