@@ -131,3 +131,9 @@ func peerOf(state *tls.ConnectionState) (plan.Node, error) {
 	}
 	return n, nil
 }
+
+// Server is the configuration of a member's listener.
+func (k *Keys) Server() *tls.Config { return k.server.Clone() }
+
+// Client is the configuration with which a member calls others.
+func (k *Keys) Client() *tls.Config { return k.client.Clone() }

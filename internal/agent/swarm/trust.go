@@ -201,6 +201,7 @@ func (e *Engine) banish(n plan.Node, relayed bool) time.Time {
 	for _, d := range active {
 		d.mu.Lock()
 		d.plan.Banned(n, until.Sub(e.start))
+		d.plan.Accuse(n)
 		for _, o := range slices.Clone(d.orders[n]) {
 			o.cancel()
 		}

@@ -13,6 +13,8 @@ const (
 	maxLease      = 16 // pieces of one grant
 	suspectFor    = 30 * time.Second
 	movedGrace    = 500 * time.Millisecond
+	starvedLong   = 3 // announcements without a new piece
+	reliefFor     = 5 * time.Second
 	announceEvery = time.Second
 	announceEach  = 2 * time.Millisecond // per member: a leader hears at most 500 a second
 	overdueMin    = 2 * time.Second
@@ -64,6 +66,8 @@ type member struct {
 	seen    time.Duration
 	until   time.Duration // forgotten after
 	suspect time.Duration // not trusted before
+	starved int           // announcements since its last piece that it has nothing to do
+	relief  time.Duration // until then it may fetch what others have
 	// Who complained of it, and when.
 	accusers map[Node]time.Duration
 	leases   int
@@ -163,6 +167,9 @@ func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
 		e.list = append(e.list, m)
 	}
 	m.seen = now
+	if a.Starved {
+		m.starved++
+	}
 	return m
 }
 
@@ -273,6 +280,7 @@ func (e *entry) gain(m *member, i int) {
 	}
 	m.have.Set(i)
 	m.count++
+	m.starved = 0
 	if m.counted {
 		e.copies[i]++
 		e.free.Clear(i)

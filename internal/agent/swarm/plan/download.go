@@ -23,6 +23,8 @@ const (
 	maxTimeout   = 20 * time.Second
 	minBackoff   = time.Second
 	maxBackoff   = 30 * time.Second
+	busyMin      = 20 * time.Millisecond // a peer that refuses is left alone, longer each time in a row
+	busyMax      = 2 * time.Second
 	starvedAsk   = 250 * time.Millisecond
 	starvedAlone = 4 * time.Second // without progress and without work: go to the origin without a lease
 	headPieces   = 2               // come first: the runtime waits for the first byte
@@ -277,8 +279,13 @@ func (d *Download) Failed(now time.Duration, piece int, from Node, why Reason) {
 	}
 	switch why {
 	case Busy:
-		p.until = now + 20*time.Millisecond + time.Duration(d.rnd.Int64N(int64(40*time.Millisecond)))
-		p.window = max(1, p.window-1)
+		// The pieces of one refused request count once.
+		if now >= p.until {
+			pause := min(busyMin<<min(p.busy, 10), busyMax)
+			p.until = now + pause + time.Duration(d.rnd.Int64N(int64(pause)))
+			p.window = max(1, p.window-1)
+			p.busy++
+		}
 	case Missing:
 		d.lose(p, piece)
 	case Broken:

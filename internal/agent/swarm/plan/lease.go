@@ -25,6 +25,12 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 		return
 	}
 	n := min(want, maxLease, max(1, left/(2*fetchers)))
+	if m.starved >= starvedLong {
+		m.relief = now + reliefFor
+	}
+	if now < m.relief {
+		n = min(want, maxLease)
+	}
 	for k := 0; k < len(e.free) && n > 0; k++ {
 		if e.free[k] == 0 {
 			continue
@@ -49,6 +55,9 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 			n--
 		}
 	}
+	if len(r.Lease) == 0 && now < m.relief {
+		e.relieve(now, m, n, r)
+	}
 	if len(r.Lease) == 0 {
 		r.Retry = max(250, len(e.list)/2)
 	}
@@ -64,6 +73,17 @@ func (e *entry) lend(now time.Duration, m *member, i int) {
 	e.leases[i] = lease{m, now}
 	m.leases++
 	m.granted = now
+}
+
+// relieve leases pieces that others have to one who cannot get them there, for
+// whatever reason.
+func (e *entry) relieve(now time.Duration, m *member, n int, r *Reply) {
+	for i := 0; i < e.pieces && n > 0; i++ {
+		if _, leased := e.leases[i]; !leased && !m.have.Has(i) {
+			e.lease(now, m, i, r)
+			n--
+		}
+	}
 }
 
 // fetchers counts the members that read from the origin, m included.

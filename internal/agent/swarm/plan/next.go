@@ -88,7 +88,7 @@ func (d *Download) spare(now time.Duration) {
 			return
 		}
 		for _, p := range d.list {
-			if p.strikes == 0 && now >= p.until && p.have.Has(i) {
+			if p.strikes == 0 && p.busy == 0 && now >= p.until && p.have.Has(i) {
 				d.leased.Clear(i)
 				d.release(i)
 				d.leader.back = append(d.leader.back, i)
@@ -258,6 +258,11 @@ func (d *Download) Wake(now time.Duration) time.Duration {
 	}
 	if !d.leader.asked {
 		wake = min(wake, max(d.leader.next, now+10*time.Millisecond))
+		for _, at := range []time.Duration{d.leader.lease, d.leader.starved} {
+			if at > now {
+				wake = min(wake, at)
+			}
+		}
 	}
 	return max(wake, now+time.Millisecond)
 }

@@ -16,6 +16,7 @@ type peer struct {
 	latency time.Duration // smoothed
 	until   time.Duration // not before
 	strikes int
+	busy    int           // refusals in a row
 	struck  time.Duration // when the last strike fell
 	at      int           // index in Download.list
 }
@@ -140,7 +141,7 @@ func (p *peer) delivered(took time.Duration) {
 		p.latency = took
 	}
 	p.latency += (took - p.latency) / 4
-	p.strikes = 0
+	p.strikes, p.busy = 0, 0
 	switch {
 	case took < latencyAim:
 		p.window = min(p.window+1/p.window, peerWindow)

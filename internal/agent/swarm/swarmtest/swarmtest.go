@@ -169,11 +169,16 @@ func (c *Cluster) Start(name string, change func(*swarm.Options)) *Node {
 		}
 	})
 	c.tb.Cleanup(n.stop)
+	c.Add(n.Peer)
+	return n
+}
+
+// Add makes a member known that the scene does not run.
+func (c *Cluster) Add(p swarm.Peer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.peers = append(c.peers, n.Peer)
+	c.peers = append(c.peers, p)
 	c.Roster.Set(c.peers...)
-	return n
 }
 
 // Stop takes a node out of the cluster, as if it had left.

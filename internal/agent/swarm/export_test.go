@@ -1,0 +1,6 @@
+package swarm
+
+import "github.com/fairway-registry/fairway/internal/agent/swarm/plan"
+
+// HostOf lets tests speak to an engine as a peer.
+var HostOf = func(n plan.Node) string { return hostOf(n) }

@@ -1,0 +1,287 @@
+package swarm_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/agent/swarm"
+	"github.com/fairway-registry/fairway/internal/agent/swarm/swarmtest"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+// holdingNode returns a node that has pulled a blob from the origin.
+func holdingNode(t *testing.T, c *swarmtest.Cluster, name string, w fetch.Want, change func(*swarm.Options)) *swarmtest.Node {
+	t.Helper()
+	n := c.Start(name, change)
+	if err := c.Pull(t.Context(), n, w); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func post(t *testing.T, client *http.Client, n *swarmtest.Node, path, body string) (int, string) {
+	t.Helper()
+	res, err := client.Post("https://"+swarm.HostOf(n.Peer.Node)+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(text)
+}
+
+func TestStrangers_WithoutTheSecretNobodyReadsFeedsOrAnnounces(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	d := c.Origin.Make(2*mb, 1)
+	n := holdingNode(t, c, "node", fetch.Want{Digest: d, Size: -1}, nil)
+	nodes := []*swarmtest.Node{n}
+	other, err := swarm.NewKeys([]byte("another secret, also long enough"), "stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Even one who does not care to whom it talks.
+	careless := other.Client()
+	careless.InsecureSkipVerify = true
+	nobody := &tls.Config{InsecureSkipVerify: true}
+	for name, client := range map[string]*http.Client{
+		"another secret": clientWith(t, other.Client(), nodes), "careless": clientWith(t, careless, nodes), "no certificate": clientWith(t, nobody, nodes),
+	} {
+		for path, body := range map[string]string{
+			"/swarm/v1/blobs/" + string(d) + "/pieces": `{"pieces":[0]}`,
+			"/swarm/v1/blobs/" + string(d) + "/watch":  `{}`,
+			"/swarm/v1/announce":                       fmt.Sprintf(`{"blob":%q,"node":"stranger","pieces":8,"done":true}`, d),
+			"/swarm/v1/holding":                        `{}`,
+		} {
+			if status, text := post(t, client, n, path, body); status == 200 {
+				t.Errorf("%s: %s answers %d %.40q", name, path, status, text)
+			}
+		}
+	}
+	if status, _ := post(t, clientAs(t, "member", nodes), n, "/swarm/v1/blobs/"+string(d)+"/pieces", `{"pieces":[0]}`); status != 200 {
+		t.Errorf("a member is answered %d", status)
+	}
+	// And plain HTTP is none.
+	if res, err := http.Get("http://" + n.Peer.Addr + "/swarm/v1/announce"); err == nil && res.StatusCode == 200 {
+		t.Error("plain HTTP is served")
+	}
+}
+
+func TestStrangers_AHandlerWithoutTLSServesNobody(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	r, _ := http.NewRequest("POST", "/swarm/v1/announce", strings.NewReader(`{}`))
+	w := &recorder{header: http.Header{}}
+	n.Handler().ServeHTTP(w, r)
+	if w.status != http.StatusForbidden {
+		t.Errorf("answered %d", w.status)
+	}
+}
+
+type recorder struct {
+	header http.Header
+	status int
+}
+
+func (r *recorder) Header() http.Header         { return r.header }
+func (r *recorder) Write(p []byte) (int, error) { return len(p), nil }
+func (r *recorder) WriteHeader(s int)           { r.status = s }
+
+func TestAnnounce_OnlyInOnesOwnName(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	d := c.Origin.Make(2*mb, 1)
+	body := fmt.Sprintf(`{"blob":%q,"node":"somebody","pieces":8,"done":true}`, d)
+	if status, _ := post(t, clientAs(t, "member", []*swarmtest.Node{n}), n, "/swarm/v1/announce", body); status != http.StatusForbidden {
+		t.Errorf("an announcement in another's name is answered %d", status)
+	}
+}
+
+func TestN10_PrivateContentNeedsAFreshRightOnBothSides(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	var serving, asking atomic.Bool
+	serving.Store(true)
+	d := c.Origin.Make(2*mb, 1)
+	w := fetch.Want{Digest: d, Size: -1, Private: true}
+	holder := holdingNode(t, c, "holder", w, func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return serving.Load() } })
+	asker := c.Start("asker", func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return asking.Load() } })
+
+	path := "/swarm/v1/blobs/" + string(d) + "/"
+	client := clientAs(t, "asker", []*swarmtest.Node{holder})
+	const granted, none = `{"pieces":[0],"grant":{"kind":"own"}}`, `{"pieces":[0]}`
+	for _, tc := range []struct {
+		what, path, body string
+		serving          bool
+		status           int
+	}{
+		{"with a right", "pieces", granted, true, 200},
+		{"without", "pieces", none, true, 403},
+		{"when the holder's own has run out", "pieces", granted, false, 403},
+		{"a watch without", "watch", `{}`, true, 403},
+		{"a watch when the holder's own has run out", "watch", `{"grant":{"kind":"own"}}`, false, 403},
+	} {
+		serving.Store(tc.serving)
+		if status, text := post(t, client, holder, path+tc.path, tc.body); status != tc.status {
+			t.Errorf("%s: %d, want %d (%.60q)", tc.what, status, tc.status, text)
+		}
+	}
+
+	serving.Store(true)
+	if err := c.Pull(t.Context(), asker, w); err == nil {
+		t.Error("a node without a right took private content from the swarm")
+	}
+	if got := asker.Status().FromPeers; got != 0 {
+		t.Errorf("it took %d bytes", got)
+	}
+	asking.Store(true)
+	if err := c.Pull(t.Context(), asker, w); err != nil {
+		t.Error(err)
+	}
+	if got := asker.Status().FromPeers; got == 0 {
+		t.Error("with a right it took nothing from its peer")
+	}
+}
+
+func TestSmallBlobs_AreLeftToTheUpstream(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	d := c.Origin.Make(1000, 1)
+	if err := c.Pull(t.Context(), n, fetch.Want{Digest: d, Size: -1}); err == nil {
+		t.Error("the swarm fetched a small blob")
+	}
+}
+
+func TestN8_LateNodeGetsEverythingFromPeersWhenTheOriginIsGone(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	d := c.Origin.Make(3*mb, 1)
+	first := holdingNode(t, c, "first", fetch.Want{Digest: d, Size: -1}, nil)
+	second := c.Start("second", nil)
+	c.Origin.Stop()
+	if err := c.Pull(t.Context(), second, fetch.Want{Digest: d, Size: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if s := first.Status(); s.Sent < 3*mb {
+		t.Errorf("the first node sent %d bytes", s.Sent)
+	}
+}
+
+func TestN8_ADeadLeaderAndDeadPeersDoNotStopAPull(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	// Members that are announced and not there: whoever leads, somebody answers.
+	for i := range 5 {
+		gone := c.Start(fmt.Sprintf("gone-%d", i), nil)
+		c.Stop(gone)
+		c.Add(gone.Peer)
+	}
+	d := c.Origin.Make(3*mb, 1)
+	if err := c.Pull(t.Context(), n, fetch.Want{Digest: d, Size: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Origin.Sent(); got != 3*mb {
+		t.Errorf("%d bytes left the origin for a blob of %d", got, 3*mb)
+	}
+}
+
+func TestKill_ANodeThatLeavesInMidDownloadStopsNobody(t *testing.T) {
+	c, nodes := crowd(t, 4, 4*mb, nil)
+	d := c.Origin.Make(6*mb, 1)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Crowd(t.Context(), d, nodes[:3], nil)
+		done <- err
+	}()
+	// The fourth takes part and goes once it has something.
+	go func() { _ = c.Pull(t.Context(), nodes[3], fetch.Want{Digest: d, Size: -1}) }()
+	for nodes[3].Status().FromPeers+nodes[3].Status().FromHome < mb {
+		if nodes[3].Status().Transfers == nil {
+			t.Fatal("no transfer")
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatal("the node has got nothing")
+		}
+	}
+	c.Stop(nodes[3])
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestResume_PiecesThatAreHereAreNotFetchedAgain(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	d := c.Origin.Make(4*mb, 1)
+	content := c.Origin.Content(d)
+	b, err := n.Store.Create(t.Context(), d, int64(len(content)), piece.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for i := range 8 {
+		if err := b.WritePiece(t.Context(), 2*i, pieceOf(content, 2*i), "earlier"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Pull(t.Context(), n, fetch.Want{Digest: d, Size: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Origin.Sent(); got != 2*mb {
+		t.Errorf("%d bytes left the origin; half of the blob was here", got)
+	}
+}
+
+func TestEviction_LeaderIsToldAndRareIsKnown(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	d := c.Origin.Make(2*mb, 1)
+	w := fetch.Want{Digest: d, Size: -1}
+	a := holdingNode(t, c, "a", w, nil)
+	b := c.Start("b", nil)
+	eventually(t, "the only copy is rare", func() bool { return a.Rare(d) })
+	if err := c.Pull(t.Context(), b, w); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one of two is not rare", func() bool { return !b.Rare(d) })
+	a.Evicted(d)
+	eventually(t, "the leader forgot", func() bool { return a.Status().Records+b.Status().Records == 1 })
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(20 * time.Second)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("not in time: " + what)
+		}
+	}
+}
+
+func TestLimits_ChangeWhileItRuns(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", func(o *swarm.Options) { o.Limits = swarm.Limits{Download: 64 << 10} })
+	d := c.Origin.Make(4*mb, 1)
+	done := make(chan error, 1)
+	go func() { done <- c.Pull(t.Context(), n, fetch.Want{Digest: d, Size: -1}) }()
+	eventually(t, "a transfer", func() bool { return len(n.Status().Transfers) == 1 })
+	n.SetLimits(swarm.Limits{}) // with the limit it would take a minute
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the old limit still holds")
+	}
+}
