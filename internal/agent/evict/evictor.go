@@ -65,6 +65,9 @@ type Evictor struct {
 	// Of who has the turn.
 	clock clock
 	over  bool // an episode of being over quota has been told of
+	// gone is what was evicted lately, and when, so that nobody takes it for what
+	// a pull has yet to bring.
+	gone map[oci.Digest]int64
 
 	failed atomic.Pointer[failure]
 
@@ -97,7 +100,7 @@ func New(o Options) (*Evictor, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	e := &Evictor{o: o, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
+	e := &Evictor{o: o, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), gone: map[oci.Digest]int64{}}
 	e.turn <- struct{}{}
 	if err := e.limits().Validate(); err != nil {
 		return nil, err

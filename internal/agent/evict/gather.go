@@ -47,7 +47,10 @@ func (e *Evictor) gather(ctx context.Context, need int64) (*gathered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the cache: %w", err)
 	}
-	return g, e.situate(ctx, g, u, latest)
+	if err := e.situate(ctx, g, u, latest); err != nil {
+		return nil, err
+	}
+	return g, e.pulls(ctx, g)
 }
 
 // situate fills in what the runtimes' answer means for the facts. latest is

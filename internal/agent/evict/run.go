@@ -108,13 +108,11 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 		if err != nil {
 			return fmt.Errorf("ask the runtimes again: %w", err)
 		}
-		// What the tracker hears from now on, by its events, counts as well.
-		heard := e.o.Tracker.Usage()
 		keep, err := e.again(ctx, l, g, j, claims, u)
 		if err != nil {
 			return err
 		}
-		if claims, err = e.apply(ctx, j, claims, keep, heard, r); err != nil {
+		if claims, err = e.apply(ctx, g, j, claims, keep, u.Seq, r); err != nil {
 			return err
 		}
 	}
@@ -122,10 +120,11 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 }
 
 // apply gives back the claims that are to be kept and removes the others, until
-// the tracker hears something new. It returns the claims that it left.
-func (e *Evictor) apply(ctx context.Context, j *Judgement, claims []claimed, keep []string, heard *inuse.Usage, r *Result) ([]claimed, error) {
+// the tracker has heard something newer, by its events, than the answer they
+// were judged by, heard. It returns the claims that it left.
+func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims []claimed, keep []string, heard uint64, r *Result) ([]claimed, error) {
 	for n, c := range claims {
-		if keep[n] == "" && e.o.Tracker.Usage() != heard {
+		if keep[n] == "" && e.o.Tracker.Usage().Seq != heard {
 			return claims[n:], nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -150,6 +149,9 @@ func (e *Evictor) apply(ctx context.Context, j *Judgement, claims []claimed, kee
 				e.o.Log.Warn("a claim could not be given up", "digest", c.Digest, "error", err)
 			}
 			continue
+		}
+		if g.usage.PullsUnseen {
+			e.gone[c.Digest] = e.o.Index.Now()
 		}
 		r.Evicted++
 		r.Freed += freed

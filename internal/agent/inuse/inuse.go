@@ -68,6 +68,9 @@ type Snapshot struct {
 	Containers []Container
 	Images     []Image
 	Busy       []oci.Digest // what is being pulled, and what is leased
+	// PullsUnseen says that the runtime does not tell what is being pulled, so
+	// that an image which it has not yet may be one.
+	PullsUnseen bool
 }
 
 // Source is one container runtime. Its methods may be called concurrently.
@@ -106,8 +109,13 @@ type Usage struct {
 	Containers []Container
 	Images     []Image
 	Busy       []oci.Digest
-	Unknown    []SourceStatus // sources that could not be asked; what they said last is still above
-	Sources    []SourceStatus // all of them
+	// PullsUnseen says that there are runtimes whose pulls are not in Busy.
+	PullsUnseen bool
+	// Seq grows with each reading that has come in: another one says that
+	// something newer may be known. What Ask returns has that of the belief it is.
+	Seq     uint64
+	Unknown []SourceStatus // sources that could not be asked; what they said last is still above
+	Sources []SourceStatus // all of them
 }
 
 // None is the source of a node that has no container runtime: it answers that

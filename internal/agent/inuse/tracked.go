@@ -49,6 +49,8 @@ type tracked struct {
 	containers []Container
 	images     []Image
 	busy       []oci.Digest
+
+	pullsUnseen bool // by what it said last
 }
 
 func newTracked(t *Tracker, s Source, name string) *tracked {
@@ -143,6 +145,7 @@ func (s *tracked) answered(asked time.Time, snapshot Snapshot, second *Snapshot)
 	s.containers = sortedValues(s.belief.containers)
 	s.images = sortedValues(s.belief.images)
 	s.busy = sortedValues(s.belief.busy)
+	s.pullsUnseen = snapshot.PullsUnseen
 	s.readings++
 	wasUp := s.status.Up
 	if !wasUp {

@@ -132,6 +132,7 @@ func (t *Tracker) update() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before, now := t.usage.Load(), t.merge()
+	now.Seq = before.Seq + 1
 	t.usage.Store(now)
 	if sameBelief(before, now) {
 		return
@@ -153,6 +154,7 @@ func (t *Tracker) merge() *Usage {
 		u.Containers = append(u.Containers, s.containers...)
 		u.Images = append(u.Images, s.images...)
 		u.Busy = append(u.Busy, s.busy...)
+		u.PullsUnseen = u.PullsUnseen || s.pullsUnseen
 		s.mu.Unlock()
 		if !st.Up || !st.known() {
 			u.Unknown = append(u.Unknown, st)

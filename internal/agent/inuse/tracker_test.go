@@ -343,6 +343,20 @@ func TestN4_AskBeginsAfterTheCall(t *testing.T) {
 	})
 }
 
+func TestN4_AnAnswerThatIsNotTheLatestShows(t *testing.T) {
+	f := inusetest.NewFake("a")
+	tracker := inuse.NewTracker([]inuse.Source{f}, inuse.Options{})
+	u := ask(t, tracker)
+	if u.Seq != tracker.Usage().Seq {
+		t.Errorf("the answer is number %d, the belief %d", u.Seq, tracker.Usage().Seq)
+	}
+	f.SetContainer(container("x", one))
+	f.HidePulls()
+	if v := ask(t, tracker); v.Seq <= u.Seq || tracker.Usage().Seq <= u.Seq || !v.PullsUnseen {
+		t.Errorf("after a newer one: %d, %d, %d, %v", u.Seq, v.Seq, tracker.Usage().Seq, v.PullsUnseen)
+	}
+}
+
 func TestN3_AskDoesNotWaitForARuntimeThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, g := inusetest.NewFake("a"), inusetest.NewFake("b")

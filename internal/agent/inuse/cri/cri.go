@@ -100,7 +100,7 @@ func (s *Source) Snapshot(ctx context.Context) (inuse.Snapshot, error) {
 		return inuse.Snapshot{}, fmt.Errorf("list sandboxes of the CRI: %w", err)
 	}
 	known := s.learn(ctx, images.GetImages())
-	var all inuse.Snapshot
+	all := inuse.Snapshot{PullsUnseen: true}
 	for _, i := range images.GetImages() {
 		all.Images = append(all.Images, s.image(i)...)
 	}

@@ -86,7 +86,7 @@ func (s *Source) Snapshot(ctx context.Context) (inuse.Snapshot, error) {
 		return inuse.Snapshot{}, fmt.Errorf("list the engine's containers: %w", err)
 	}
 	known := map[string][]oci.Digest{}
-	var all inuse.Snapshot
+	all := inuse.Snapshot{PullsUnseen: true}
 	for _, i := range images.Items {
 		known[i.ID] = digestsOf(i)
 		all.Images = append(all.Images, s.image(i)...)

@@ -33,6 +33,7 @@ type Fake struct {
 	readings   int
 	watchers   map[*watcher]bool
 	noEvents   bool
+	unseen     bool
 }
 
 type watcher struct {
@@ -81,7 +82,7 @@ func (f *Fake) Snapshot(ctx context.Context) (inuse.Snapshot, error) {
 }
 
 func (f *Fake) truth() inuse.Snapshot {
-	s := inuse.Snapshot{Busy: slices.Clone(f.busy)}
+	s := inuse.Snapshot{Busy: slices.Clone(f.busy), PullsUnseen: f.unseen}
 	for _, id := range slices.Sorted(maps.Keys(f.containers)) {
 		s.Containers = append(s.Containers, f.containers[id])
 	}
@@ -164,6 +165,11 @@ func (f *Fake) RemoveImage(name string) {
 // SetBusy says what is being pulled.
 func (f *Fake) SetBusy(digests ...oci.Digest) {
 	f.change(func() { f.busy = slices.Clone(digests) })
+}
+
+// HidePulls makes it one that does not tell what is being pulled.
+func (f *Fake) HidePulls() {
+	f.change(func() { f.unseen = true })
 }
 
 // Lie makes the next readings answer these snapshots, one each, without an
