@@ -1,5 +1,5 @@
 // Package nodeapi owns the JSON that an agent and the registry exchange
-// (report.go, node.go), and that of the agent's own admin API (cache.go).
+// (report.go, node.go, preheat.go), and that of the agent's own admin API (cache.go).
 //
 // It is plain data: no I/O, no clock, no defaults. A field is never removed or
 // given another meaning, since agents and registries of different versions talk

@@ -24,20 +24,22 @@ type Accepted struct {
 
 // Node is what the registry knows of a node.
 type Node struct {
-	Name       string    `json:"name"`
-	State      string    `json:"state"`
-	Instance   string    `json:"instance"`
-	Seq        int64     `json:"seq"`
-	Version    string    `json:"version"`
-	Complete   bool      `json:"complete"`
-	Runtimes   []Runtime `json:"runtimes"` // as of SeenAt
-	Cache      Cache     `json:"cache"`    // as of SeenAt
-	Images     int64     `json:"images"`   // that it has in use
-	Digests    int64     `json:"digests"`  // that stay for it
-	FirstSeen  time.Time `json:"first_seen"`
-	SeenAt     time.Time `json:"seen_at"`
-	FreshUntil time.Time `json:"fresh_until"`
-	KeptUntil  time.Time `json:"kept_until"`
+	Name     string `json:"name"`
+	State    string `json:"state"`
+	Instance string `json:"instance"`
+	Seq      int64  `json:"seq"`
+	Version  string `json:"version"`
+	// Labels are as of SeenAt, and never nil.
+	Labels     map[string]string `json:"labels"`
+	Complete   bool              `json:"complete"`
+	Runtimes   []Runtime         `json:"runtimes"` // as of SeenAt
+	Cache      Cache             `json:"cache"`    // as of SeenAt
+	Images     int64             `json:"images"`   // that it has in use
+	Digests    int64             `json:"digests"`  // that stay for it
+	FirstSeen  time.Time         `json:"first_seen"`
+	SeenAt     time.Time         `json:"seen_at"`
+	FreshUntil time.Time         `json:"fresh_until"`
+	KeptUntil  time.Time         `json:"kept_until"`
 	// Swarm is the address of its gossip, for other nodes to join.
 	Swarm string `json:"swarm,omitempty"`
 	// Runs is what it has in use: all of it where one node was asked for, the

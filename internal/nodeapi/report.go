@@ -50,6 +50,8 @@ type Report struct {
 	// refuses what is not newer than what it has.
 	Seq     int64  `json:"seq"`
 	Version string `json:"version"` // of the agent's program
+	// Labels are by which people choose nodes; IsLabel.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Complete says that every runtime has answered. Where it is false the
 	// registry adds to what the node had in use, and takes nothing away.
 	Complete bool      `json:"complete"`

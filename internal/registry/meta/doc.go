@@ -14,6 +14,7 @@
 //
 //	leases ── lease_digests                      digests that stay, with all below them
 //	nodes ─── node_uses                          what agents have reported; each node holds a lease
+//	preheats ── preheat_nodes; preheat_rules     images that nodes fetch ahead, and what pushes begin one
 //	reviews                                      what an event has put at risk: link, blob or manifest
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why

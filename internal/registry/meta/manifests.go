@@ -151,7 +151,10 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err != nil {
 			return err
 		}
-		return s.settle(tx, p.Repo, append(append(losers, id), kin...))
+		if err := s.settle(tx, p.Repo, append(append(losers, id), kin...)); err != nil {
+			return err
+		}
+		return s.preheatPushed(tx, p)
 	})
 	if err != nil {
 		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)

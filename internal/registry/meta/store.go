@@ -31,6 +31,7 @@ type Store struct {
 	manifests *cache[*manifestEntry]
 	blobs     *cache[*blobEntry]
 	tags      *cache[*tagList]
+	preheats  preheatSignals
 }
 
 // Sizes of the exact caches, in bytes. Manifests of a few KiB: some thousands.
@@ -55,6 +56,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		manifests: newCache(manifestCacheBytes, func(e *manifestEntry) int { return len(e.Content) + 256 }),
 		blobs:     newCache(blobCacheBytes, func(*blobEntry) int { return 256 }),
 		tags:      newCache(tagCacheBytes, (*tagList).cost),
+		preheats:  newPreheatSignals(),
 	}
 	if err := s.interruptRuns(ctx); err != nil {
 		_ = db.Close() // the first error is the one that matters
