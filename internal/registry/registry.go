@@ -31,6 +31,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/nodes"
+	"github.com/fairway-registry/fairway/internal/registry/preheat"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
@@ -46,6 +47,7 @@ type Registry struct {
 	store     *meta.Store
 	collector *gc.Collector
 	checker   *check.Checker
+	preheats  *preheat.Preheats
 	observer  *httpserve.Observer
 	dist      *distapi.Handler
 	api       *adminapi.API
@@ -87,9 +89,10 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
 	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
 	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
+	r.preheats = preheat.New(r.store, preheat.Options{Log: r.log, Metrics: r.metrics})
 	r.api = adminapi.New(adminapi.Options{
 		Store: r.store, Collector: r.collector, Checker: r.checker, Nodes: nodes.New(r.store, nodes.Options{Grace: time.Duration(r.cfg.GC.Node), Metrics: r.metrics}),
-		Observer: r.observer, Log: r.log, Version: version,
+		Preheats: r.preheats, Observer: r.observer, Log: r.log, Version: version,
 		Guard: r.guard(),
 	})
 	return nil
@@ -211,6 +214,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		})
 	})
 	g.Go(func() error { return r.collector.Run(ctx) })
+	g.Go(func() error { return r.preheats.Run(ctx) })
 	g.Go(func() error { return r.checker.Run(ctx, time.Duration(r.cfg.CheckInterval)) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {

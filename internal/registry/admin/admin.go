@@ -21,6 +21,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/nodes"
+	"github.com/fairway-registry/fairway/internal/registry/preheat"
 )
 
 // Options is what the verbs act on.
@@ -29,6 +30,7 @@ type Options struct {
 	Collector *gc.Collector
 	Checker   *check.Checker
 	Nodes     *nodes.Nodes
+	Preheats  *preheat.Preheats
 	Log       *slog.Logger
 }
 
@@ -38,12 +40,13 @@ type Admin struct {
 	collector *gc.Collector
 	checker   *check.Checker
 	nodes     *nodes.Nodes
+	preheats  *preheat.Preheats
 	log       *slog.Logger
 }
 
 // New returns an Admin.
 func New(o Options) *Admin {
-	return &Admin{store: o.Store, collector: o.Collector, checker: o.Checker, nodes: o.Nodes, log: o.Log}
+	return &Admin{store: o.Store, collector: o.Collector, checker: o.Checker, nodes: o.Nodes, preheats: o.Preheats, log: o.Log}
 }
 
 // Caller is who wishes for a change, and in which request.

@@ -13,6 +13,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/nodes"
+	"github.com/fairway-registry/fairway/internal/registry/preheat"
 )
 
 // Options is what the face speaks for.
@@ -21,6 +22,7 @@ type Options struct {
 	Collector *gc.Collector
 	Checker   *check.Checker
 	Nodes     *nodes.Nodes
+	Preheats  *preheat.Preheats
 	Observer  *httpserve.Observer // nil: requests are not counted by route
 	Log       *slog.Logger
 	Version   Version
@@ -45,7 +47,7 @@ type API struct {
 func New(o Options) *API {
 	a := &API{
 		Options: o,
-		admin:   admin.New(admin.Options{Store: o.Store, Collector: o.Collector, Checker: o.Checker, Nodes: o.Nodes, Log: o.Log}),
+		admin:   admin.New(admin.Options{Store: o.Store, Collector: o.Collector, Checker: o.Checker, Nodes: o.Nodes, Preheats: o.Preheats, Log: o.Log}),
 	}
 	var routes []jsonface.Route
 	for _, r := range a.routes() {
@@ -99,6 +101,15 @@ func (a *API) routes() []route {
 		{"GET", "/nodes/{name}", a.getNode},
 		{"PUT", "/nodes/{name}", a.reportNode},
 		{"DELETE", "/nodes/{name}", a.forgetNode},
+		{"GET", "/nodes/{name}/tasks", a.nodeTasks},
+		{"PUT", "/nodes/{name}/tasks/{id}", a.reportTask},
+		{"POST", "/preheats", a.startPreheat},
+		{"GET", "/preheats", a.listPreheats},
+		{"GET", "/preheats/{id}", a.getPreheat},
+		{"DELETE", "/preheats/{id}", a.deletePreheat},
+		{"GET", "/preheat-rules", a.listPreheatRules},
+		{"POST", "/preheat-rules", a.addPreheatRule},
+		{"DELETE", "/preheat-rules/{id}", a.deletePreheatRule},
 		{"GET", "/deletions", a.listDeletions},
 		{"POST", "/checks", a.startCheck},
 		{"GET", "/checks", a.listChecks},

@@ -95,8 +95,7 @@ func (s *signal) wake() {
 	s.ch = make(chan struct{})
 }
 
-// PreheatBegun is closed when the next preheat begins, or a task is over so that
-// another one may follow: take it before looking.
+// PreheatBegun is closed when the next preheat begins: take it before looking.
 func (s *Store) PreheatBegun() <-chan struct{} { return s.preheats.begun.next() }
 
 // PreheatEnded is closed when the next node comes to its end.

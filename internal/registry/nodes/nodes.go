@@ -13,6 +13,7 @@ package nodes
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -148,11 +149,24 @@ func check(r *nodeapi.Report) error {
 		return fault.New(fault.Invalid, "in_use: at most %d are allowed, these are %d", ImagesMax, len(r.InUse))
 	}
 	r.Version = text(r.Version)
+	r.Labels = labels(r.Labels)
 	r.Runtimes = slices.Clone(r.Runtimes)
 	for i := range r.Runtimes {
 		r.Runtimes[i].Name, r.Runtimes[i].Error = text(r.Runtimes[i].Name), text(r.Runtimes[i].Error)
 	}
 	return checkUses(r)
+}
+
+// labels leaves out what can be no label: nothing hangs on it but a choice of
+// nodes, and what runs on the node hangs on the report.
+func labels(given map[string]string) map[string]string {
+	kept := map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		if nodeapi.IsLabel(key, given[key]) && len(kept) < nodeapi.LabelsMax {
+			kept[key] = given[key]
+		}
+	}
+	return kept
 }
 
 // ageMax bounds for how long something has been in use, in seconds.
