@@ -323,6 +323,7 @@ func TestOpenAPI_EveryOperationSucceedsAsDescribed(t *testing.T) {
 	s.do("GET", "/nodes", nil).ok(200, nil)
 	s.do("GET", "/nodes/a", nil).ok(200, nil)
 	s.do("GET", "/explain?subject=team/app:v2", nil).ok(200, nil)
+	s.preheatOperations()
 	s.do("DELETE", "/nodes/a", nil).ok(204, nil)
 	s.do("GET", "/explain?subject=team/app", nil).ok(200, nil)
 	s.delete("team/app", m)

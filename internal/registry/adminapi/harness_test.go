@@ -30,6 +30,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/registry/nodes"
+	"github.com/fairway-registry/fairway/internal/registry/preheat"
 	"github.com/fairway-registry/fairway/internal/registry/upload"
 )
 
@@ -42,6 +43,7 @@ type server struct {
 	blobs     *fsblob.Store
 	uploads   *upload.Sessions
 	collector *gc.Collector
+	preheats  *preheat.Preheats
 	clock     atomic.Int64 // ms that the database's clock is ahead
 	log       *lines
 	metrics   *prometheus.Registry
@@ -92,6 +94,8 @@ func serveWith(t *testing.T, o adminapi.Options) *server {
 	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: log, Level: httpserve.LogErrors})
 	o.Store, o.Collector, o.Checker, o.Observer, o.Log = s.store, s.collector, checker, observer, log
 	o.Nodes = nodes.New(s.store, nodes.Options{Grace: 24 * time.Hour, Metrics: s.metrics})
+	s.preheats = preheat.New(s.store, preheat.Options{Log: log})
+	o.Preheats = s.preheats
 	o.Version = adminapi.Version{Version: "v1", Commit: "c", Go: "go"}
 	srv := httptest.NewServer(observer.Wrap(adminapi.New(o)))
 	s.url = srv.URL
