@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"time"
@@ -65,8 +65,8 @@ func (s *smallBlobs) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// eviction fills a cache with small blobs, of which all but a tenth have to go
-// when it is started again with a smaller quota, and unlinks as many files.
+// eviction fills a cache with small blobs and lowers its quota, so that most of
+// them have to go, and unlinks as many files.
 func (b *bench) eviction(r *report) error {
 	blobs, size := pick(b, 11_000, 1_100), 4096
 	upstream, err := b.serveSmallBlobs(blobs, size)
@@ -74,12 +74,11 @@ func (b *bench) eviction(r *report) error {
 		return err
 	}
 	defer func() { _ = upstream.server.Close() }()
-	node, err := b.startNode(&server{addr: upstream.addr}, "--warm", "0s", "--floor", "0", "--quota", "10GiB")
+	node, err := b.startNode(&server{addr: upstream.addr}, "--warm", "1ms", "--floor", "0", "--quota", "10GiB")
 	if err != nil {
 		return err
 	}
-	stop := func() { node.stop() }
-	defer func() { stop() }()
+	defer node.stop()
 	if err := upstream.pull(node, blobs); err != nil {
 		return err
 	}
@@ -87,28 +86,26 @@ func (b *bench) eviction(r *report) error {
 	if err != nil {
 		return err
 	}
-	node.stop()
-	// Low is at a tenth of what is there.
-	small, err := b.startNodeAgain(node, upstream, before.Cache.UsedBytes/8)
-	if err != nil {
-		stop = func() {}
-		return err
-	}
-	node = small
-	took := small.proc.Startup()
 	began := time.Now()
-	after, err := b.shrink(small)
+	// Low is at a tenth of what is there. The command waits for the pass that the
+	// new limit has started.
+	for _, args := range [][]string{{"limits", "--quota", fmt.Sprint(before.Cache.UsedBytes / 8)}, {"gc"}} {
+		if out, err := exec.CommandContext(b.ctx, b.fairway, append([]string{"cache", "--node", node.url()}, args...)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("fairway cache %s: %w: %s", args[0], err, out)
+		}
+	}
+	took := time.Since(began)
+	after, err := nodeStatus(node)
 	if err != nil {
 		return err
 	}
-	took += time.Since(began)
 	evicted := int(before.Cache.Blobs - after.Cache.Blobs)
 	plain, err := b.unlink(evicted, size)
 	if err != nil {
 		return err
 	}
 	ms, plainMS := took.Seconds()*1000, plain.Seconds()*1000
-	r.textf("\n## Eviction\n\nA cache of %s blobs of %d bytes is started again with a quota of an eighth of it; from its start to when it holds what it may. Beside it, as many files of that size are unlinked, in as many directories, which no eviction can do without.\n\n", thousands(float64(blobs)), size)
+	r.textf("\n## Eviction\n\nA cache of %s blobs of %d bytes gets a quota of an eighth of it; until it holds what it may. Beside it, as many pairs of files are unlinked, spread over as many directories, which no eviction can do without.\n\n", thousands(float64(blobs)), size)
 	r.textf("| blobs evicted | ms | a blob, µs | unlinking alone, ms | × |\n|--:|--:|--:|--:|--:|\n| %s | %.0f | %.0f | %.0f | %.1f |\n",
 		thousands(float64(evicted)), ms, ms*1000/float64(max(1, evicted)), plainMS, ms/plainMS)
 	return nil
@@ -137,15 +134,6 @@ func (s *smallBlobs) pull(node *server, n int) error {
 	return all.Wait()
 }
 
-func (b *bench) startNodeAgain(node *server, upstream *smallBlobs, quota int64) (*server, error) {
-	return b.startAt("node", b.fairway, "/healthz", node.addr, node.data, func(addr, data string) ([]string, error) {
-		return []string{
-			"node", "--registry", "http://" + upstream.addr, "--data", filepath.Join(data, "node"), "--listen", addr, "--runtime", "none",
-			"--warm", "0s", "--floor", "0", "--quota", fmt.Sprint(quota),
-		}, nil
-	})
-}
-
 func nodeStatus(node *server) (nodeapi.Status, error) {
 	resp, err := http.Get(node.url() + "/api/v1/status")
 	if err != nil {
@@ -159,26 +147,8 @@ func nodeStatus(node *server) (nodeapi.Status, error) {
 	return st, json.Unmarshal(body, &st)
 }
 
-// shrink waits until the agent is below its high watermark.
-func (b *bench) shrink(node *server) (nodeapi.Status, error) {
-	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Minute)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		st, err := nodeStatus(node)
-		if err != nil || st.Cache.UsedBytes <= st.Cache.QuotaBytes*8/10 {
-			return st, err
-		}
-		select {
-		case <-ctx.Done():
-			return st, fmt.Errorf("%d of %d bytes are left: %w", st.Cache.UsedBytes, st.Cache.QuotaBytes, ctx.Err())
-		case <-tick.C:
-		}
-	}
-}
-
-// unlink removes n files of a size, spread over 256 directories.
+// unlink removes n files of a size, and a small one beside each, spread over 256
+// directories.
 func (b *bench) unlink(n, size int) (time.Duration, error) {
 	dir, err := os.MkdirTemp(b.dir, "files-")
 	if err != nil {
@@ -189,13 +159,13 @@ func (b *bench) unlink(n, size int) (time.Duration, error) {
 		if err := os.MkdirAll(filepath.Dir(name(i)), 0o755); err != nil {
 			return 0, err
 		}
-		if err := os.WriteFile(name(i), make([]byte, size), 0o644); err != nil {
+		if err := errors.Join(os.WriteFile(name(i), make([]byte, size), 0o644), os.WriteFile(name(i)+".pieces", make([]byte, 64), 0o644)); err != nil {
 			return 0, err
 		}
 	}
 	began := time.Now()
 	for i := range n {
-		if err := os.Remove(name(i)); err != nil {
+		if err := errors.Join(os.Remove(name(i)), os.Remove(name(i)+".pieces")); err != nil {
 			return 0, err
 		}
 	}
