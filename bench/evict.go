@@ -74,7 +74,7 @@ func (b *bench) eviction(r *report) error {
 		return err
 	}
 	defer func() { _ = upstream.server.Close() }()
-	node, err := b.startNode(&server{addr: upstream.addr}, "--warm", "1ms", "--floor", "0", "--quota", "10GiB")
+	node, err := b.startNode(&server{addr: upstream.addr}, "--warm", "0s", "--floor", "0", "--quota", "10GiB")
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ port=$((port + 1))
 listen=$(address)
 export FAIRWAY_NODE=http://$listen FAIRWAY_SERVER=http://$host
 show "fairway node --registry http://$host --quota 50MB --runtime containerd://$dir/containerd.sock"
-"$fairway" node --registry "http://$host" --name demo --data "$dir/node" --listen "$listen" --quota 50MB --warm 1ms \
+"$fairway" node --registry "http://$host" --name demo --data "$dir/node" --listen "$listen" --quota 50MB --warm 0s \
   --runtime "containerd://$dir/containerd.sock" >"$dir/node.log" 2>&1 &
 node=$!
 await "the node" curl -sf "http://$listen/readyz"

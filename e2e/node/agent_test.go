@@ -57,7 +57,7 @@ func startAgentIn(t testing.TB, u *upstream, dir string, args ...string) *agent 
 	}
 	a := &agent{t: t, u: u, data: filepath.Join(dir, "node"), host: addr, url: "http://" + addr, log: newLog(t, "the agent")}
 	a.args = append([]string{
-		"node", "--registry", u.url, "--name", "node-1", "--data", a.data, "--listen", addr, "--warm", "1ms", "--tag-ttl", "0s", "--floor", "0",
+		"node", "--registry", u.url, "--name", "node-1", "--data", a.data, "--listen", addr, "--warm", "0s", "--tag-ttl", "0s", "--floor", "0",
 	}, args...)
 	t.Cleanup(func() {
 		if a.proc != nil {

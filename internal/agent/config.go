@@ -31,7 +31,7 @@ type Config struct {
 	Low     unit.Percent  `key:"low" doc:"Eviction ends when the cache is only this full. It must be below high."`
 	Margin  unit.Size     `key:"margin" doc:"Space kept free on the file system: nothing is taken into the cache that would leave less. 0: 64 MiB, or 2 % of the file system if that is less."`
 	Floor   unit.Size     `key:"floor" doc:"When other programs fill the disk, eviction leaves at least this much in the cache. Its own quota goes below it."`
-	Warm    unit.Duration `key:"warm" doc:"Data used within this time is warm: it goes after the cold and before nothing."`
+	Warm    unit.Duration `key:"warm" doc:"Data used within this time is warm: it goes after the cold and before nothing. 0: only images that a runtime has are."`
 	Deleted unit.Duration `key:"deleted_ttl" doc:"How long data stays whose image was deleted at the registry, unless something here uses it."`
 
 	Runtime     setting.List  `key:"runtime" arg:"ENDPOINT" doc:"Runtimes to ask what runs, as containerd:///PATH, cri:///PATH or docker:///PATH of their sockets, or just unix:///PATH; it can be given more than once. Empty: the known sockets that are there. none: there is no runtime, and nothing is in use."`
