@@ -1,0 +1,87 @@
+package swarm
+
+import (
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/crowd"
+)
+
+// even is a link that is as fast in both directions.
+func even(rate int64) crowd.Link { return crowd.Link{Upload: rate, Download: rate} }
+
+// loose is the factor over the fluid limit that is allowed where nothing goes
+// wrong: measured are 1.1 to 1.3; a scheduler that lets half of the links idle
+// has 2, pulls from the registry have as many as there are nodes.
+const loose = 1.8
+
+func TestN9_FlashCrowdCostsOneCopy(t *testing.T) {
+	s := newScene(t, setting{nodes: 6, size: 16 * mib, up: 8 * mbps, link: even(8 * mbps)})
+	pulls := s.pull(s.crowd.All(), nil)()
+	s.complete(pulls)
+	s.within(1.05)
+	s.inTime("the crowd", slowest(pulls), s.bound(6), loose)
+}
+
+// Arrivals over ten seconds: early nodes are done before late ones begin. Time
+// counts from the last arrival, and by then most of it is all over the place.
+func TestN9_StaggeredArrivals(t *testing.T) {
+	s := newScene(t, setting{nodes: 6, size: 16 * mib, up: 2_500_000, link: even(2_500_000)})
+	pulls := s.pull(s.crowd.All(), func(i int) time.Duration { return time.Duration(i) * 2 * time.Second })()
+	s.complete(pulls)
+	s.within(1.05)
+	s.inTime("the last to arrive", pulls[5].Took, s.bound(6), loose)
+	s.inTime("the first", pulls[0].Took, s.bound(6), loose)
+}
+
+func TestN9_SecondWaveCostsNothing(t *testing.T) {
+	s := newScene(t, setting{nodes: 7, size: 16 * mib, up: 8 * mbps, link: even(8 * mbps)})
+	first, second := s.crowd.All()[:3], s.crowd.All()[3:]
+	pulls := s.pull(first, nil)()
+	s.complete(pulls)
+	s.within(1.05)
+	before := s.sent()
+	pulls = s.pull(second, nil)()
+	s.complete(pulls)
+	if more := s.sent() - before; more > 0.05 {
+		t.Errorf("the second wave took %.2f copies from the registry although three nodes have it", more)
+	}
+	// Three seeds and the registry upload, so the nodes' downloads are the limit.
+	s.inTime("the second wave", slowest(pulls), crowd.Bound(s.im.Size(), 8*mbps, []crowd.Link{s.o.link}), loose)
+}
+
+// A node joins the cluster and pulls, every second.
+func TestN9_ANewNodeEverySecond(t *testing.T) {
+	s := newScene(t, setting{nodes: 1, size: 16 * mib, up: 5 * mbps, link: even(5 * mbps)})
+	waits := []func() []crowd.Pull{s.pull(s.crowd.All(), nil)}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for range 5 {
+		<-tick.C
+		n := s.start(nil)
+		waits = append(waits, s.pull([]*crowd.Node{n}, nil))
+	}
+	for i, wait := range waits {
+		pulls := wait()
+		s.complete(pulls)
+		// Who comes before its gossip has spread begins at the registry.
+		s.inTime("node "+string(rune('1'+i)), pulls[0].Took, s.bound(1), 2)
+	}
+	s.within(1.3)
+}
+
+// One node has a tenth of everybody's link. It must hold up nobody else, and not
+// be starved either.
+func TestN9_ATenthOfTheSpeedSlowsNobodyElse(t *testing.T) {
+	s := newScene(t, setting{nodes: 5, size: 8 * mib, up: 5 * mbps, link: even(5 * mbps)})
+	slow := s.start(func(n *crowd.Node) { n.Link = even(500_000) })
+	s.gather(6)
+	last := s.pull([]*crowd.Node{slow}, nil)
+	pulls := s.pull(s.crowd.All()[:5], nil)()
+	s.complete(pulls)
+	s.inTime("the others", slowest(pulls), s.bound(5), loose)
+	slows := last()
+	s.complete(slows)
+	s.inTime("the slow one", slows[0].Took, crowd.Bound(s.im.Size(), 5*mbps, []crowd.Link{slow.Link}), loose)
+	s.within(1.1)
+}
