@@ -113,11 +113,6 @@ func (a *agent) gc() nodeapi.Evicted {
 	return fairwayJSON[nodeapi.Evicted](a.t, "cache", "gc", "--node", a.url)
 }
 
-func (a *agent) explain(d digest.Digest) nodeapi.Verdict {
-	a.t.Helper()
-	return fairwayJSON[nodeapi.Verdict](a.t, "cache", "explain", d.String(), "--node", a.url)
-}
-
 // file is where the bytes of a blob are.
 func (a *agent) file(d digest.Digest) string {
 	return filepath.Join(a.data, "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())

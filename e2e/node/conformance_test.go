@@ -13,7 +13,6 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
 	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
 	"github.com/fairway-registry/fairway/internal/agent/inuse/inusetest"
-	"github.com/fairway-registry/fairway/internal/oci"
 )
 
 // TestInUse_Conformance runs the suite of inuse.Source against the real things.
@@ -50,13 +49,13 @@ func contents(t testing.TB, u *upstream) (one, two inusetest.Content) {
 	content := func(repo string, layers ...layer) inusetest.Content {
 		im := buildImage(t, repo, nil, layers...)
 		c := inusetest.Content{
-			Name: u.push(im), Index: oci.Digest(im.index.Digest), Manifest: oci.Digest(im.manifest.Digest), Config: oci.Digest(im.config.Digest),
+			Name: u.push(im), Index: im.index.Digest, Manifest: im.manifest.Digest, Config: im.config.Digest,
 		}
 		var diffIDs []digest.Digest
 		for _, l := range layers {
-			c.Layers, diffIDs = append(c.Layers, oci.Digest(l.desc.Digest)), append(diffIDs, l.diffID)
+			c.Layers, diffIDs = append(c.Layers, l.desc.Digest), append(diffIDs, l.diffID)
 		}
-		c.ChainID = oci.Digest(identity.ChainID(diffIDs))
+		c.ChainID = identity.ChainID(diffIDs)
 		return c
 	}
 	base := busyboxLayer(t)

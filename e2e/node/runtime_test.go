@@ -224,15 +224,6 @@ func (c *ctrd) mirror(registry, mirror string) {
 `, registry, mirror))
 }
 
-func (c *ctrd) tryPull(ref string) error {
-	c.t.Helper()
-	_, errs, err := c.tryIn("default", "i", "pull", "--hosts-dir", c.hosts, ref)
-	if err != nil {
-		return fmt.Errorf("pull %s: %w: %s", ref, err, errs)
-	}
-	return nil
-}
-
 func (c *ctrd) pullIn(namespace, ref string) {
 	c.t.Helper()
 	c.ctr(namespace, "i", "pull", "--hosts-dir", c.hosts, ref)
