@@ -265,6 +265,14 @@ func (a *Agent) Runtimes() []string { return a.endpoints }
 
 // Run serves, watches and evicts until ctx ends and what was under way is over.
 func (a *Agent) Run(ctx context.Context) error {
+	// Before the first request, since a pull may have others evicted for it: the
+	// map from containers to blobs must be whole by then.
+	if err := a.fetcher.Relearn(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("rebuild the map of images: %w", err)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	a.ready.Store(true)
 	stop := context.AfterFunc(ctx, func() { a.ready.Store(false) })
@@ -294,13 +302,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-// evict begins when the map from containers to blobs is whole and the runtimes
-// have been asked for the first time. A runtime that does not answer keeps what
+// evict begins when the runtimes have been asked for the first time. A runtime that does not answer keeps what
 // it may use for as long as it does not.
 func (a *Agent) evict(ctx context.Context) error {
-	if err := a.fetcher.Relearn(ctx); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("rebuild the map of images: %w", err)
-	}
 	u, err := a.tracker.Ask(ctx)
 	if err != nil {
 		return nil // told to end before that

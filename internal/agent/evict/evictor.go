@@ -51,6 +51,9 @@ const (
 	roomMax = 10 * time.Second
 	// futileFor is for how long an admission hears of the last one's failure.
 	futileFor = time.Second
+	// silentFor is for how long, where the failure was that a runtime does not
+	// answer: to ask it again would have each pull wait for it.
+	silentFor = 10 * time.Second
 )
 
 // Evictor judges and evicts. All methods may be called at once; passes run one
@@ -80,6 +83,8 @@ type failure struct {
 	need  int64
 	at    time.Time
 	usage *inuse.Usage
+	// silent says that a runtime did not answer, so that nothing may go.
+	silent bool
 }
 
 // New returns an Evictor and makes it the one that the store asks for room.
@@ -209,7 +214,7 @@ func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 	case e.futile(need):
 		return false
 	}
-	usage := e.o.Tracker.Usage()
+	usage, silent := e.o.Tracker.Usage(), false
 	// A second pass is for what was chosen in the first and won back by a user.
 	for range 2 {
 		r, err := e.pass(ctx, need)
@@ -219,11 +224,12 @@ func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 		if e.headroom() >= need {
 			return true
 		}
+		silent = r.Kept[Unknown] > 0 || ctx.Err() != nil
 		if err != nil || r.Raced == 0 {
 			break
 		}
 	}
-	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage})
+	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage, silent: silent})
 	return false
 }
 
@@ -244,6 +250,9 @@ func (e *Evictor) headroom() int64 {
 // futile reports that the same was tried in vain just now.
 func (e *Evictor) futile(need int64) bool {
 	f := e.failed.Load()
+	if f != nil && f.silent && len(e.o.Tracker.Usage().Unknown) > 0 && e.o.Now().Sub(f.at) < silentFor {
+		return true
+	}
 	return f != nil && need >= f.need && f.usage == e.o.Tracker.Usage() && e.o.Now().Sub(f.at) < futileFor
 }
 

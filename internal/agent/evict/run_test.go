@@ -534,3 +534,34 @@ func (h *house) fillNothing() {
 		h.t.Error("it judged all the same")
 	}
 }
+
+func TestMakeRoom_ARuntimeThatHangsDelaysOneAdmissionOnly(t *testing.T) {
+	h := open(t, quota(4*mib))
+	h.fill(13, 400_000)
+	h.later(3 * time.Hour)
+	h.runtime.Kill()
+	if _, ok := h.put(h.bytes(1_900_000), ""); ok {
+		t.Fatal("there is room though nothing may go")
+	}
+	asked := h.runtime.Readings()
+	for range 5 {
+		h.later(time.Second)
+		// The tracker goes on trying, which is no news.
+		if _, err := h.tracker.Ask(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := h.put(h.bytes(2_500_000), ""); ok {
+			t.Fatal("there is room though nothing may go")
+		}
+	}
+	if n := h.runtime.Readings() - asked; n != 5 {
+		t.Errorf("five admissions asked the runtime %d times", n-5)
+	}
+	h.runtime.Restart()
+	if _, err := h.tracker.Ask(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := h.put(h.bytes(1_900_000), ""); !ok {
+		t.Error("there is no room though the runtime answers again")
+	}
+}
