@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // sourceOrigin and sourcePeer name sources to the store.
@@ -34,17 +36,20 @@ type download struct {
 	work   sync.WaitGroup // orders
 	talk   sync.WaitGroup // watches and announcements
 
-	mu      sync.Mutex
-	plan    *plan.Download
-	orders  map[plan.Node][]*order
-	watched map[plan.Node]context.CancelFunc
-	leader  plan.Node
-	asked   bool // other ranks were asked for neighbours
-	failure error
-	rounds  int // how often the content was found wrong
-	log     sharing
-	trust   trust
-	trace   *Trace
+	mu        sync.Mutex
+	plan      *plan.Download
+	orders    map[plan.Node][]*order
+	watched   map[plan.Node]context.CancelFunc
+	leader    plan.Node
+	asked     bool // other ranks were asked for neighbours
+	searching bool // and are being waited for
+	searched  bool // nobody is left to ask
+	failure   error
+	rounds    int   // how often the content was found wrong
+	refusal   error // of the origin, the last one
+	log       sharing
+	trust     trust
+	trace     *Trace
 }
 
 // sharing is what watchers follow.
@@ -175,6 +180,12 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 		}
 		return true, err
 	}
+	if err := d.hopeless(now); err != nil {
+		d.mu.Unlock()
+		d.cancelOrders()
+		d.work.Wait()
+		return true, err
+	}
 	d.followLeader(now)
 	orders, late := d.plan.Next(now)
 	announce, due := d.plan.Announce(now)
@@ -194,6 +205,31 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 		d.talk.Go(func() { d.announce(announce) })
 	}
 	return false, nil
+}
+
+// patience is how long a download waits for peers when the origin fails.
+const patience = 10 * time.Second
+
+// hopeless returns the origin's error when nobody else has what is missing: at
+// once if there is no neighbour, after a while if one may bring it, which is
+// sooner if the origin will not change its mind. d.mu is held.
+func (d *download) hopeless(now time.Duration) error {
+	since, stuck := d.plan.Stuck(now)
+	if !stuck || d.refusal == nil {
+		return nil
+	}
+	if d.searched && len(d.plan.Peers()) == 0 {
+		return d.refusal
+	}
+	wait := patience
+	var status *ociclient.StatusError
+	if errors.As(d.refusal, &status) && status.Status >= 400 && status.Status < 500 && status.Status != http.StatusTooManyRequests {
+		wait = patience / 5
+	}
+	if now-since > wait {
+		return d.refusal
+	}
+	return nil
 }
 
 // resume schedules what is missing again.

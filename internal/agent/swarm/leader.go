@@ -74,6 +74,10 @@ func (d *download) announce(a plan.Announce) {
 	d.watchAll(view)
 	askOthers := !d.asked && reply.Members <= 1 && len(view.list) > 1
 	d.asked = true
+	if !askOthers && !d.searching {
+		d.searched = true
+	}
+	d.searching = d.searching || askOthers
 	d.mu.Unlock()
 	d.e.noteCopies(d.b.Digest(), reply.Holders)
 	if askOthers {
@@ -102,6 +106,10 @@ func (d *download) askRanks(a plan.Announce, not plan.Node, view *members) {
 		d.mu.Unlock()
 		d.poke()
 	}
+	d.mu.Lock()
+	d.searched = true
+	d.mu.Unlock()
+	d.poke()
 }
 
 // tell sends an announcement to a leader, which may be this node.

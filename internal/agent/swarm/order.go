@@ -69,6 +69,9 @@ func (o *order) run() {
 	}
 	if o.from == plan.Origin {
 		d.plan.RunEnded()
+		if err != nil && d.ctx.Err() == nil {
+			d.refusal = err
+		}
 	}
 	failed := len(o.open) > 0
 	d.mu.Unlock()

@@ -172,6 +172,21 @@ func TestN8_LateNodeGetsEverythingFromPeersWhenTheOriginIsGone(t *testing.T) {
 	}
 }
 
+func TestN8_WithoutOriginAndPeersAPullFailsSoon(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	c.Start("other", nil)
+	d := c.Origin.Make(3*mb, 1)
+	c.Origin.Stop()
+	began := time.Now()
+	if err := c.Pull(t.Context(), n, fetch.Want{Digest: d, Size: -1}); err == nil {
+		t.Fatal("a blob came out of nowhere")
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %v, while the runtime could have gone elsewhere", took)
+	}
+}
+
 func TestN8_ADeadLeaderAndDeadPeersDoNotStopAPull(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
 	n := c.Start("node", nil)

@@ -215,3 +215,9 @@ func (d *Download) held() (pieces []int) {
 // Members returns how many nodes want or hold the blob, and how many hold all
 // of it, as the leader said last.
 func (d *Download) Members() (all, holders int) { return d.leader.members, d.leader.holders }
+
+// Stuck reports whether the origin fails and no neighbour has anything to ask
+// for, and since when nothing has come.
+func (d *Download) Stuck(now time.Duration) (since time.Duration, stuck bool) {
+	return d.progress, d.origin.strikes > 0 && d.leader.members > 0 && d.starving(now)
+}

@@ -165,7 +165,9 @@ func (d *Download) Lost(pieces Bits) {
 		if d.have.Has(i) {
 			d.have.Clear(i)
 			d.taken.Clear(i)
-			d.leader.got.Clear(i)
+			if d.leader.got != nil {
+				d.leader.got.Clear(i)
+			}
 			d.left++
 		}
 	})
