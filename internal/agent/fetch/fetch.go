@@ -140,6 +140,14 @@ func (f *Fetcher) Get(ctx context.Context, w Want) (*piece.Blob, error) {
 
 func (f *Fetcher) open(ctx context.Context, w Want) (*piece.Blob, error) {
 	b, err := f.o.Store.Open(ctx, w.Digest)
+	if err == nil && w.Private && !b.Private() && !b.Complete() {
+		// Somebody began it in the belief that everybody may have it, and was
+		// refused: what comes now is not everybody's.
+		if err := b.MarkPrivate(ctx); err != nil {
+			b.Close()
+			return nil, err
+		}
+	}
 	if err == nil || !errors.Is(err, fault.NotFound) {
 		return b, err
 	}

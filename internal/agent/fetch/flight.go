@@ -23,6 +23,25 @@ func IsWrongContent(err error) bool {
 	return errors.As(err, &mismatch) || errors.Is(err, ErrMismatch) || errors.Is(err, ErrWrongLength)
 }
 
+// refusedError is an upstream's refusal of the one on whose behalf a download was.
+type refusedError struct {
+	error
+	want Want // for its rights; nothing of it is told
+}
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// RefusedAnother reports that a download ended because somebody else than w's
+// asker was refused, so that w may be asked for again.
+func RefusedAnother(err error, w Want) bool {
+	var e *refusedError
+	return errors.As(err, &e) && !sameRights(e.want, w)
+}
+
+func sameRights(a, b Want) bool {
+	return a.Namespace == b.Namespace && a.Repo == b.Repo && a.Authorization == b.Authorization
+}
+
 // flight is the one download of a blob.
 type flight struct {
 	want    Want   // of the one on whose behalf it is made
@@ -102,6 +121,8 @@ func (f *Fetcher) fly(fl *flight) {
 			f.note(fl, began)
 		} else if f.next(fl, err) {
 			continue
+		} else if isStatus(err) {
+			err = &refusedError{err, fl.want}
 		}
 		f.land(fl, err)
 		return
@@ -124,10 +145,16 @@ func (f *Fetcher) next(fl *flight, err error) bool {
 	for len(fl.others) > 0 {
 		w := fl.others[0]
 		fl.others = fl.others[1:]
-		if w.Namespace != fl.want.Namespace || w.Repo != fl.want.Repo || w.Authorization != fl.want.Authorization {
-			fl.want = w
-			return true
+		if sameRights(w, fl.want) {
+			continue
 		}
+		// Whoever was refused still reads from this download, so it must not go on
+		// to bring what is not everybody's.
+		if w.Private {
+			return false
+		}
+		fl.want = w
+		return true
 	}
 	return false
 }

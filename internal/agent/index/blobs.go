@@ -129,6 +129,14 @@ func (x *Index) SetFetched(ctx context.Context, d oci.Digest, ms int64, source s
 	})
 }
 
+// SetPrivate notes that a blob comes from a repository that asks for credentials.
+func (x *Index) SetPrivate(ctx context.Context, d oci.Digest) error {
+	return x.note(ctx, "note that "+string(d)+" is private", func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET private = ? WHERE digest = ?", true, string(d))
+		return err
+	})
+}
+
 // SetDeleted notes when the upstream said that the image of these blobs is
 // deleted; 0 takes it back.
 func (x *Index) SetDeleted(ctx context.Context, all []oci.Digest, at int64) error {

@@ -23,11 +23,11 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, a access, last str
 	if err != nil {
 		return err
 	}
-	p := &pull{m: m, w: w, r: r, began: m.o.Now(), n: -1}
 	may, err := m.mayRead(r.Context(), a, d, apiBlob)
 	if err != nil {
 		return err
 	}
+	p := &pull{m: m, w: w, r: r, a: a, may: may, began: m.o.Now(), n: -1}
 	p.want = fetch.Want{
 		Digest: d, Size: may.size, MediaType: may.mediaType, Namespace: a.ns, Repo: a.repo,
 		Authorization: a.auth, Private: !may.public,
@@ -49,6 +49,8 @@ type pull struct {
 	m     *Mirror
 	w     http.ResponseWriter
 	r     *http.Request
+	a     access
+	may   right
 	want  fetch.Want
 	began time.Time
 
@@ -120,9 +122,13 @@ const rereadMax = 3
 
 func (p *pull) get(ctx context.Context) error {
 	err := p.once(ctx)
-	for again := 0; again < rereadMax && p.broken == nil && errors.Is(err, piece.ErrCorrupt); again++ {
-		p.m.metrics.refetch.Inc()
-		p.m.o.Log.Warn("a blob in the cache was corrupt; fetching it again", "digest", p.want.Digest, "at", p.off+p.sent)
+	for again := 0; again < rereadMax && p.broken == nil; again++ {
+		if errors.Is(err, piece.ErrCorrupt) {
+			p.m.metrics.refetch.Inc()
+			p.m.o.Log.Warn("a blob in the cache was corrupt; fetching it again", "digest", p.want.Digest, "at", p.off+p.sent)
+		} else if !fetch.RefusedAnother(err, p.want) {
+			break
+		}
 		err = p.once(ctx)
 	}
 	if errors.Is(err, fault.Full) { // the disk, in the middle of the download
@@ -151,6 +157,9 @@ func (p *pull) once(ctx context.Context) error {
 	if err == nil {
 		if b.Complete() {
 			defer b.Close()
+			if err := p.confirm(ctx, b.Private()); err != nil {
+				return err
+			}
 			return p.fromCache(ctx, b, sourceCache)
 		}
 		b.Close()
@@ -158,6 +167,10 @@ func (p *pull) once(ctx context.Context) error {
 		return err
 	}
 	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok {
+		if err := p.confirm(ctx, true); err != nil {
+			_ = v.Close() // nothing was read
+			return err
+		}
 		size := p.want.Size
 		err := p.through(v, holder)
 		var rng *rangeError
@@ -181,7 +194,19 @@ func (p *pull) once(ctx context.Context) error {
 		return err
 	}
 	defer b.Close()
+	if err := p.confirm(ctx, b.Private()); err != nil {
+		return err
+	}
 	return p.fromCache(ctx, b, "")
+}
+
+// confirm asks the upstream about a right that is not enough for what may be
+// private.
+func (p *pull) confirm(ctx context.Context, private bool) (err error) {
+	if private && p.may.loose {
+		p.may, err = p.m.confirm(ctx, p.a, p.want.Digest, apiBlob, p.may)
+	}
+	return err
 }
 
 // stream hands the blob out as it comes from the upstream: N6.

@@ -90,10 +90,15 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 		return document{}, err
 	}
 	if known.ok || m.here(ctx, d) {
-		if _, err := m.mayRead(ctx, a, d, apiManifest); err != nil {
+		may, err := m.mayRead(ctx, a, d, apiManifest)
+		if err != nil {
 			return document{}, err
 		}
 		doc, err := m.local(ctx, d)
+		if err == nil && may.loose && doc.source != sourceCache {
+			_, err := m.confirm(ctx, a, d, apiManifest, may)
+			return doc, err
+		}
 		if err == nil {
 			return doc, nil
 		}

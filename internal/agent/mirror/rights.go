@@ -43,6 +43,9 @@ type right struct {
 	ok     bool
 	direct bool // the upstream was asked for this very digest
 	public bool // anybody may
+	// loose says that it is by a manifest only, and was decided while the cache
+	// had nothing private under the digest. See confirm.
+	loose bool
 	// size and mediaType are what the upstream or the manifest says of the
 	// digest; −1 and "" if they do not.
 	size      int64
@@ -180,7 +183,19 @@ func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint
 	if err != nil {
 		return r, err
 	}
-	if r.ok && (r.direct || !m.isPrivate(ctx, d) || m.outages.now(a.ns, m.o.Now())) {
+	if r.ok && (r.direct || !m.isPrivate(ctx, d)) {
+		r.loose = !r.direct
+		return r, nil
+	}
+	return m.confirm(ctx, a, d, e, r)
+}
+
+// confirm asks the upstream whether a may have d, of which r is known. It is also
+// for a loose right that meets, by the time of reading, what may be private: of
+// what a runtime holds nobody here knows how it came by it, and another client's
+// download may have begun meanwhile.
+func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint, r right) (right, error) {
+	if r.loose = false; r.ok && m.outages.now(a.ns, m.o.Now()) {
 		return r, nil
 	}
 	client, ok := m.o.Upstreams.Client(a.ns)

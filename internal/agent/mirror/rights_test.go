@@ -3,9 +3,11 @@ package mirror_test
 import (
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -83,6 +85,70 @@ func TestR12_AManifestOfOnesOwnMakingOpensNothingPrivate(t *testing.T) {
 	mine.tags["v1"] = sha(forged)
 	n.get("/v2/mine/manifests/v1").want(200).wantBody(forged)
 	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+}
+
+// forge gives a repository that anybody may read a manifest that names the
+// blobs of i, as an upstream would that does not look at what a manifest names.
+func forge(u *upstream, repo string, i image) {
+	forged := []byte(strings.Replace(string(i.content), `"schemaVersion":2`, `"schemaVersion":2,"annotations":{"a":"`+repo+`"}`, 1))
+	mine := u.repo(repo)
+	mine.manifests[sha(forged)] = stored{oci.MediaTypeImage, forged}
+	mine.tags["v1"] = sha(forged)
+}
+
+func TestR12_AManifestOfOnesOwnMakingOpensNothingThatARuntimeHolds(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "s", 1000)
+	u.repo("secret").auth = alice
+	forge(u, "mine", i)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}, holders: []fetch.Holder{&memory{blobs: map[oci.Digest][]byte{i.layers[0]: i.bytes[0]}}}})
+	n.get("/v2/mine/manifests/v1").want(200)
+	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+	n.get("/v2/secret/manifests/v1", "Authorization", alice).want(200)
+	n.get("/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "containerd")
+	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+}
+
+func TestR12_WhoeverAskedFirstDoesNotMakeItPublic(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "s", 1000)
+	u.repo("secret").auth = alice
+	forge(u, "mine", i)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/mine/manifests/v1").want(200)
+	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+	n.pull("", "secret", "v1", i, "Authorization", alice)
+	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+	n.restart()
+	n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404)
+	n.pull("", "secret", "v1", i, "Authorization", alice)
+}
+
+func TestR12_WhoeverWasRefusedDoesNotReadWhatAnotherFetches(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "s", 1000)
+	u.repo("secret").auth = alice
+	forge(u, "mine", i)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/mine/manifests/v1").want(200)
+	n.get("/v2/secret/manifests/v1", "Authorization", alice).want(200)
+	release, begun := make(chan struct{}), make(chan struct{})
+	u.on(func(_ http.ResponseWriter, r *http.Request) bool {
+		if isBlob(r) && strings.Contains(r.URL.Path, "/mine/") {
+			close(begun)
+			<-release
+		}
+		return false
+	})
+	var all sync.WaitGroup
+	all.Go(func() { n.get("/v2/mine/blobs/" + string(i.layers[0])).want(404) })
+	<-begun
+	all.Go(func() {
+		n.get("/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice).want(200).wantBody(i.bytes[0])
+	})
+	eventually(t, "alice waits for the same download", func() bool { return n.metric("fairway_node_fetch_joined_total") > 0 })
+	close(release)
+	all.Wait()
 }
 
 func TestR12_SharedLayerServesARepositoryThatHasItToo(t *testing.T) {

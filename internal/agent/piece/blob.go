@@ -36,7 +36,22 @@ func (b *Blob) Size() int64 { return b.e.size }
 func (b *Blob) MediaType() string { return b.e.mediaType }
 
 // Private tells that it came from a repository that asked for credentials.
-func (b *Blob) Private() bool { return b.e.private }
+func (b *Blob) Private() bool {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.private
+}
+
+// MarkPrivate notes that what comes of it now comes from such a repository.
+func (b *Blob) MarkPrivate(ctx context.Context) error {
+	if err := b.s.index.SetPrivate(ctx, b.e.d); err != nil {
+		return err
+	}
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	b.e.private = true
+	return nil
+}
 
 // Pieces is the number of pieces of the whole.
 func (b *Blob) Pieces() int { return b.e.count() }

@@ -18,7 +18,6 @@ type entry struct {
 	d         oci.Digest
 	size      int64
 	mediaType string
-	private   bool
 	files     files
 
 	// Guarded by Store.mu.
@@ -28,6 +27,7 @@ type entry struct {
 
 	mu       sync.Mutex // guards what follows; never held across disk or database
 	changed  chan struct{}
+	private  bool
 	pieces   sidecar
 	checked  bitmap // pieces found right since the file was like stamp
 	stamp    stamp
