@@ -88,6 +88,13 @@ func gather(ctx context.Context, usage *inuse.Usage, x *index.Index, known map[s
 			add(use{Source: sourcePins, Image: p.Ref, Roots: slices.Clone(p.Roots), Since: time.UnixMilli(p.CreatedAt)})
 		}
 	}
+	byChains := map[string][]oci.Digest{}
+	for _, u := range known {
+		if len(u.Chains) > 0 {
+			key := joined(u.Chains)
+			byChains[key] = append(byChains[key], u.Digests...)
+		}
+	}
 	for i := range g.uses {
 		u := &g.uses[i]
 		if u.Digests, err = atRegistry(ctx, x, u.Roots, u.Chains); err != nil {
@@ -95,6 +102,11 @@ func gather(ctx context.Context, usage *inuse.Usage, x *index.Index, known map[s
 		}
 		// What content belongs to cannot change, while the index may be lost.
 		u.Digests = sorted(append(u.Digests, known[u.key()].Digests...))
+		if len(u.Digests) == 0 {
+			// After a restart all that a runtime tells of a container whose image was
+			// removed since may be its layers.
+			u.Digests = sorted(byChains[joined(u.Chains)])
+		}
 	}
 	g.uses = slices.DeleteFunc(g.uses, func(u use) bool {
 		if len(u.Digests) == 0 {

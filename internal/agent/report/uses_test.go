@@ -1,0 +1,50 @@
+package report
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/agent/inuse"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+func named(c string) oci.Digest { return oci.Digest("sha256:" + strings.Repeat(c, 64)) }
+
+// The image was pulled past the agent, so only the runtime knew what it is. It is
+// removed while its container runs, and the agent is restarted.
+func TestGather_AContainerKeepsItsImageAfterTheRuntimeHasForgottenIt(t *testing.T) {
+	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(t.TempDir(), "index.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Close() })
+	c := inuse.Container{Runtime: "containerd", ID: "abc", State: inuse.Running, Digests: []oci.Digest{named("a"), named("c")}, ChainIDs: []oci.Digest{named("d")}}
+	known := map[string]use{}
+	look := func() []use {
+		t.Helper()
+		g, err := gather(t.Context(), &inuse.Usage{Containers: []inuse.Container{c}}, x, known, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		known = map[string]use{}
+		for _, u := range g.uses {
+			known[u.key()] = u
+		}
+		return g.uses
+	}
+	look()
+	c.Digests = nil
+	for range 2 {
+		if uses := look(); len(uses) != 1 || !slices.Equal(uses[0].Digests, []oci.Digest{named("a"), named("c")}) {
+			t.Errorf("in use: %+v", uses)
+		}
+	}
+	c.ChainIDs = []oci.Digest{named("e")}
+	if uses := look(); len(uses) != 0 {
+		t.Errorf("another container's: %+v", uses)
+	}
+}
