@@ -1,0 +1,300 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/crowd"
+)
+
+// scenario is how a crowd comes.
+type scenario struct {
+	name    string
+	arrival time.Duration // between two nodes
+	slow    bool          // one more node has a tenth of the link
+}
+
+// Arrivals 300 ms apart were the weak point of earlier designs. In the third, one
+// node more than the table says has a tenth of the link; it is not in the figures.
+var scenarios = []scenario{
+	{name: "flash crowd"},
+	{name: "staggered by 300 ms", arrival: 300 * time.Millisecond},
+	{name: "one more at a tenth of the speed", slow: true},
+}
+
+// figures of one run.
+type figures struct {
+	ratio, copies, cpu, rss, first, idle float64
+}
+
+func (b *bench) table(nodes int) error {
+	for _, s := range scenarios {
+		if !b.only.MatchString(s.name) {
+			continue
+		}
+		for _, alone := range []bool{false, true} {
+			source, rounds := "swarm", b.rounds
+			if alone {
+				source, rounds = "registry", 1 // nothing in it varies, and it takes long
+			}
+			if alone && (!b.direct || s.slow) {
+				continue
+			}
+			var all []figures
+			for range rounds {
+				f, err := b.run(s, nodes, alone)
+				if err != nil {
+					return fmt.Errorf("%s, %d nodes, %s: %w", s.name, nodes, source, err)
+				}
+				log.Printf("%d MB/s, %d nodes, %s, %s: %.2f × bound, %.3f copies", b.rate/1e6, nodes, s.name, source, f.ratio, f.copies)
+				all = append(all, f)
+			}
+			m := medians(all)
+			fmt.Printf("| %d MB/s | %d | %s | %s | %.2f | %.3f | %.1f | %.0f MiB | %.0f ms | %.0f %% |\n",
+				b.rate/1e6, nodes, s.name, source, m.ratio, m.copies, m.cpu, m.rss, m.first, m.idle)
+		}
+	}
+	return nil
+}
+
+func medians(all []figures) figures {
+	of := func(f func(figures) float64) float64 {
+		var xs []float64
+		for _, x := range all {
+			xs = append(xs, f(x))
+		}
+		return median(xs)
+	}
+	return figures{
+		of(func(f figures) float64 { return f.ratio }), of(func(f figures) float64 { return f.copies }),
+		of(func(f figures) float64 { return f.cpu }), of(func(f figures) float64 { return f.rss }),
+		of(func(f figures) float64 { return f.first }), of(func(f figures) float64 { return f.idle }),
+	}
+}
+
+func median(xs []float64) float64 {
+	slices.Sort(xs)
+	return xs[len(xs)/2]
+}
+
+// scene is a registry and a crowd that has gathered.
+type scene struct {
+	origin *crowd.Origin
+	crowd  *crowd.Crowd
+	im     crowd.Image
+	dir    string
+}
+
+func (s *scene) close() {
+	s.crowd.Close()
+	s.origin.Close()
+	_ = os.RemoveAll(s.dir) // the whole tree goes at the end anyway
+}
+
+func (b *bench) scene(nodes int, slow, alone bool) (*scene, error) {
+	dir, err := os.MkdirTemp(b.dir, "s-")
+	if err != nil {
+		return nil, err
+	}
+	logFile, err := os.Create(filepath.Join(dir, "registry.log"))
+	if err != nil {
+		return nil, err
+	}
+	origin, err := crowd.StartOrigin(b.ctx, crowd.OriginOptions{Fairway: b.fairway, Dir: dir, Rate: b.rate, Log: logFile})
+	if err != nil {
+		return nil, err
+	}
+	s := &scene{origin: origin, dir: dir}
+	s.crowd, err = crowd.NewCrowd(crowd.Options{Fairway: b.fairway, Dir: dir, Origin: origin, Link: crowd.Link{Upload: b.rate, Download: b.rate}, Alone: alone})
+	if err != nil {
+		return nil, err
+	}
+	for i := range nodes {
+		change := func(n *crowd.Node) {
+			if slow && i == nodes-1 {
+				n.Link = crowd.Link{Upload: b.rate / 10, Download: b.rate / 10}
+			}
+		}
+		if _, err := s.crowd.Start(b.ctx, change); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	if !alone {
+		if err := s.crowd.Gather(b.ctx, nodes); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	s.im, err = origin.Push(b.ctx, "crowd/app", "1", crowd.Noise(int(b.size)/4*3, 1), crowd.Noise(int(b.size)/4, 2))
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// run plays a scenario once.
+func (b *bench) run(sc scenario, nodes int, alone bool) (figures, error) {
+	all := nodes
+	if sc.slow {
+		all++
+	}
+	s, err := b.scene(all, sc.slow, alone)
+	if err != nil {
+		return figures{}, err
+	}
+	defer s.close()
+	members := s.crowd.All()
+	watch := watchMemory(members)
+	cpu, busy := usage(members), cpuTimes()
+	slowDone := make(chan crowd.Pull, 1)
+	if sc.slow {
+		go func() { slowDone <- members[nodes].Pull(b.ctx, s.im, "") }()
+	}
+	pulls := crowd.PullAll(b.ctx, members[:nodes], s.im, func(i int) time.Duration { return time.Duration(i) * sc.arrival })
+	idle := idleShare(busy, cpuTimes())
+	if sc.slow {
+		if p := <-slowDone; p.Err != nil {
+			return figures{}, p.Err
+		}
+	}
+	f := figures{rss: float64(watch()) / (1 << 20), idle: 100 * idle}
+	f.cpu = (usage(members) - cpu).Seconds() / (float64(all) * float64(s.im.Size()) / (1 << 30))
+	var last, arrived time.Time
+	var firsts []float64
+	for _, p := range pulls {
+		if p.Err != nil || p.Tries > 1 {
+			return f, errors.Join(p.Err, fmt.Errorf("%s tried %d times", p.Node.Name, p.Tries))
+		}
+		if end := p.Began.Add(p.Took); end.After(last) {
+			last = end
+		}
+		if p.Began.After(arrived) {
+			arrived = p.Began
+		}
+		firsts = append(firsts, float64(p.First.Microseconds())/1000)
+	}
+	links := make([]crowd.Link, nodes)
+	for i := range links {
+		links[i] = crowd.Link{Upload: b.rate, Download: b.rate}
+	}
+	f.ratio = last.Sub(arrived).Seconds() / crowd.Bound(s.im.Size(), b.rate, links).Seconds()
+	f.first = median(firsts)
+	var sent int64
+	for _, l := range s.im.Layers {
+		sent += s.origin.Sent(l.Digest.String())
+	}
+	f.copies = float64(sent) / float64(s.im.Size())
+	return f, nil
+}
+
+// usage is the CPU time that the agents have used.
+func usage(nodes []*crowd.Node) (sum time.Duration) {
+	for _, n := range nodes {
+		if u, err := n.Proc.Usage(); err == nil {
+			sum += u.CPU
+		}
+	}
+	return sum
+}
+
+// watchMemory samples the agents until the returned function is called, which
+// returns the most that one of them had.
+func watchMemory(nodes []*crowd.Node) (stop func() int64) {
+	end, most := make(chan struct{}), make(chan int64)
+	go func() {
+		var peak int64
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				for _, n := range nodes {
+					if u, err := n.Proc.Usage(); err == nil {
+						peak = max(peak, u.RSS)
+					}
+				}
+			case <-end:
+				most <- peak
+				return
+			}
+		}
+	}()
+	return func() int64 { close(end); return <-most }
+}
+
+// cpuTimes are the machine's idle and total times, in ticks.
+func cpuTimes() (t [2]float64) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return t
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	for i, f := range strings.Fields(line)[1:] {
+		v, _ := strconv.ParseFloat(f, 64) // the kernel writes numbers
+		if t[1] += v; i == 3 {
+			t[0] = v
+		}
+	}
+	return t
+}
+
+func idleShare(from, to [2]float64) float64 { return (to[0] - from[0]) / max(1, to[1]-from[1]) }
+
+func cores() int { return runtime.NumCPU() }
+
+// firstByte compares a cold pull through an agent of a swarm with one straight
+// from the registry's link, on connections that are open.
+func (b *bench) firstByte() error {
+	if !b.only.MatchString("first byte") {
+		return nil
+	}
+	saved := b.rate
+	defer func() { b.rate = saved }()
+	s, err := b.scene(2, false, false)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	var through, straight []float64
+	const layers = 40
+	n := s.crowd.All()[0]
+	for i := range layers {
+		im, err := s.origin.Push(b.ctx, "first/"+strconv.Itoa(i), "1", crowd.Noise(2<<20, uint64(100+i)))
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		resp, err := http.Get(s.origin.URL + "/v2/" + im.Repo + "/blobs/" + im.Layers[0].Digest.String())
+		if err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+			return err
+		}
+		straight = append(straight, float64(time.Since(began).Microseconds())/1000)
+		_, err = io.Copy(io.Discard, resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			return err
+		}
+		p := n.Pull(b.ctx, im, "")
+		if p.Err != nil {
+			return p.Err
+		}
+		through = append(through, float64(p.First.Microseconds())/1000)
+	}
+	fmt.Printf("\nFirst byte of a cold layer that nobody has, median of %d: %.1f ms straight from the registry, %.1f ms through an agent of a swarm.\n",
+		layers, median(straight), median(through))
+	return nil
+}
