@@ -213,7 +213,7 @@ func (a *Agent) openMirror(ctx context.Context) error {
 	a.mirror = mirror.New(mirror.Options{
 		Upstreams: a.upstreams.clients, Default: a.upstreams.standard, Fetch: a.fetcher, Store: a.store, Index: a.index,
 		TagTTL: time.Duration(a.cfg.TagTTL), StaleMax: time.Duration(a.cfg.StaleMax), GrantTTL: time.Duration(a.cfg.GrantTTL),
-		Log: a.log, Metrics: a.metrics, Observer: a.observer,
+		Shares: a.swarm != nil, Log: a.log, Metrics: a.metrics, Observer: a.observer,
 	})
 	return nil
 }

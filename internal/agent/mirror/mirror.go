@@ -30,6 +30,10 @@ type Options struct {
 	StaleMax time.Duration // how old a tag's digest may be while the upstream is down; 0 = never given
 	GrantTTL time.Duration // how long a client's right to private content lasts without asking; 0 = always asked
 
+	// Shares says that other nodes may give and get what is pulled here. Then the
+	// upstream is asked about each private blob before it is fetched (N10).
+	Shares bool
+
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // nil: none
 	Observer *httpserve.Observer   // nil: nobody counts requests by endpoint

@@ -183,7 +183,7 @@ func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint
 	if err != nil {
 		return r, err
 	}
-	if r.ok && (r.direct || !m.isPrivate(ctx, d)) {
+	if r.ok && (r.direct || !m.mustAsk(ctx, r, d)) {
 		r.loose = !r.direct
 		return r, nil
 	}
@@ -249,6 +249,12 @@ func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest,
 func (m *Mirror) Allowed(d oci.Digest) bool {
 	until, ok := m.rights.private.Get(d)
 	return ok && m.o.Now().Before(until)
+}
+
+// mustAsk reports whether a right that a manifest gave does not do: for private
+// content that is here, and for what may come from other nodes.
+func (m *Mirror) mustAsk(ctx context.Context, r right, d oci.Digest) bool {
+	return m.o.Shares && !r.public || m.isPrivate(ctx, d)
 }
 
 // isPrivate reports whether d is in the cache and came with credentials.

@@ -126,7 +126,7 @@ func (e *Engine) transport(conf *tls.Config) *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:     conf,
 		TLSHandshakeTimeout: 5 * time.Second,
-		MaxIdleConnsPerHost: 4,
+		MaxIdleConnsPerHost: 16, // a handshake costs as much as some pieces
 		MaxIdleConns:        512,
 		IdleConnTimeout:     time.Minute,
 		DisableCompression:  true,
