@@ -27,6 +27,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
 	"github.com/fairway-registry/fairway/internal/agent/mirror"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/agent/preheat"
 	"github.com/fairway-registry/fairway/internal/agent/report"
 	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
@@ -59,6 +60,7 @@ type Agent struct {
 	mirror    *mirror.Mirror
 	observer  *httpserve.Observer
 	reporter  *report.Reporter // nil without a registry
+	preheater *preheat.Preheater
 
 	limiting sync.Mutex // held while limits change
 	ready    atomic.Bool
@@ -222,14 +224,33 @@ func (a *Agent) openReporter() error {
 	if a.cfg.Registry == "" {
 		return nil
 	}
-	var err error
+	labels, err := a.cfg.labels()
+	if err != nil {
+		return err
+	}
 	a.reporter, err = report.Open(report.Options{
-		Registry: strings.TrimSuffix(a.cfg.Registry, "/"), Node: a.name, Version: a.version, Dir: a.cfg.Data,
+		Registry: strings.TrimSuffix(a.cfg.Registry, "/"), Node: a.name, Version: a.version, Labels: labels, Dir: a.cfg.Data,
 		Usage: a.tracker.Usage, Changed: a.tracker.Changed(), Index: a.index, Cache: a.cacheUsage,
 		TTL: time.Duration(a.cfg.LeaseTTL), Grace: time.Duration(a.cfg.LeaseGrace),
 		HTTP: &http.Client{Transport: a.upstreams.transport}, Log: a.log, Metrics: a.metrics,
 	})
+	if err == nil {
+		a.openPreheater()
+	}
 	return err
+}
+
+func (a *Agent) openPreheater() {
+	waiting := a.upstreams.transport.Clone()
+	waiting.ResponseHeaderTimeout = 0 // the registry answers when there is something to do
+	a.preheater = preheat.New(preheat.Options{
+		Registry: a.cfg.Registry, Node: a.reporter.Name, Fetch: a.fetcher, Store: a.store,
+		Manifest: func(ctx context.Context, upstream string, repo oci.Name, ref oci.Reference) (preheat.Manifest, error) {
+			got, err := a.mirror.Ahead(ctx, upstream, repo, ref)
+			return preheat.Manifest(got), err
+		},
+		HTTP: &http.Client{Transport: waiting}, Log: a.log, Metrics: a.metrics,
+	})
 }
 
 // held is the content store of a containerd as a place to serve from.
@@ -294,6 +315,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 			return nil
 		})
+		g.Go(func() error { return a.preheater.Run(ctx) })
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {

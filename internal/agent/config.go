@@ -19,6 +19,7 @@ import (
 type Config struct {
 	Registry     string           `key:"registry" arg:"URL" doc:"The Fairway registry that this node belongs to: it is told what runs here, and images named without a registry are pulled from it. Empty: none."`
 	Name         string           `key:"name" arg:"NAME" doc:"The node's name at the registry. Empty: the host name."`
+	Labels       setting.List     `key:"labels" arg:"KEY=VALUE,..." doc:"Labels of this node, by which a preheat chooses nodes."`
 	Data         string           `key:"data" arg:"DIR" doc:"Directory of the cache and its index. It is created if it is missing. One agent at a time may use it."`
 	Listen       string           `key:"listen" arg:"HOST:PORT" doc:"Address of the mirror that the runtimes pull through. An address that is not loopback needs allow_anyone_on_the_network."`
 	DockerListen string           `key:"docker_listen" arg:"HOST:PORT" doc:"Second address of the mirror, for Docker's registry-mirrors: images named without a registry are those of docker.io there. Empty: none."`
@@ -95,6 +96,9 @@ func (c Config) Validate() error {
 	}
 	if c.Name != "" && !nodeapi.IsName(c.Name) {
 		return setting.Errorf("name", "%q is no name of a node; want letters, digits, '.', '_' and '-', with a letter or digit first", c.Name)
+	}
+	if _, err := c.labels(); err != nil {
+		return err
 	}
 	if c.LeaseTTL < unit.Duration(time.Second) {
 		return setting.Errorf("lease_ttl", "at least 1s is needed")
@@ -181,6 +185,21 @@ func (c Config) upstreams() (bases map[string]*url.URL, standard string, err err
 		bases[name] = u
 	}
 	return bases, standard, nil
+}
+
+func (c Config) labels() (map[string]string, error) {
+	all := map[string]string{}
+	for _, pair := range c.Labels {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, twice := all[key]; !ok || twice || !nodeapi.IsLabel(key, value) {
+			return nil, setting.Errorf("labels", "%q is no label, or the second of its key; want for example zone=a", pair)
+		}
+		all[key] = value
+	}
+	if len(all) > nodeapi.LabelsMax {
+		return nil, setting.Errorf("labels", "at most %d are allowed", nodeapi.LabelsMax)
+	}
+	return all, nil
 }
 
 func (c Config) adminSocket() string {

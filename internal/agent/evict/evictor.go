@@ -113,6 +113,7 @@ func New(o Options) (*Evictor, error) {
 	e.metrics = newMetrics(o.Metrics)
 	e.events.now = o.Now
 	o.Store.SetRoom(e.MakeRoom)
+	o.Store.SetSpareRoom(e.MakeSpareRoom)
 	return e, nil
 }
 
@@ -180,7 +181,7 @@ func (e *Evictor) Pass(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	defer e.give()
-	return e.pass(ctx, 0)
+	return e.pass(ctx, 0, false)
 }
 
 func (e *Evictor) take(ctx context.Context) error {
@@ -217,7 +218,7 @@ func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 	usage, silent := e.o.Tracker.Usage(), false
 	// A second pass is for what was chosen in the first and won back by a user.
 	for range 2 {
-		r, err := e.pass(ctx, need)
+		r, err := e.pass(ctx, need, false)
 		if err != nil {
 			e.o.Log.Warn("no room could be made in the cache", "bytes", need, "error", err)
 		}
@@ -231,6 +232,23 @@ func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 	}
 	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage, silent: silent})
 	return false
+}
+
+// MakeSpareRoom is for an admission of need bytes that nobody waits for: cold
+// data alone goes, no more than is needed, and only if the admission then leaves
+// the cache below its high watermarks, so that nothing goes for it later either.
+func (e *Evictor) MakeSpareRoom(ctx context.Context, need int64) bool {
+	ctx, cancel := context.WithTimeout(ctx, roomMax)
+	defer cancel()
+	if e.take(ctx) != nil {
+		return false
+	}
+	defer e.give()
+	r, err := e.pass(ctx, need, true)
+	if err != nil {
+		e.o.Log.Warn("no room could be made of cold data", "bytes", need, "error", err)
+	}
+	return r.Freed > 0
 }
 
 // headroom is how large an admission the store would take now; it may be

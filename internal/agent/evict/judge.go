@@ -86,6 +86,9 @@ type Situation struct {
 	Now   int64 // ms
 	Usage Usage
 	Need  int64 // bytes of an admission that does not fit; 0: none
+	// ColdOnly says that the admission is nobody's who waits, so that nothing warm
+	// goes for it.
+	ColdOnly bool
 
 	Asked    int64  // when the oldest answer about the runtimes was asked for; 0 if there is none or no runtime
 	Runtimes bool   // there are runtimes to ask
@@ -250,7 +253,7 @@ func (j *Judgement) choose(s *Situation, l *Limits) {
 			j.Victims = append(j.Victims, i)
 			gone += v.Size
 			room += v.Size
-		case v.Tier != Active && v.Why != Claimed:
+		case v.Tier != Active && v.Why != Claimed && (v.Tier == Cold || !s.ColdOnly):
 			order = append(order, candidate{value: v.Value, at: int32(i), tier: v.Tier})
 			room += v.Size
 		}

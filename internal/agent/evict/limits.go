@@ -62,6 +62,18 @@ type Usage struct {
 	FSTotal int64 // 0: not known, so that the file system starts nothing
 }
 
+// spare are the limits of an admission after which no watermark may be passed.
+func (l Limits) spare(total int64) Limits {
+	if l.Quota > 0 {
+		l.Quota = part(l.High, l.Quota) - 1
+	}
+	if total > 0 {
+		l.MinFree = max(l.MinFree, total-part(l.High, total)+1)
+	}
+	l.High, l.Low = 1, l.Low/l.High
+	return l
+}
+
 // excess is how much has to go, and why.
 type excess struct {
 	quota int64 // bytes over the target, as the quota sees it

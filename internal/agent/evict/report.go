@@ -78,6 +78,9 @@ func (e *Evictor) report(g *gathered, j *Judgement, r *Result, l Limits) {
 // episode tells once when more has to stay than there is room for, and once when
 // that is over.
 func (e *Evictor) episode(g *gathered, j *Judgement, r *Result, l Limits) {
+	if g.situation.ColdOnly {
+		return // what is spared for others says nothing of them
+	}
 	full := r.Short > 0 || r.Refused && (l.Quota == 0 || g.situation.Need <= l.Quota)
 	switch {
 	case full && !e.over:

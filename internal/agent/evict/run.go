@@ -38,7 +38,7 @@ type Result struct {
 
 // pass gathers, judges and evicts. The caller has the turn. What was done until
 // an error is in the result.
-func (e *Evictor) pass(ctx context.Context, need int64) (Result, error) {
+func (e *Evictor) pass(ctx context.Context, need int64, coldOnly bool) (Result, error) {
 	began := e.o.Now()
 	l := e.limits()
 	if err := l.Validate(); err != nil {
@@ -47,6 +47,9 @@ func (e *Evictor) pass(ctx context.Context, need int64) (Result, error) {
 	g, err := e.gather(ctx, need)
 	if err != nil {
 		return Result{}, err
+	}
+	if g.situation.ColdOnly = coldOnly; coldOnly {
+		l = l.spare(g.situation.Usage.FSTotal)
 	}
 	if err := e.renew(ctx, g); err != nil {
 		return Result{}, err

@@ -26,7 +26,7 @@ type Want struct {
 	Repo          oci.Name
 	Authorization string // the asker's; for the upstream only, never stored
 	Private       bool   // not everybody may have it
-	Background    bool   // nobody waits for it
+	Background    bool   // nobody waits for it, and nothing warm makes way for it
 
 	head *head // shows readers how a download begins; nil: nobody looks
 }
@@ -154,7 +154,7 @@ func (f *Fetcher) open(ctx context.Context, w Want) (*piece.Blob, error) {
 	if w.Size < 0 {
 		return nil, fmt.Errorf("fetch %s: its size is not known", w.Digest)
 	}
-	b, err = f.o.Store.Create(ctx, w.Digest, w.Size, piece.Meta{MediaType: w.MediaType, Private: w.Private})
+	b, err = f.o.Store.Create(ctx, w.Digest, w.Size, piece.Meta{MediaType: w.MediaType, Private: w.Private, Spare: w.Background})
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", w.Digest, err)
 	}

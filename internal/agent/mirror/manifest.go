@@ -253,7 +253,7 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 			return err
 		}
 	}
-	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous})
+	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous, Spare: a.ahead})
 	if err != nil && !errors.Is(err, fault.Full) {
 		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
 	}

@@ -36,6 +36,7 @@ type access struct {
 	who     principal
 	prefix  string // the upstream as the first part of the name, with its slash
 	byQuery bool   // the upstream was named by ?ns=
+	ahead   bool   // the node itself asks, for nobody who waits
 }
 
 // right is what is known of an access to a digest.

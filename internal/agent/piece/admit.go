@@ -119,7 +119,7 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	case !errors.Is(err, fault.NotFound):
 		return err
 	}
-	if err := s.reserve(ctx, e.d, size); err != nil {
+	if err := s.reserve(ctx, e.d, size, meta.Spare); err != nil {
 		return err
 	}
 	if err := s.make(ctx, e, size, meta); err != nil {
@@ -151,15 +151,36 @@ func (s *Store) make(ctx context.Context, e *entry, size int64, meta Meta) error
 // reserve takes the space for a blob out of quota and disk, and has room made if
 // there is too little. What would not fit into an empty cache is refused at
 // once: nothing would be won by emptying it.
-func (s *Store) reserve(ctx context.Context, d oci.Digest, size int64) error {
+func (s *Store) reserve(ctx context.Context, d oci.Digest, size int64, spare bool) error {
+	err := s.fit(ctx, cost(size), spare, func() {
+		s.totals.Used += cost(size)
+		s.totals.Blobs++
+		s.pending += size
+		s.partial[d] = 0
+	})
+	if errors.Is(err, fault.Full) {
+		s.metrics.refused.Inc()
+	}
+	return err
+}
+
+// Fits is ErrNoRoom unless blobs of these sizes, none of which is here, would all
+// be admitted with Meta.Spare, for which cold data makes way. It reserves nothing.
+func (s *Store) Fits(ctx context.Context, sizes []int64) error {
+	var need int64
+	for _, size := range sizes {
+		need += cost(size)
+	}
+	return s.fit(ctx, need, true, func() {})
+}
+
+// fit calls take, with s.mu held, when need bytes fit.
+func (s *Store) fit(ctx context.Context, need int64, spare bool, take func()) error {
 	const tries = 3
 	for range tries {
-		lack, room, err := s.tryReserve(d, size)
-		if err != nil {
+		lack, room, err := s.tryFit(need, spare, take)
+		if err != nil || lack == 0 {
 			return err
-		}
-		if lack == 0 {
-			return nil
 		}
 		if room == nil || !room(ctx, lack) {
 			break
@@ -168,37 +189,43 @@ func (s *Store) reserve(ctx context.Context, d oci.Digest, size int64) error {
 			return err
 		}
 	}
-	s.metrics.refused.Inc()
 	return ErrNoRoom
 }
 
-// tryReserve returns how many bytes are lacking, and who may free them.
-func (s *Store) tryReserve(d oci.Digest, size int64) (lack int64, room Room, err error) {
+// tryFit returns how many bytes are lacking, or what room is to be asked for, and
+// who may free them.
+func (s *Store) tryFit(need int64, spare bool, take func()) (lack int64, room Room, err error) {
 	free, total, err := s.fsSpace()
 	if err != nil {
 		return 0, nil, fmt.Errorf("ask for the free space: %w", err)
 	}
-	need := cost(size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if q := s.limits.Quota; q > 0 {
-		lack = max(lack, s.totals.Used+need-q)
-		if need > q {
+	quota, margin, room := s.limits.Quota, s.limits.MinFree, s.room
+	if spare {
+		room = s.spare
+		if high := s.limits.High; high > 0 { // eviction begins at it, and not above
+			quota = int64(high*float64(quota)) - 1
+			margin = max(margin, total-int64(high*float64(total))+1)
+		}
+	}
+	if s.limits.Quota > 0 {
+		lack = max(lack, s.totals.Used+need-quota)
+		if need > quota {
 			return need, nil, nil
 		}
 	}
-	lack = max(lack, s.limits.MinFree+need-(free-s.pending))
-	if need+s.limits.MinFree > total {
+	lack = max(lack, margin+need-(free-s.pending))
+	switch {
+	case need+margin > total:
 		return need, nil, nil
+	case lack <= 0:
+		take()
+		return 0, nil, nil
+	case spare:
+		return need, room, nil
 	}
-	if lack > 0 {
-		return lack, s.room, nil
-	}
-	s.totals.Used += need
-	s.totals.Blobs++
-	s.pending += size
-	s.partial[d] = 0
-	return 0, nil, nil
+	return lack, room, nil
 }
 
 // unreserve gives the space of a blob back.

@@ -31,6 +31,7 @@ type Store struct {
 	closed bool
 	limits Limits
 	room   Room
+	spare  Room // for what is admitted below the watermarks only
 	open   map[oci.Digest]*entry
 	idle   *list.List // of *entry without handles, the one that was left last in front
 	// kept is how many pieces the idle entries have together.
@@ -131,6 +132,14 @@ func (s *Store) SetRoom(r Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.room = r
+}
+
+// SetSpareRoom says who is asked when an admission with Meta.Spare does not fit.
+// It is told the whole size of that, and not how much of it is lacking.
+func (s *Store) SetSpareRoom(r Room) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spare = r
 }
 
 // Usage tells what the cache takes. FSFree and FSTotal are zero where the file

@@ -40,6 +40,9 @@ type Options struct {
 type Meta struct {
 	MediaType string
 	Private   bool // it came from a repository that asked for credentials
+	// Spare admits it below the high watermarks only, and has nothing but cold
+	// data make way for it: nobody needs it yet.
+	Spare bool
 }
 
 // Usage is what the cache takes, in bytes.

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type Options struct {
 	Registry string // URL
 	Node     string // name; nodeapi.IsName
 	Version  string // of this program
+	Labels   map[string]string
 	Dir      string // where the last report is kept
 
 	Usage   func() *inuse.Usage  // what is believed now
@@ -60,8 +62,9 @@ type Reporter struct {
 	unsaved  bool                 // the file could not be written, and the log knows
 	complete bool
 
-	mu     sync.Mutex // guards status
+	mu     sync.Mutex // guards what follows
 	status nodeapi.ReportStatus
+	alias  string // st.Alias
 }
 
 // answered counts the answers of a source since the start, up to two.
@@ -92,7 +95,7 @@ func Open(o Options) (*Reporter, error) {
 	if problem != nil {
 		o.Log.Warn("what was last reported is not known; the registry keeps it for its grace", "err", problem)
 	}
-	r.st = st
+	r.st, r.alias = st, st.Alias
 	r.last = slices.Clone(st.Uses)
 	r.setPending()
 	return r, nil
@@ -107,6 +110,14 @@ func (r *Reporter) Poke() {
 	case r.poke <- struct{}{}:
 	default:
 	}
+}
+
+// Name is the one under which the node reports: Options.Node, unless another
+// installation has that.
+func (r *Reporter) Name() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return cmp.Or(r.alias, r.o.Node)
 }
 
 // Status tells how it goes.
@@ -336,7 +347,7 @@ func (r *Reporter) compose(usage *inuse.Usage) nodeapi.Report {
 	r.save()
 	now := time.Now()
 	report := nodeapi.Report{
-		Node: r.st.Node, Instance: r.st.Instance, Seq: r.st.Seq, Version: r.o.Version, Complete: r.complete,
+		Node: r.st.Node, Instance: r.st.Instance, Seq: r.st.Seq, Version: r.o.Version, Labels: r.o.Labels, Complete: r.complete,
 		Runtimes: runtimes(usage, now), InUse: inUse(r.last, now),
 		TTLSeconds: max(1, int64(r.o.TTL/time.Second)), GraceSeconds: int64(r.o.Grace / time.Second),
 	}
@@ -353,7 +364,7 @@ func (r *Reporter) compose(usage *inuse.Usage) nodeapi.Report {
 	r.metrics.digests.Set(float64(digests))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.status.Digests = digests
+	r.status.Digests, r.alias = digests, r.st.Alias
 	return report
 }
 
