@@ -10,8 +10,6 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 )
 
-const mib = 1 << 20
-
 // spare admits a layer that nobody waits for.
 func (h *house) spare(n int) bool {
 	h.t.Helper()
