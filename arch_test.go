@@ -66,6 +66,7 @@ var floors = map[string]int{
 var level = map[[2]string]string{
 	{"internal/oci", "internal/fault"}:                         "a parser refuses with a public text and a code",
 	{"internal/agent/swarm/swarmtest", "internal/agent/fetch"}: "its origin is one of fetch's",
+	{"internal/agent/preheat", "internal/agent/fetch"}:         "it is one who asks fetch for blobs, as the mirror is, but no face",
 	{"internal/agent/swarm", "internal/agent/fetch"}:           "the swarm is one of fetch's fillers, and mixes its own with fetch's origin",
 }
 
