@@ -9,8 +9,6 @@ import (
 
 // Tuning of watches.
 const (
-	// notify is how long new pieces are gathered before a watcher hears of them.
-	notify = 20 * time.Millisecond
 	alive  = 3 * time.Second // a watcher hears something at least that often
 	silent = 4 * alive       // and gives up after that
 )
@@ -71,13 +69,20 @@ func (s *sender) end() error {
 	return nil
 }
 
+// notice is how long to gather pieces before watchers hear of them.
+func (d *download) notice() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return plan.NoticeEvery(len(d.plan.Peers()))
+}
+
 // follow sends what the download gains until it is over.
 func (s *sender) follow(r *http.Request, d *download) error {
 	bitmap, seen, generation := d.snapshot()
 	if err := s.whole(frame{kind: kindBitmap}, bitmap); err != nil {
 		return err
 	}
-	pause := time.NewTimer(notify)
+	pause := time.NewTimer(0)
 	defer pause.Stop()
 	idle := time.NewTimer(alive)
 	defer idle.Stop()
@@ -99,7 +104,7 @@ func (s *sender) follow(r *http.Request, d *download) error {
 		if over {
 			return nil
 		}
-		pause.Reset(notify)
+		pause.Reset(d.notice())
 		idle.Reset(alive)
 		select {
 		case <-changed:

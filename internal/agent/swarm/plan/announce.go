@@ -221,3 +221,10 @@ func (d *Download) Members() (all, holders int) { return d.leader.members, d.lea
 func (d *Download) Stuck(now time.Duration) (since time.Duration, stuck bool) {
 	return d.progress, d.origin.strikes > 0 && d.leader.members > 0 && d.starving(now)
 }
+
+// NoticeEvery is how long a node gathers new pieces before it tells its
+// neighbours: the more of them, the longer, so that its notices a second do not
+// grow with them.
+func NoticeEvery(neighbours int) time.Duration {
+	return 20 * time.Millisecond * time.Duration(max(1, neighbours/12))
+}

@@ -30,7 +30,6 @@ type node struct {
 	dead      bool
 	stall     bool
 	transfers map[transferKey]*transfer
-	origin    []*transfer
 	most, led int
 	follows   *node // the leader asked last
 	wakeAt    time.Duration
@@ -232,7 +231,7 @@ func (n *node) flush() {
 		return
 	}
 	n.flushing = true
-	n.s.after(n.s.Notify, func() {
+	n.s.after(plan.NoticeEvery(len(n.watchers)), func() {
 		n.flushing = false
 		fresh, load := n.fresh, n.uploads.Load()
 		n.fresh = nil

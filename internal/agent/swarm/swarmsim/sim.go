@@ -28,8 +28,7 @@ type Config struct {
 	OriginUp  float64
 	Latency   time.Duration // one way
 	Seed      uint64
-	Quanta    int           // quanta of a piece; 0: 4
-	Notify    time.Duration // how long new pieces are gathered before neighbours hear of them
+	Quanta    int // quanta of a piece; 0: 4
 	Arrive    func(i int) time.Duration
 	// Speed scales both links of a node; nil: 1.
 	Speed func(i int) float64
@@ -114,9 +113,6 @@ func Run(c Config) Result {
 	}
 	if c.Limit == 0 {
 		c.Limit = 10 * time.Minute
-	}
-	if c.Notify == 0 {
-		c.Notify = 20 * time.Millisecond
 	}
 	s := &sim{Config: c, byName: map[plan.Node]*node{}, blob: fmt.Sprint("sha256:", c.Seed)}
 	s.origin = &link{s: s, rate: c.OriginUp}
