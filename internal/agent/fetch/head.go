@@ -54,7 +54,8 @@ var errChanged = errors.New("a piece that was handed out before it was complete 
 
 // Copy writes n bytes (n < 0: to the end) of b from off on to dst, as they come
 // in. It is b's reader, but for the first piece it does not wait for all of it.
-// The last piece of a blob is never handed out before the whole is verified.
+// The last piece of these bytes is never handed out before the whole blob is
+// verified.
 // Where dst can be flushed it is, when nothing more is there for the moment.
 func (f *Fetcher) Copy(ctx context.Context, dst io.Writer, b *piece.Blob, off, n int64) (int64, error) {
 	shown, err := f.ahead(ctx, dst, b, off, n)
@@ -80,9 +81,13 @@ func (f *Fetcher) Copy(ctx context.Context, dst io.Writer, b *piece.Blob, off, n
 
 // ahead hands out what is coming in of the piece at off until it is complete.
 func (f *Fetcher) ahead(ctx context.Context, dst io.Writer, b *piece.Blob, off, n int64) (shown []byte, err error) {
+	end := b.Size()
+	if n >= 0 {
+		end = min(end, off+min(n, end))
+	}
 	i := int(off / piece.Size)
 	h := f.headOf(b)
-	if h == nil || i >= b.Pieces()-1 || b.Has(i) {
+	if h == nil || end <= int64(i+1)*piece.Size || b.Has(i) {
 		return nil, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -92,9 +97,6 @@ func (f *Fetcher) ahead(ctx context.Context, dst io.Writer, b *piece.Blob, off, 
 	from := int(off - int64(i)*piece.Size)
 	for {
 		p, changed := h.after(i, from+len(shown))
-		if n >= 0 {
-			p = p[:min(int64(len(p)), n-int64(len(shown)))]
-		}
 		if len(p) > 0 {
 			m, err := dst.Write(p)
 			shown = append(shown, p[:m]...)

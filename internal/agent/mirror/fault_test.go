@@ -58,6 +58,24 @@ func TestN7_WrongBytesAreNeverHandedOutWhole(t *testing.T) {
 	}
 }
 
+// TestN7_RangeOfWrongBytesIsNeverAnsweredWhole: a part that ends long before the
+// blob does is as wrong as the rest.
+func TestN7_RangeOfWrongBytesIsNeverAnsweredWhole(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{}, 3*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		bad := bytes.Clone(i.bytes[0])
+		bad[0] ^= 1
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bad))
+		return true
+	})
+	for _, rng := range []string{"0-999", "0-0", "0-262143", "0-300000", "5-786430"} {
+		if a := n.get(layerPath(i), "Range", "bytes="+rng); a.status < 400 && a.err == nil {
+			t.Errorf("%s: a whole answer of %d bytes, that are not the blob's", rng, len(a.body))
+		}
+	}
+	u.on(nil)
+	n.get(layerPath(i), "Range", "bytes=0-999").want(206).wantBody(i.bytes[0][:1000])
+}
+
 func TestN7_WrongBytesOnceAreFetchedAgain(t *testing.T) {
 	var lied atomic.Bool
 	n, _, i := faulty(t, nodeOptions{}, 1000, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {

@@ -195,6 +195,24 @@ func (n *node) get(path string, header ...string) *answer {
 	return n.do(http.MethodGet, path, header...)
 }
 
+// begin asks for a range, reads the first bytes of the answer and leaves.
+func (n *node) begin(path, rng string, first int) *answer {
+	n.t.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, n.http.URL+path, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	req.Header.Set("Range", rng)
+	res, err := n.http.Client().Do(req)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	body := make([]byte, first)
+	_, err = io.ReadFull(res.Body, body)
+	return &answer{n.t, "GET " + path + " " + rng, res.StatusCode, res.Header, body, err}
+}
+
 func (a *answer) want(status int) *answer {
 	a.t.Helper()
 	if a.status != status {

@@ -16,8 +16,10 @@
 //   - N4: whoever opens a claimed blob wins it back; the removal then fails.
 //   - N6: what does not fit is refused at admission, where the whole size of a
 //     blob is reserved; nothing is removed to make it fit but by who judges.
-//   - N7: the last piece of a blob is handed out only when the whole matched its
-//     digest, and no piece is that does not match its checksum.
+//   - N7: the last piece of what is read of a blob, all of it or a part, is handed
+//     out only when the whole matched its digest, so nothing that was not verified
+//     is ever read to its end; and no piece is handed out that does not match its
+//     checksum.
 //
 // It refuses: a removal without a claim that still stands, a claim on what is
 // open, pinned or changed since it was judged, and a piece of the wrong size.

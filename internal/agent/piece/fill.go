@@ -252,7 +252,7 @@ func (s *Store) drop(e *entry, i int, why error) {
 	if !e.verified {
 		// What was handed out of it may have been wrong and will not be seen again.
 		e.gen++
-		e.wrong = fmt.Errorf("%s: %w", e.d, ErrCorrupt)
+		e.wrong = fmt.Errorf("%s: %w", e.d, ErrDoubt)
 	}
 	e.wake()
 	e.mu.Unlock()

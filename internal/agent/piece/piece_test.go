@@ -225,6 +225,45 @@ func TestN7_LastPieceIsHeldBackUntilTheWholeMatches(t *testing.T) {
 	})
 }
 
+// TestN7_PartOfABlobThatIsStillComingEndsWhenTheWholeMatches: an answer to a
+// Range that ended before would be complete and not verified.
+func TestN7_PartOfABlobThatIsStillComingEndsWhenTheWholeMatches(t *testing.T) {
+	all, d := content(1, 4*piece.Size)
+	for _, part := range [][2]int64{{0, 1000}, {5, 1}, {0, piece.Size}, {0, piece.Size + 1}, {100, 2 * piece.Size}, {piece.Size, piece.Size}} {
+		for _, honest := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				c := open(t, piece.Options{})
+				b := create(t, c, d, len(all))
+				defer b.Close()
+				came := bytes.Clone(all)
+				if !honest {
+					came[0] ^= 1
+				}
+				write(t, b, came, 0, 1, 2)
+				r := b.NewReader(t.Context(), part[0], part[1])
+				defer r.Close()
+				var got bytes.Buffer
+				read := make(chan error, 1)
+				go func() { _, err := io.Copy(&got, r); read <- err }()
+				synctest.Wait()
+				if whole := (part[0]+part[1]-1)/piece.Size - part[0]/piece.Size; int64(got.Len()) > whole*piece.Size {
+					t.Errorf("bytes %d+%d: %d were handed out of what is not verified", part[0], part[1], got.Len())
+				}
+				if err := b.WritePiece(t.Context(), 3, came[3*piece.Size:], "test"); honest != (err == nil) {
+					t.Errorf("the last piece, honest %v: %v", honest, err)
+				}
+				if !honest {
+					write(t, b, all, 0, 1, 2, 3) // a reader that was given nothing begins anew
+				}
+				err := <-read
+				if right := bytes.Equal(got.Bytes(), all[part[0]:part[0]+part[1]]); right != (err == nil) || honest && !right {
+					t.Errorf("bytes %d+%d, honest %v: right %v, %v", part[0], part[1], honest, right, err)
+				}
+			})
+		}
+	}
+}
+
 func TestN7_WrongBytesAreAllDroppedAndTheirSourcesNamed(t *testing.T) {
 	c := open(t, piece.Options{})
 	all, d := content(1, 3*piece.Size+1)

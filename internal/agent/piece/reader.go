@@ -9,11 +9,12 @@ import (
 )
 
 // NewReader reads n bytes from off (n < 0: to the end), in order, waiting for
-// what is missing. It pins the blob until it is closed. The last piece of the
-// blob is handed out only once the whole is verified; if what was handed out
-// before turns out wrong, the reader fails and never ends with io.EOF. An error
-// that is ErrCorrupt means that a piece has been dropped: once it is fetched
-// again, a new reader may go on where this one stopped.
+// what is missing. It pins the blob until it is closed. The last piece of what
+// was asked for is handed out only once the whole blob is verified, however small
+// a part that is; if what was handed out before turns out wrong, the reader fails
+// and never ends with io.EOF. An error that is ErrCorrupt means that a piece has
+// been dropped: once it is fetched again, a new reader may go on where this one
+// stopped. After any other error, such as ErrDoubt, none may.
 //
 // The reader is an io.WriterTo: what was checked since this process began, and
 // whose file has not changed since, goes to a writer that is an io.ReaderFrom as
@@ -96,7 +97,11 @@ func (r *reader) next() ([]byte, error) {
 			return nil, r.last()
 		}
 		i := int(r.pos / Size)
-		if err := r.e.wait(r.ctx, i); err != nil {
+		need := i
+		if r.end <= int64(i+1)*Size {
+			need = r.e.count() - 1 // the reader ends with it, so the whole must be verified
+		}
+		if err := r.e.wait(r.ctx, need); err != nil {
 			return nil, err
 		}
 		err := r.fetch(i)

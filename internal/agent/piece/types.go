@@ -77,6 +77,10 @@ var ErrNoRoom error = fault.New(fault.Full, "the node's cache has no room: what 
 // it can be fetched again.
 var ErrCorrupt = errors.New("a piece in the cache is corrupt")
 
+// ErrDoubt says that what a reader was given of a blob that was not verified yet
+// may have been wrong: a piece of it is not here any more to tell.
+var ErrDoubt = errors.New("what was handed out before it was verified may have been wrong")
+
 // ErrClosed says that the handle or the store is closed.
 var ErrClosed = errors.New("the cache is closed")
 
