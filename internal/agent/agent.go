@@ -209,14 +209,17 @@ func (a *Agent) openMirror(ctx context.Context) error {
 		return err
 	}
 	a.fetcher = fetch.New(fetch.Options{
-		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Origin: origin, Holders: a.holders(), Log: a.log, Metrics: a.metrics,
+		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Rest: a.swarm.rest(), Origin: origin, Holders: a.holders(), Fetched: a.swarm.fetched(), Log: a.log, Metrics: a.metrics,
 	})
 	a.closers = append(a.closers, func() error { a.fetcher.Close(); return nil })
 	a.mirror = mirror.New(mirror.Options{
 		Upstreams: a.upstreams.clients, Default: a.upstreams.standard, Fetch: a.fetcher, Store: a.store, Index: a.index,
 		TagTTL: time.Duration(a.cfg.TagTTL), StaleMax: time.Duration(a.cfg.StaleMax), GrantTTL: time.Duration(a.cfg.GrantTTL),
-		Shares: a.swarm != nil, Log: a.log, Metrics: a.metrics, Observer: a.observer,
+		Shares: a.swarm != nil, Peers: a.swarm.peers(), Log: a.log, Metrics: a.metrics, Observer: a.observer,
 	})
+	if a.swarm != nil {
+		a.swarm.engine.SetNames(a.mirror)
+	}
 	return nil
 }
 

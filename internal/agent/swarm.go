@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/mirror"
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -170,6 +171,34 @@ func (s *swarming) fillers(origin fetch.Filler) []fetch.Filler {
 		return []fetch.Filler{origin}
 	}
 	return []fetch.Filler{s.engine, origin}
+}
+
+// rest are the sources for when the upstream is down.
+func (s *swarming) rest() []fetch.Filler {
+	if s == nil {
+		return nil
+	}
+	return []fetch.Filler{s.engine.Rest()}
+}
+
+// peers are asked when an upstream gives no answer.
+func (s *swarming) peers() mirror.Peers {
+	if s == nil {
+		return nil
+	}
+	return s.engine
+}
+
+// fetched has others find small blobs here; the engine tells of large ones.
+func (s *swarming) fetched() func(oci.Digest, int64) {
+	if s == nil {
+		return nil
+	}
+	return func(d oci.Digest, size int64) {
+		if size <= oci.ManifestMax {
+			s.engine.KnowsContent(d)
+		}
+	}
 }
 
 // run takes part until ctx ends; then the other nodes hear a goodbye.

@@ -327,3 +327,98 @@ func TestSecret_ThatOthersCanReadIsRefused(t *testing.T) {
 
 // insecure accepts any certificate and shows none.
 func insecure() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
+
+// TestN8_AnImageIsPulledFromAPeerByItsTagWhileTheRegistryIsDown on a node that
+// never had any of it.
+func TestN8_AnImageIsPulledFromAPeerByItsTagWhileTheRegistryIsDown(t *testing.T) {
+	o := newOrigin(t, 2<<20)
+	nodes := cluster(t, o, 3, nil)
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	o.down.Store(true)
+	for _, n := range nodes[1:] {
+		header, err := n.pull(o)
+		if err != nil {
+			t.Fatalf("%s: %v", n.name, err)
+		}
+		if header.Get("Fairway-Stale") == "" || !strings.HasPrefix(header.Get("Warning"), "110 ") {
+			t.Errorf("%s: the answer is not marked as stale: %v", n.name, header)
+		}
+	}
+	if _, _, err := nodes[1].get(o, "manifests/2"); err == nil {
+		t.Error("a tag that nobody knows was answered")
+	}
+	o.down.Store(false)
+	eventually(t, "the registry is asked again", func() bool {
+		header, _, err := nodes[1].get(o, "manifests/1")
+		return err == nil && header.Get("Fairway-Stale") == ""
+	})
+}
+
+func TestN8_WhatIsTooOldIsNotAnsweredForAPeer(t *testing.T) {
+	o := newOrigin(t, 1<<20)
+	nodes := cluster(t, o, 2, func(i int, cfg *Config) {
+		if i == 1 {
+			cfg.StaleMax = 1 // ns
+		}
+	})
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	o.down.Store(true)
+	if _, _, err := nodes[1].get(o, "manifests/1"); err == nil {
+		t.Error("an answer older than stale_max was given")
+	}
+}
+
+// TestN10_PrivateContentNeedsAFreshGrantOfTheNodesOwn has the upstream ask for
+// credentials, and go down.
+func TestN10_PrivateContentNeedsAFreshGrantOfTheNodesOwn(t *testing.T) {
+	o := newOrigin(t, 2<<20)
+	o.private.Store(true)
+	nodes := cluster(t, o, 2, nil)
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	layer, manifest := digest.FromBytes(o.layer), digest.FromBytes(o.manifest)
+	o.down.Store(true)
+	for _, path := range []string{"manifests/1", "manifests/" + string(manifest), "blobs/" + string(layer)} {
+		if _, _, err := nodes[1].get(o, path); err == nil {
+			t.Errorf("%s was given without a grant", path)
+		}
+	}
+	if s := nodes[1].swarm.engine.Status(); s.FromPeers != 0 {
+		t.Errorf("%d bytes came from a peer", s.FromPeers)
+	}
+	o.down.Store(false)
+	before := o.sent.Load()
+	if _, err := nodes[1].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	if s := nodes[1].swarm.engine.Status(); s.FromPeers < int64(len(o.layer))/2 {
+		t.Errorf("with grants on both sides only %d bytes came from a peer, %d from the registry", s.FromPeers, o.sent.Load()-before)
+	}
+}
+
+// TestN10_AManifestOfOnesOwnMakingOpensNothing names a private layer in a public
+// manifest, on a node where the layer is not.
+func TestN10_AManifestOfOnesOwnMakingOpensNothing(t *testing.T) {
+	o := newOrigin(t, 2<<20)
+	o.private.Store(true)
+	nodes := cluster(t, o, 2, nil)
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	o.private.Store(false)
+	if _, _, err := nodes[1].get(o, "manifests/1"); err != nil {
+		t.Fatal(err)
+	}
+	o.down.Store(true)
+	if _, _, err := nodes[1].get(o, "blobs/"+string(digest.FromBytes(o.layer))); err == nil {
+		t.Error("a private layer was given because a manifest names it")
+	}
+	if s := nodes[1].swarm.engine.Status(); s.FromPeers != 0 {
+		t.Errorf("%d bytes came from a peer", s.FromPeers)
+	}
+}

@@ -64,10 +64,14 @@ type Options struct {
 	Store   *piece.Store
 	Index   *index.Index
 	Fillers []Filler // in the order of their cost; the upstream comes last
-	Origin  Origin   // for what is streamed through
+	// Rest are asked when all of these have failed, and the upstream gave no answer.
+	Rest    []Filler
+	Origin  Origin // for what is streamed through
 	Holders []Holder
 	// Linger is how long a download goes on when nobody waits for it any more; 0 = 10 min.
-	Linger  time.Duration
+	Linger time.Duration
+	// Fetched is told of each blob that is here now; nil: nobody.
+	Fetched func(d oci.Digest, size int64)
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil: none
 	Now     func() time.Time      // nil: time.Now
@@ -97,6 +101,9 @@ func New(o Options) *Fetcher {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Fetched == nil {
+		o.Fetched = func(oci.Digest, int64) {}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Fetcher{

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // ErrClosing says that the node begins no more downloads.
@@ -181,28 +183,45 @@ func (f *Fetcher) land(fl *flight, err error) {
 	fl.b.Close()
 }
 
-// fill tries one source after another. The error is the last one's: the
-// upstream's, whose answer means something to the asker.
+// fill tries one source after another. The error is the upstream's, whose answer
+// means something to the asker.
 func (f *Fetcher) fill(fl *flight) error {
 	err := error(fault.New(fault.Busy, "no source is configured for %s", fl.want.Digest))
 	for _, source := range f.o.Fillers {
-		name := source.Name()
-		fl.source.Store(&name)
-		w := fl.want
-		w.head = fl.head
-		err = source.Fill(fl.ctx, w, fl.b)
-		if err == nil && !fl.b.Complete() {
-			err = fmt.Errorf("the source %s says that it is done, and is not", name)
+		if err = f.from(fl, source); err == nil || fl.ctx.Err() != nil {
+			return err
 		}
-		if err == nil {
+	}
+	var status *ociclient.StatusError
+	if errors.As(err, &status) && status.Status < http.StatusInternalServerError {
+		return err // others may not give what it refuses
+	}
+	for _, source := range f.o.Rest {
+		if f.from(fl, source) == nil {
 			return nil
 		}
-		if fl.ctx.Err() != nil {
-			return fault.Wrap(fault.Busy, err, "the download was given up")
-		}
-		f.metrics.failures.WithLabelValues(name, kind(err)).Inc()
-		f.o.Log.Debug("a source failed", "digest", fl.want.Digest, "source", name, "err", err)
 	}
+	return err
+}
+
+// from tries one source.
+func (f *Fetcher) from(fl *flight, source Filler) error {
+	name := source.Name()
+	fl.source.Store(&name)
+	w := fl.want
+	w.head = fl.head
+	err := source.Fill(fl.ctx, w, fl.b)
+	if err == nil && !fl.b.Complete() {
+		err = fmt.Errorf("the source %s says that it is done, and is not", name)
+	}
+	if err == nil {
+		return nil
+	}
+	if fl.ctx.Err() != nil {
+		return fault.Wrap(fault.Busy, err, "the download was given up")
+	}
+	f.metrics.failures.WithLabelValues(name, kind(err)).Inc()
+	f.o.Log.Debug("a source failed", "digest", fl.want.Digest, "source", name, "err", err)
 	return err
 }
 
@@ -219,6 +238,7 @@ func (f *Fetcher) note(fl *flight, began time.Time) {
 	if err := f.learn(ctx, fl.b); err != nil {
 		f.o.Log.Warn("the layers of a config could not be noted", "digest", fl.want.Digest, "err", err)
 	}
+	f.o.Fetched(fl.want.Digest, fl.b.Size())
 	f.o.Log.Info("fetched", "digest", fl.want.Digest, "bytes", fl.b.Size(), "source", *fl.source.Load(), "ms", took.Milliseconds())
 }
 

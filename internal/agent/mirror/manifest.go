@@ -92,7 +92,7 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 	if known.ok || m.here(ctx, d) {
 		may, err := m.mayRead(ctx, a, d, apiManifest)
 		if err != nil {
-			return document{}, err
+			return m.fromPeers(ctx, a, d, err)
 		}
 		doc, err := m.local(ctx, d)
 		if err == nil && may.loose && doc.source != sourceCache {
@@ -107,7 +107,13 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 		}
 	}
 	key := strings.Join([]string{"manifest", string(a.who), a.ns, string(a.repo), string(d)}, "\x00")
-	return once(ctx, m, key, func(ctx context.Context) (document, error) { return m.bring(ctx, a, string(d), d, accept) })
+	return once(ctx, m, key, func(ctx context.Context) (document, error) {
+		doc, err := m.bring(ctx, a, string(d), d, accept)
+		if err != nil {
+			return m.fromPeers(ctx, a, d, err)
+		}
+		return doc, nil
+	})
 }
 
 func (m *Mirror) here(ctx context.Context, d oci.Digest) bool {
@@ -258,6 +264,9 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
 	}
 	m.rights.grantChildren(a, edges, anonymous)
+	if m.o.Peers != nil {
+		m.o.Peers.KnowsContent(doc.digest)
+	}
 	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
 }
 

@@ -26,6 +26,8 @@ type Options struct {
 	Store     *piece.Store
 	Index     *index.Index
 
+	Peers Peers // nil: none
+
 	TagTTL   time.Duration // how long a tag's digest is not asked for again; 0 = always asked
 	StaleMax time.Duration // how old a tag's digest may be while the upstream is down; 0 = never given
 	GrantTTL time.Duration // how long a client's right to private content lasts without asking; 0 = always asked
@@ -46,7 +48,8 @@ type Mirror struct {
 	o         Options
 	rights    *rights
 	tags      *lru.Cache[tagKey, resolved]
-	questions singleflight.Group // to upstreams
+	heard     *lru.Cache[tagKey, resolved] // of peers; .at is when the upstream said so, by this node's clock
+	questions singleflight.Group           // to upstreams
 	outages   outages
 	metrics   *metrics
 	routes    [endpoints]*httpserve.Route
@@ -58,6 +61,7 @@ const (
 	sourceCache    = "cache"
 	sourceUpstream = "upstream"
 	sourceStale    = "stale"
+	sourcePeer     = "peer"
 )
 
 // New returns a Mirror.
@@ -69,8 +73,12 @@ func New(o Options) *Mirror {
 	if err != nil {
 		panic(err) // only for a size below one
 	}
+	heard, err := lru.New[tagKey, resolved](tagsMax)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
 	m := &Mirror{
-		o: o, tags: tags, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.Now),
+		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.Now),
 		outages: outages{last: map[string]time.Time{}},
 	}
 	if o.Observer != nil {

@@ -41,9 +41,10 @@ type access struct {
 
 // right is what is known of an access to a digest.
 type right struct {
-	ok     bool
-	direct bool // the upstream was asked for this very digest
-	public bool // anybody may
+	ok      bool
+	direct  bool // the upstream was asked for this very digest
+	public  bool // anybody may
+	hearsay bool // another node says so
 	// loose says that it is by a manifest only, and was decided while the cache
 	// had nothing private under the digest. See confirm.
 	loose bool
@@ -107,12 +108,16 @@ func (g *rights) grant(ctx context.Context, a access, d oci.Digest, public bool,
 // grantChildren notes that a was given the manifest that needs these, so that
 // the index need not be asked when they are pulled next.
 func (g *rights) grantChildren(a access, edges []index.Edge, public bool) {
+	g.children(a, edges, right{ok: true, public: public})
+}
+
+func (g *rights) children(a access, edges []index.Edge, r right) {
 	until := g.now().Add(g.ttl)
 	for _, e := range edges {
-		if got, ok := g.fresh(a, e.Child); e.Role == index.RoleSubject || ok && got.direct {
+		if got, ok := g.fresh(a, e.Child); e.Role == index.RoleSubject || ok && (got.direct || r.hearsay && !got.hearsay) {
 			continue
 		}
-		r := right{ok: true, public: public, size: e.Size, mediaType: e.MediaType}
+		r.size, r.mediaType = e.Size, e.MediaType
 		if e.Size == 0 && e.MediaType == "" { // Docker schema 1 says neither
 			r.size = -1
 		}
@@ -162,7 +167,7 @@ func (g *rights) of(ctx context.Context, a access, d oci.Digest) (right, error) 
 		}
 		// Only a manifest that this client was given may say how large d is.
 		if ok {
-			r.ok, r.public = true, r.public || got.public
+			r.ok, r.public, r.hearsay = true, r.public || got.public, got.hearsay && !r.public
 			if e.Size > 0 || e.MediaType != "" {
 				r.size, r.mediaType = e.Size, e.MediaType
 			}
@@ -194,8 +199,11 @@ func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint
 // confirm asks the upstream whether a may have d, of which r is known. It is also
 // for a loose right that meets, by the time of reading, what may be private: of
 // what a runtime holds nobody here knows how it came by it, and another client's
-// download may have begun meanwhile.
+// download may have begun meanwhile. The word of other nodes does not count here.
 func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint, r right) (right, error) {
+	if r.hearsay {
+		r = right{size: r.size, mediaType: r.mediaType}
+	}
 	if r.loose = false; r.ok && m.outages.now(a.ns, m.o.Now()) {
 		return r, nil
 	}

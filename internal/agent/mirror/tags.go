@@ -27,6 +27,7 @@ type tagKey struct {
 type resolved struct {
 	digest oci.Digest
 	at     time.Time
+	asked  time.Time // peers were asked
 }
 
 // tagsMax bounds the tags whose digests are remembered.
@@ -41,7 +42,7 @@ func (m *Mirror) resolve(ctx context.Context, a access, tag oci.Tag, accept []st
 		return got, -1, nil
 	}
 	if m.outages.now(a.ns, m.o.Now()) {
-		if last, age, known := m.lastKnown(ctx, a, tag); known {
+		if last, age, known := m.lastAnswer(ctx, a, tag, errOutage); known {
 			return last, age, nil
 		}
 	}
@@ -56,13 +57,30 @@ func (m *Mirror) resolve(ctx context.Context, a access, tag oci.Tag, accept []st
 	if err == nil || ctx.Err() != nil || !isOutage(err) {
 		return r, -1, err
 	}
-	last, age, known := m.lastKnown(ctx, a, tag)
+	last, age, known := m.lastAnswer(ctx, a, tag, err)
 	if !known {
 		return r, -1, err
 	}
 	m.o.Log.Warn("the upstream does not answer; giving the last known digest", "upstream", a.ns, "repository", a.repo, "tag", tag,
 		"digest", last.digest, "age_s", int64(age/time.Second), "err", err)
 	return last, age, nil
+}
+
+// errOutage stands for the silence of a moment ago.
+var errOutage error = fault.New(fault.Busy, "the upstream gave no answer a moment ago")
+
+// lastAnswer is the newest of what this node and its peers know of a tag, while
+// the upstream gives no answer but cause.
+func (m *Mirror) lastAnswer(ctx context.Context, a access, tag oci.Tag, cause error) (r resolved, age time.Duration, ok bool) {
+	r, age, ok = m.lastKnown(ctx, a, tag)
+	than := time.Time{}
+	if ok {
+		than = r.at
+	}
+	if heard, old, newer := m.heardOf(ctx, a, tag, than, cause); newer {
+		return heard, old, true
+	}
+	return r, age, ok
 }
 
 // isOutage reports that an upstream gave no answer about what it was asked.
@@ -108,6 +126,9 @@ func (m *Mirror) askTag(ctx context.Context, a access, tag oci.Tag, accept []str
 	if err := m.o.Index.PutName(ctx, a.ns, a.repo, tag, r.digest, r.at.UnixMilli()); err != nil {
 		return resolved{}, fmt.Errorf("note what %s:%s stands for: %w", a.repo, tag, err)
 	}
+	if m.o.Peers != nil {
+		m.o.Peers.KnowsTag(a.ns, a.repo, tag)
+	}
 	return r, nil
 }
 
@@ -137,7 +158,7 @@ func (m *Mirror) lastKnown(ctx context.Context, a access, tag oci.Tag) (r resolv
 		return r, age, false
 	}
 	may, err := m.rights.of(ctx, a, r.digest)
-	if err != nil || !may.ok {
+	if err != nil || !may.ok || may.hearsay && m.isPrivate(ctx, r.digest) {
 		return r, age, false
 	}
 	_, err = m.local(ctx, r.digest)

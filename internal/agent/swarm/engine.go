@@ -58,6 +58,7 @@ const smallDefault = 1 << 20
 type Engine struct {
 	o       Options
 	log     *slog.Logger
+	names   Names // nil: none
 	metrics *metrics
 	client  *http.Client
 	tls     *tls.Config

@@ -192,19 +192,30 @@ func (e *Engine) refresh(ctx context.Context) {
 // tellHoldings groups the blobs of the cache by their leaders.
 func (e *Engine) tellHoldings(ctx context.Context) error {
 	batches := map[plan.Node][]map[string]int{}
-	err := e.o.Store.Each(ctx, func(info piece.Info) error {
-		if info.State != index.Complete || info.Size < e.o.Small {
-			return nil
-		}
-		to := e.leaderOf(string(info.Digest))
+	add := func(key string, pieces int) {
+		to := e.leaderOf(key)
 		list := batches[to]
 		if len(list) == 0 || len(list[len(list)-1]) == maxHolding {
 			list = append(list, map[string]int{})
 			batches[to] = list
 		}
-		list[len(list)-1][string(info.Digest)] = int((info.Size + piece.Size - 1) / piece.Size)
+		list[len(list)-1][key] = pieces
+	}
+	err := e.o.Store.Each(ctx, func(info piece.Info) error {
+		switch {
+		case info.State != index.Complete:
+		case info.Size < e.o.Small:
+			add(contentKey(info.Digest), 1)
+		default:
+			add(string(info.Digest), int((info.Size+piece.Size-1)/piece.Size))
+		}
 		return nil
 	})
+	if err == nil && e.names != nil {
+		err = e.names.Each(ctx, func(ns string, repo oci.Name, tag oci.Tag) {
+			add(question{Namespace: ns, Repo: repo, Tag: tag}.key(), 1)
+		})
+	}
 	for to, list := range batches {
 		for _, batch := range list {
 			e.tellHolding(ctx, to, batch)

@@ -25,6 +25,8 @@ func (e *Engine) Handler() http.Handler {
 	mux.HandleFunc("POST /swarm/v1/holding", e.authenticated(e.serveHolding))
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/watch", e.authenticated(e.serveWatch))
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/pieces", e.authenticated(e.servePieces))
+	mux.HandleFunc("POST /swarm/v1/tags", e.authenticated(e.serveTag))
+	mux.HandleFunc("POST /swarm/v1/contents", e.authenticated(e.serveContent))
 	return mux
 }
 
