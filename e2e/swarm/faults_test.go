@@ -132,7 +132,7 @@ func TestN10_PrivateImageWithoutTheRight(t *testing.T) {
 	if after := s.sent(); after != before {
 		t.Errorf("the refused pulls took %.2f copies", after-before)
 	}
-	if got, err := nodes[3].Metric(s.ctx, "fairway_swarm_received_bytes_total", ""); err == nil && got > 0 {
+	if got, err := nodes[3].Metric(s.ctx, "fairway_node_swarm_received_bytes_total", ""); err == nil && got > 0 {
 		t.Errorf("a node without the right took %.0f bytes from the swarm", got)
 	}
 	s.within(1.05) // those with the right shared one copy

@@ -210,7 +210,7 @@ func TestN7_PeerFlipsAByte(t *testing.T) {
 	g.wasAsked()
 	banned := 0.0
 	for _, n := range s.crowd.All() {
-		b, err := n.Metric(s.ctx, "fairway_swarm_bans_total", "")
+		b, err := n.Metric(s.ctx, "fairway_node_swarm_bans_total", "")
 		if err != nil {
 			t.Fatal(err)
 		}

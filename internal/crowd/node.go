@@ -234,7 +234,7 @@ func (n *Node) Metric(ctx context.Context, name, label string) (float64, error) 
 
 // Members is how many members of the swarm the node sees, itself included.
 func (n *Node) Members(ctx context.Context) (int, error) {
-	m, err := n.Metric(ctx, "fairway_swarm_members", "")
+	m, err := n.Metric(ctx, "fairway_node_swarm_members", "")
 	return int(m), err
 }
 

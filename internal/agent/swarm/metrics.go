@@ -21,14 +21,14 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: "fairway_swarm_" + name, Help: help})
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "fairway_node_swarm_" + name, Help: help})
 	}
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "fairway_swarm_" + name, Help: help})
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "fairway_node_swarm_" + name, Help: help})
 	}
 	m := &metrics{
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_swarm_received_bytes_total",
+			Name: "fairway_node_swarm_received_bytes_total",
 			Help: "Bytes of pieces received, by source (peer, origin); those of use=duplicate came in vain.",
 		}, []string{"source", "use"}),
 		sent:      counter("sent_bytes_total", "Bytes of pieces sent to peers."),
@@ -36,11 +36,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		downloads: gauge("downloads", "Blobs that are being brought by the swarm."),
 		queue:     gauge("upload_queue", "Pieces that peers wait for or are being sent."),
 		piece: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "fairway_swarm_piece_seconds", Help: "Time from asking a peer to the whole piece.",
+			Name: "fairway_node_swarm_piece_seconds", Help: "Time from asking a peer to the whole piece.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2.5, 10),
 		}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairway_swarm_failures_total", Help: "Requests for pieces that did not bring all of them, by source.",
+			Name: "fairway_node_swarm_failures_total", Help: "Requests for pieces that did not bring all of them, by source.",
 		}, []string{"source"}),
 		mismatches: counter("mismatches_total", "Blobs that did not match their digest."),
 		bans:       counter("bans_total", "Peers that were banned for a wrong piece."),
