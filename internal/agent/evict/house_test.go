@@ -111,7 +111,7 @@ func open(t testing.TB, c choice) *house {
 	if c.noRuntimes {
 		sources = nil
 	}
-	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now})
+	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now, Confirm: 1})
 	o := c.options
 	o.Store, o.Index, o.Tracker, o.Now, o.Metrics, o.Log = h.store, h.index, h.tracker, now, h.metrics, slog.New(slog.DiscardHandler)
 	if o.Warm == 0 {

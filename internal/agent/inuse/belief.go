@@ -4,29 +4,33 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// held is something believed. Missing is set when the last reading did not
-// have it; a second one that does not have it either ends the belief.
+// held is something believed. missing is when the first reading that did not
+// have it was begun; zero: the last one had it. One that does not have it either
+// ends the belief, if it was begun apart from that or more.
 type held[T any] struct {
 	value   T
-	missing bool
+	missing time.Time
 }
 
 // belief is what is believed of one source. It is pure: apply takes readings
 // in the order in which they were asked for, each begun after the one before
 // had ended.
 type belief struct {
+	apart      time.Duration // see Options.Confirm
 	containers map[string]held[Container]
 	images     map[string]held[Image]
 	busy       map[oci.Digest]held[oci.Digest]
 }
 
-// apply takes one full reading and reports whether something that it lacks is
-// still believed, so that another reading has to confirm the loss.
-func (b *belief) apply(s Snapshot) (doubt bool) {
+// apply takes one full reading, begun at the given time, and reports whether
+// something that it lacks is still believed, so that another reading has to
+// confirm the loss.
+func (b *belief) apply(s Snapshot, at time.Time) (doubt bool) {
 	containers := make(map[string]Container, len(s.Containers))
 	for _, c := range s.Containers {
 		key := containerKey(c)
@@ -44,9 +48,9 @@ func (b *belief) apply(s Snapshot) (doubt bool) {
 		busy[d] = d
 	}
 	var c, i, d bool
-	b.containers, c = merge(b.containers, containers)
-	b.images, i = merge(b.images, images)
-	b.busy, d = merge(b.busy, busy)
+	b.containers, c = merge(b.containers, containers, at, b.apart)
+	b.images, i = merge(b.images, images, at, b.apart)
+	b.busy, d = merge(b.busy, busy, at, b.apart)
 	return c || i || d
 }
 
@@ -60,21 +64,27 @@ func (b *belief) interrupted() {
 
 func seen[K comparable, T any](m map[K]held[T]) {
 	for k, h := range m {
-		h.missing = false
+		h.missing = time.Time{}
 		m[k] = h
 	}
 }
 
-func merge[K comparable, T any](was map[K]held[T], now map[K]T) (next map[K]held[T], doubt bool) {
+func merge[K comparable, T any](was map[K]held[T], now map[K]T, at time.Time, apart time.Duration) (next map[K]held[T], doubt bool) {
 	next = make(map[K]held[T], len(now))
 	for k, v := range now {
 		next[k] = held[T]{value: v}
 	}
 	for k, h := range was {
-		if _, ok := now[k]; !ok && !h.missing {
-			next[k] = held[T]{value: h.value, missing: true}
-			doubt = true
+		if _, ok := now[k]; ok {
+			continue
 		}
+		switch {
+		case h.missing.IsZero():
+			h.missing = at
+		case at.Sub(h.missing) >= apart:
+			continue
+		}
+		next[k], doubt = h, true
 	}
 	return next, doubt
 }

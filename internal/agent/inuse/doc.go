@@ -13,8 +13,8 @@
 //     in Containers and Images.
 //   - A loss is believed only when a second full reading agrees. Whatever was
 //     in the last reading and is missing from the next one stays until a later
-//     reading, begun after that one ended and without a failed one in between,
-//     does not have it either. What is new is believed at once.
+//     reading, begun half a second after that one or more and without a failed
+//     one in between, does not have it either. What is new is believed at once.
 //   - Usage.At is when the oldest answer in it was asked for, so whoever
 //     compares it with the time of data knows which data the runtimes cannot
 //     have told of yet.

@@ -55,7 +55,7 @@ type tracked struct {
 
 func newTracked(t *Tracker, s Source, name string) *tracked {
 	return &tracked{
-		tracker: t, source: s, name: name, kick: make(chan struct{}, 1),
+		tracker: t, source: s, name: name, kick: make(chan struct{}, 1), belief: belief{apart: t.o.Confirm},
 		status: SourceStatus{Name: name, Error: "it has not been asked yet", Since: t.o.Now()},
 	}
 }
@@ -109,7 +109,7 @@ func (s *tracked) readOnce() (took time.Duration) {
 	if err != nil {
 		s.failed(err)
 	} else {
-		s.answered(asked, snapshot, second)
+		s.answered(began, asked, snapshot, second)
 	}
 	s.tracker.update()
 	return time.Since(began)
@@ -136,11 +136,11 @@ func (s *tracked) failed(err error) {
 	}
 }
 
-func (s *tracked) answered(asked time.Time, snapshot Snapshot, second *Snapshot) {
+func (s *tracked) answered(began, asked time.Time, snapshot Snapshot, second *Snapshot) {
 	s.mu.Lock()
-	s.doubt = s.belief.apply(s.named(snapshot))
+	s.doubt = s.belief.apply(s.named(snapshot), began)
 	if second != nil {
-		s.doubt = s.belief.apply(s.named(*second))
+		s.doubt = s.belief.apply(s.named(*second), began)
 	}
 	s.containers = sortedValues(s.belief.containers)
 	s.images = sortedValues(s.belief.images)

@@ -21,9 +21,13 @@ var ErrNoEvents = errors.New("the runtime sends no events")
 type Options struct {
 	Every      time.Duration // between two full readings without events; 30 s if 0
 	AskTimeout time.Duration // for one reading of one source; 5 s if 0
-	Log        *slog.Logger
-	Metrics    prometheus.Registerer // nil: none
-	Now        func() time.Time      // time.Now if nil
+	// Confirm is how long after a reading that lacks something another one may
+	// confirm the loss; 500 ms if 0. A half answer may last longer than two
+	// readings that follow at once, as those before and after a claim do.
+	Confirm time.Duration
+	Log     *slog.Logger
+	Metrics prometheus.Registerer // nil: none
+	Now     func() time.Time      // time.Now if nil
 }
 
 // Tracker merges what all sources say.
@@ -41,6 +45,9 @@ type Tracker struct {
 func NewTracker(sources []Source, o Options) *Tracker {
 	if o.Every <= 0 {
 		o.Every = 30 * time.Second
+	}
+	if o.Confirm <= 0 {
+		o.Confirm = confirmAfter / 2
 	}
 	if o.AskTimeout <= 0 {
 		o.AskTimeout = 5 * time.Second
