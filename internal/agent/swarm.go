@@ -165,6 +165,16 @@ func machine() string {
 // allowed tells whether a private blob may be exchanged with other nodes now.
 func (a *Agent) allowed(d oci.Digest) bool { return a.mirror.Allowed(d) }
 
+// rare tells whether no other node has a blob.
+func (a *Agent) rare(d oci.Digest) bool { return a.swarm != nil && a.swarm.engine.Rare(d) }
+
+// evicted has others not ask here for a blob any more.
+func (a *Agent) evicted(d oci.Digest) {
+	if a.swarm != nil {
+		a.swarm.engine.Evicted(d)
+	}
+}
+
 // fillers are the sources of blobs in the order of their cost.
 func (s *swarming) fillers(origin fetch.Filler) []fetch.Filler {
 	if s == nil {

@@ -28,6 +28,11 @@ type Options struct {
 	// one has to be awaited. Without it a tracker without sources keeps everything.
 	NoRuntimes bool
 
+	// Rare reports whether no other node has a blob; nil: that is not known.
+	Rare func(d oci.Digest) bool
+	// Evicted is told of each blob that was removed; nil: nobody.
+	Evicted func(d oci.Digest)
+
 	Floor      int64         // see Limits
 	Warm       time.Duration // 0: DefaultWarm
 	DeletedTTL time.Duration // 0: images deleted upstream go under pressure only
@@ -104,6 +109,12 @@ func New(o Options) (*Evictor, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Rare == nil {
+		o.Rare = func(oci.Digest) bool { return false }
+	}
+	if o.Evicted == nil {
+		o.Evicted = func(oci.Digest) {}
 	}
 	e := &Evictor{o: o, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), gone: map[oci.Digest]int64{}}
 	e.turn <- struct{}{}

@@ -40,7 +40,9 @@ func (e *Evictor) gather(ctx context.Context, need int64) (*gathered, error) {
 			g.deleted = append(g.deleted, len(g.facts))
 		}
 		latest = max(latest, i.UsedAt, i.CreatedAt)
-		g.facts = append(g.facts, factsOf(&i))
+		f := factsOf(&i)
+		f.Rare = e.o.Rare(i.Digest)
+		g.facts = append(g.facts, f)
 		g.versions = append(g.versions, i.Version)
 		return nil
 	})

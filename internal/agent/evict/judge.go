@@ -75,6 +75,7 @@ type Facts struct {
 	Partial   bool
 	Claimed   bool
 	Orphan    bool // no known manifest names it, and it is none itself
+	Rare      bool // no other node of the swarm has it
 }
 
 // Step is a jump of the wall clock: times up to At were By before what they
@@ -230,9 +231,18 @@ func value(f *Facts, idleMS int64) float64 {
 	if f.FetchMS <= 0 {
 		cost = 50 + float64(f.Size)/20_000 // not known: a registry that is not near
 	}
-	return math.Log2(float64(max(f.Uses, 1))) - float64(idleMS)/halfLifeMS +
+	v := math.Log2(float64(max(f.Uses, 1))) - float64(idleMS)/halfLifeMS +
 		math.Log2(cost/float64(max(f.Size, 1)))/10
+	if f.Rare {
+		v += rareWorth
+	}
+	return v
 }
+
+// rareWorth is what being the swarm's only copy adds to a blob's value: it
+// stays for a day longer, as if it had been used twice as often, and no more. It
+// changes no tier.
+const rareWorth = 1
 
 // candidate is a blob that may go, small so that sorting many is fast.
 type candidate struct {

@@ -156,6 +156,7 @@ func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims [
 		if g.usage.PullsUnseen {
 			e.gone[c.Digest] = e.o.Index.Now()
 		}
+		e.o.Evicted(c.Digest)
 		r.Evicted++
 		r.Freed += freed
 		e.metrics.evicted.WithLabelValues(v.Tier.String(), v.Why).Add(float64(freed))
