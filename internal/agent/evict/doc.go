@@ -18,6 +18,7 @@
 //     before warm, and no blob without which the target is reached as well (N5).
 //     Claimed bytes count as gone, so no pass takes the same excess twice.
 //   - If what may go is not enough for an admission, nothing goes for it (N6).
+//   - For an admission that nobody waits for, nothing but cold data goes.
 //
 // It refuses to touch bytes itself, to evict on a failed or partial reading of
 // anything, and to call anything expired by a clock that has jumped.
