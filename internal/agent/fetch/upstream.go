@@ -147,7 +147,7 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 				return err
 			}
 			lied = true
-		case len(b.Missing()) < before && !errors.Is(err, errDropped):
+		case len(b.Missing()) < before:
 			attempt, any = 0, true
 		default:
 			attempt++

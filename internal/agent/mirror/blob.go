@@ -116,8 +116,8 @@ func (p *pull) size(ctx context.Context) error {
 	return nil
 }
 
-// rereadMax bounds how often a blob is fetched again because the cache finds
-// pieces of it corrupt while they are read.
+// rereadMax bounds how often in a row a blob is fetched again because the cache
+// finds pieces of it corrupt while they are read, without handing anything out.
 const rereadMax = 3
 
 func (p *pull) get(ctx context.Context) error {

@@ -3,6 +3,7 @@ package mirror_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -440,6 +441,43 @@ func TestN7_CorruptPieceInTheCacheIsFetchedAgainInMidRead(t *testing.T) {
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
 	if got := u.bytes.Load() - before; got != piece.Size {
 		t.Errorf("%d bytes were fetched again, want one piece", got)
+	}
+}
+
+// TestN7_ManyCorruptPiecesAreFetchedAgainWithinOnePull: each of these cut the
+// pull off after a few pieces, again and again.
+func TestN7_ManyCorruptPiecesAreFetchedAgainWithinOnePull(t *testing.T) {
+	const size = 40*piece.Size + 9
+	for name, damage := range map[string]func(path string) error{
+		"truncated": func(path string) error { return os.Truncate(path, 13*piece.Size+5) },
+		"emptied":   func(path string) error { return os.Truncate(path, 0) },
+		"removed":   os.Remove,
+		"zeroed, every other piece": func(path string) error {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			for i := 0; i < 40 && err == nil; i += 2 {
+				_, err = f.WriteAt(make([]byte, 999), int64(i)*piece.Size+7)
+			}
+			return errors.Join(err, f.Close())
+		},
+	} {
+		for _, restart := range []bool{false, true} {
+			n, u, i := faulty(t, nodeOptions{}, size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+			n.get(layerPath(i)).want(200)
+			hex := i.layers[0].Encoded()
+			if err := damage(filepath.Join(n.dir, "blobs", "sha256", hex[:2], hex)); err != nil {
+				t.Fatal(err)
+			}
+			if restart {
+				n.restart()
+			}
+			before := u.bytes.Load()
+			if a := n.get(layerPath(i)).want(200); a.err != nil || !bytes.Equal(a.body, i.bytes[0]) {
+				t.Errorf("%s, restart %v: %d bytes, %v", name, restart, len(a.body), a.err)
+			}
+			if got := u.bytes.Load() - before; got > size {
+				t.Errorf("%s, restart %v: %d bytes were fetched again, want %d at the most", name, restart, got, size)
+			}
+		}
 	}
 }
 

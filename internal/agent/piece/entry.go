@@ -47,6 +47,9 @@ type entry struct {
 	from       []uint16  // piece → index in sources
 	sources    []string
 
+	// inspecting: somebody looks at all pieces of it, since one was wrong.
+	inspecting bool
+
 	// hash covers the pieces before frontier. It belongs to whoever set hashing;
 	// a raised epoch tells that one to begin anew.
 	hash     hash.Hash

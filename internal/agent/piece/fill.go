@@ -225,23 +225,85 @@ func (e *entry) found(i int, st stamp) {
 
 // drop makes a piece one that is not here, so that it is fetched again. A
 // complete blob becomes a partial one, to be verified anew from its beginning.
+// Where one piece is wrong others often are: all of them are looked at before,
+// so that what is wrong is fetched again in one go.
 func (s *Store) drop(e *entry, i int, why error) {
-	e.mu.Lock()
-	if e.writing[i] || !e.pieces.have.has(i) {
-		e.mu.Unlock()
+	if !e.inspect() {
+		s.dropAll(e, []int{i}, why) // somebody who looks at all of them may have dropped it by now
 		return
 	}
-	e.writing[i] = true // keeps writers of that piece away
+	bad := append([]int{i}, s.damaged(e, i)...)
+	s.dropAll(e, bad, why)
+	e.mu.Lock()
+	e.inspecting = false
+	e.wake()
 	e.mu.Unlock()
-	s.corrupt(e.d, 1, why.Error())
+}
+
+// inspect makes the caller the one who looks at all pieces of a complete blob.
+// False where there is no such blob any more; then whoever was at it has ended.
+func (e *entry) inspect() bool {
+	e.mu.Lock()
+	for e.inspecting {
+		ch := e.changed
+		e.mu.Unlock()
+		<-ch
+		e.mu.Lock()
+	}
+	defer e.mu.Unlock()
+	e.inspecting = e.complete
+	return e.inspecting
+}
+
+// damaged lists the pieces of a complete blob, other than one, that are not what
+// they were.
+func (s *Store) damaged(e *entry, other int) (bad []int) {
+	buf := s.buffers.Get().(*[Size]byte)
+	defer s.buffers.Put(buf)
+	for i := range e.count() {
+		if i == other {
+			continue
+		}
+		p := buf[:pieceLen(e.size, i)]
+		st, stErr := stampOf(e.files.data)
+		_, err := e.files.data.ReadAt(p, int64(i)*Size)
+		e.mu.Lock()
+		if here := e.pieces.have.has(i); here && (err != nil || checksum(p) != e.pieces.crc[i]) {
+			bad = append(bad, i)
+		} else if here && stErr == nil {
+			e.found(i, st)
+		}
+		e.mu.Unlock()
+	}
+	return bad
+}
+
+// dropAll drops pieces that are here and that nobody writes.
+func (s *Store) dropAll(e *entry, bad []int, why error) {
+	e.mu.Lock()
+	bad = slices.DeleteFunc(bad, func(i int) bool { return e.writing[i] || !e.pieces.have.has(i) })
+	for _, i := range bad {
+		e.writing[i] = true // keeps writers of that piece away
+	}
+	e.mu.Unlock()
+	if len(bad) == 0 {
+		return
+	}
+	s.corrupt(e.d, len(bad), why.Error())
 	// If that fails the record stays, and the piece is found wrong again later.
-	_, recordErr := e.files.side.WriteAt(make([]byte, recordLen), recordAt(i))
+	var recordErr error
+	for _, i := range bad {
+		_, err := e.files.side.WriteAt(make([]byte, recordLen), recordAt(i))
+		recordErr = errors.Join(recordErr, err)
+	}
 
 	e.mu.Lock()
-	delete(e.writing, i)
-	e.pieces.have.clear(i)
-	e.pieces.n--
-	e.checked.clear(i)
+	for _, i := range bad {
+		delete(e.writing, i)
+		e.pieces.have.clear(i)
+		e.pieces.n--
+		e.checked.clear(i)
+	}
 	wasComplete := e.complete
 	e.complete = false
 	e.frontier = 0
@@ -262,7 +324,7 @@ func (s *Store) drop(e *entry, i int, why error) {
 		rowErr = s.index.Become(context.Background(), e.d, index.Partial, 0, "")
 	}
 	if err := errors.Join(recordErr, rowErr); err != nil {
-		s.log.Warn("a corrupt piece could not be noted on disk; it will be found again", "digest", e.d, "piece", i, "error", err)
+		s.log.Warn("corrupt pieces could not be noted on disk; they will be found again", "digest", e.d, "pieces", len(bad), "error", err)
 	}
 }
 
