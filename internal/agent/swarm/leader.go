@@ -2,7 +2,9 @@ package swarm
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
@@ -20,19 +22,21 @@ const (
 )
 
 // leaderOf returns the first by rank of those that answered lately: everybody
-// comes to the same one soon, and to the next when it is gone.
+// comes to the same one soon, and to the next when it is gone, however many are
+// gone at once. Who can reach nobody leads itself.
 func (e *Engine) leaderOf(blob string) plan.Node {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	ranks := plan.Rank(blob, e.view.list, plan.Ranks)
-	now := time.Now()
-	for _, n := range ranks {
-		if until, ok := e.unwell[n]; !ok || now.After(until) {
-			delete(e.unwell, n)
-			return n
-		}
+	well := e.view.list
+	if len(e.unwell) > 0 {
+		now := time.Now()
+		maps.DeleteFunc(e.unwell, func(_ plan.Node, until time.Time) bool { return now.After(until) })
+		well = slices.DeleteFunc(slices.Clone(well), func(n plan.Node) bool {
+			_, ill := e.unwell[n]
+			return ill && n != e.o.Self.Node
+		})
 	}
-	return e.o.Self.Node
+	return plan.Rank(blob, well, 1)[0] // this node is always among them
 }
 
 func (e *Engine) noteUnwell(n plan.Node) {
