@@ -248,9 +248,16 @@ func (c *Crowd) Gather(ctx context.Context, count int) error {
 			return fmt.Errorf("%s has ended", n.Name)
 		default:
 		}
-		seen, why := 0, error(nil)
-		if err := Await(ctx, func() bool { seen, why = n.Members(ctx); return seen >= count }); err != nil {
-			return fmt.Errorf("%s sees %d members of %d (%w): %w", n.Name, seen, count, why, err)
+		seen := 0
+		err := Await(ctx, func() bool {
+			m, err := n.Members(ctx)
+			if err == nil {
+				seen = m
+			}
+			return seen >= count
+		})
+		if err != nil {
+			return fmt.Errorf("%s sees %d members of %d: %w", n.Name, seen, count, err)
 		}
 	}
 	return nil
