@@ -30,7 +30,7 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 10m ./e2e , -timeout 15m ./e2e/node
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 10m ./e2e , -timeout 15m ./e2e/node , -timeout 10m ./e2e/swarm
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only
@@ -38,7 +38,7 @@ test-unit: ## Test everything but the end-to-end tests; needs Go only
 
 .PHONY: test-e2e
 test-e2e: e2e-tools ## Run only the tests with real clients and real container runtimes
-	@go run ./scripts/testcount -timeout 10m ./e2e , -timeout 15m ./e2e/node
+	@go run ./scripts/testcount -timeout 10m ./e2e , -timeout 15m ./e2e/node , -timeout 10m ./e2e/swarm
 
 .PHONY: fmt
 fmt: ## Fail when a Go file is not formatted
@@ -59,9 +59,10 @@ fuzz: ## Fuzz every fuzz target, FUZZTIME (20s) each
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: demo
-demo: build demo-tools ## Push, delete, collect, restore; then run a container through a node with a small cache
+demo: build demo-tools ## Push, delete, collect, restore; run a container through a node with a small cache; pull to four nodes at once
 	@scripts/demo.sh bin/fairway
 	@scripts/demo-node.sh bin/fairway
+	@scripts/demo-swarm.sh bin/fairway
 
 .PHONY: bench
 bench: build bench-tools ## Measure against Distribution and nginx; prints Markdown (about 20 minutes)
@@ -70,6 +71,10 @@ bench: build bench-tools ## Measure against Distribution and nginx; prints Markd
 .PHONY: bench-quick
 bench-quick: build bench-tools ## The same, small and rough, in about a minute
 	@go run ./bench -fairway bin/fairway -quick
+
+.PHONY: bench-swarm
+bench-swarm: build ## Measure swarms of 8 and 16 nodes beside pulls from the registry (about 15 minutes)
+	@go run ./bench/swarm -fairway bin/fairway
 
 .PHONY: lint-tools e2e-tools demo-tools bench-tools
 lint-tools demo-tools bench-tools:
