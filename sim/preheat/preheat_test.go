@@ -32,7 +32,7 @@ func TestPreheat_AllNodes(t *testing.T) {
 	}
 	for _, n := range []*node{a, b} {
 		for _, d := range append(i.blobs, i.digest) {
-			if tier := n.has(d); tier != nodeapi.TierWarm && tier != nodeapi.TierActive {
+			if tier := n.got(d); tier != nodeapi.TierWarm && tier != nodeapi.TierActive {
 				t.Errorf("on %s %s is %q", n.cfg.Name, d, tier)
 			}
 		}
@@ -55,7 +55,7 @@ func TestPreheat_Label(t *testing.T) {
 	a, b := w.node("a", labelled("zone=a")), w.node("b", labelled("zone=b"))
 	i := w.push("team/app", "v1", layer)
 	p := w.done(w.preheat(adminapi.PreheatRequest{Reference: "team/app:v1", Nodes: "zone=b,disk=ssd"}).ID)
-	if len(p.Nodes) != 1 || p.Nodes[0].Node != "b" || b.has(i.blobs[1]) == "" || a.has(i.blobs[1]) != "" {
+	if len(p.Nodes) != 1 || p.Nodes[0].Node != "b" || b.got(i.blobs[1]) == "" || a.has(i.blobs[1]) != "" {
 		t.Errorf("nodes %+v", p.Nodes)
 	}
 }
@@ -65,7 +65,7 @@ func TestPreheat_Share(t *testing.T) {
 	nodes := map[string]*node{"a": w.node("a", nil), "b": w.node("b", nil), "c": w.node("c", nil)}
 	i := w.push("team/app", "v1", layer)
 	p := w.done(w.preheat(adminapi.PreheatRequest{Reference: "team/app:v1", Share: 34}).ID)
-	if len(p.Nodes) != 2 || w.times(i.blobs[1]) != 2 || nodes[p.Nodes[0].Node].has(i.blobs[1]) == "" {
+	if len(p.Nodes) != 2 || w.times(i.blobs[1]) != 2 || nodes[p.Nodes[0].Node].got(i.blobs[1]) == "" {
 		t.Errorf("nodes %+v, asked %d times", p.Nodes, w.times(i.blobs[1]))
 	}
 }
@@ -122,7 +122,7 @@ func TestPreheat_NodeRestarted(t *testing.T) {
 	release()
 	a.start()
 	w.done(p.ID)
-	if w.times(i.blobs[1]) != 1 || a.has(i.blobs[3]) == "" {
+	if w.times(i.blobs[1]) != 1 || a.got(i.blobs[3]) == "" {
 		t.Errorf("the first layer was asked for %d times", w.times(i.blobs[1]))
 	}
 }
@@ -176,11 +176,11 @@ func TestPreheat_OnlyThePlatformOfTheNode(t *testing.T) {
 	other, own := w.push("team/app", "other", layer), w.push("team/app", "own", layer)
 	index := w.pushIndex("team/app", "v1", map[string]image{otherArch(): other, runtime.GOARCH: own})
 	w.done(w.preheat(adminapi.PreheatRequest{Reference: "team/app:v1"}).ID)
-	if a.has(index.digest) == "" || a.has(own.digest) == "" || a.has(own.blobs[1]) == "" || a.has(other.blobs[1]) != "" || a.has(other.digest) != "" {
+	if a.got(index.digest) == "" || a.got(own.digest) == "" || a.got(own.blobs[1]) == "" || a.has(other.blobs[1]) != "" || a.has(other.digest) != "" {
 		t.Error("not the image of this platform, or not it alone")
 	}
 	w.done(w.preheat(adminapi.PreheatRequest{Reference: "team/app:v1", AllPlatforms: true}).ID)
-	if a.has(other.blobs[1]) == "" || a.has(other.digest) == "" {
+	if a.got(other.blobs[1]) == "" || a.got(other.digest) == "" {
 		t.Error("the other platform's is not there")
 	}
 	alien := w.pushIndex("team/app", "v2", map[string]image{otherArch(): other})

@@ -203,6 +203,14 @@ func (n *node) has(d oci.Digest) string {
 	return ""
 }
 
+// got is has for what must be there: the index says so a moment after the last
+// byte is verified.
+func (n *node) got(d oci.Digest) (tier string) {
+	n.w.t.Helper()
+	n.w.until(n.cfg.Name+" has "+string(d), func() bool { tier = n.has(d); return tier != "" })
+	return tier
+}
+
 // pulls gets an image through the node's mirror, as a runtime does.
 func (n *node) pulls(i image) {
 	n.w.t.Helper()
