@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,8 +53,10 @@ const (
 	// sweepEvery is between two passes that nothing but time asks for: they find
 	// what has expired.
 	sweepEvery = 5 * time.Minute
-	// roomMax bounds how long an admission waits for room.
-	roomMax = 10 * time.Second
+	// roomWait is how long an admission waits for room, and roomMax bounds the
+	// pass that makes it, which goes on without it.
+	roomWait = time.Second
+	roomMax  = 10 * time.Second
 	// futileFor is for how long an admission hears of the last one's failure.
 	futileFor = time.Second
 	// silentFor is for how long, where the failure was that a runtime does not
@@ -69,6 +72,8 @@ type Evictor struct {
 	events  events
 	turn    chan struct{} // holds a value while nobody has a pass
 	kick    chan struct{}
+	// patience is roomWait, but for tests on a busy machine.
+	patience time.Duration
 
 	// Of who has the turn.
 	clock clock
@@ -116,7 +121,7 @@ func New(o Options) (*Evictor, error) {
 	if o.Evicted == nil {
 		o.Evicted = func(oci.Digest) {}
 	}
-	e := &Evictor{o: o, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), gone: map[oci.Digest]int64{}}
+	e := &Evictor{o: o, patience: roomWait, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), gone: map[oci.Digest]int64{}}
 	e.turn <- struct{}{}
 	if err := e.limits().Validate(); err != nil {
 		return nil, err
@@ -209,23 +214,52 @@ func (e *Evictor) give() { e.turn <- struct{}{} }
 // MakeRoom evicts because an admission lacks so many bytes, and reports whether
 // to try it again makes sense. As any pass it goes on to the low watermark, so
 // that the next admissions need none. Nothing goes if that would not be enough.
+//
+// Whoever asks is a client that waits for its first byte, and can be served
+// without the cache. So where a runtime is known not to answer, by which nothing
+// may go, the answer is no at once; and it is no as well when the pass takes
+// long, which then goes on for those who come later.
 func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 	need := lack + e.headroom() // the size of what is to be admitted
-	if e.futile(need) {
+	if e.futile(need) || e.silent() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, roomMax)
+	waiting, cancel := context.WithTimeout(ctx, e.patience)
 	defer cancel()
-	if e.take(ctx) != nil {
+	if e.take(waiting) != nil {
 		return false
 	}
-	defer e.give()
 	switch {
 	case e.headroom() >= need:
+		e.give()
 		return true // another one's pass has made room meanwhile
 	case e.futile(need):
+		e.give()
 		return false
 	}
+	made := make(chan bool, 1)
+	go func() {
+		defer e.give()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roomMax)
+		defer cancel()
+		made <- e.makeRoom(ctx, need)
+	}()
+	select {
+	case ok := <-made:
+		return ok
+	case <-waiting.Done():
+		return false
+	}
+}
+
+// silent reports that a runtime has been asked and does not answer. The tracker
+// goes on asking it.
+func (e *Evictor) silent() bool {
+	return slices.ContainsFunc(e.o.Tracker.Usage().Unknown, inuse.SourceStatus.Silent)
+}
+
+// makeRoom is for who has the turn.
+func (e *Evictor) makeRoom(ctx context.Context, need int64) bool {
 	usage, silent := e.o.Tracker.Usage(), false
 	// A second pass is for what was chosen in the first and won back by a user.
 	for range 2 {

@@ -120,6 +120,7 @@ func open(t testing.TB, c choice) *house {
 	if h.Evictor, err = New(o); err != nil {
 		t.Fatal(err)
 	}
+	h.patience = time.Minute
 	return h
 }
 

@@ -565,3 +565,39 @@ func TestMakeRoom_ARuntimeThatHangsDelaysOneAdmissionOnly(t *testing.T) {
 		t.Error("there is no room though the runtime answers again")
 	}
 }
+
+// TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs: each layer that was not
+// cached waited for 5 to 10 s for its first byte.
+func TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs(t *testing.T) {
+	h := open(t, quota(4*mib))
+	h.fill(13, 400_000)
+	h.later(3 * time.Hour)
+	h.patience = time.Millisecond
+	h.runtime.Hang()
+	began := time.Now()
+	if _, ok := h.put(h.bytes(1_900_000), ""); ok {
+		t.Fatal("there is room though nothing is known of the runtime")
+	}
+	if took := time.Since(began); took > 4*time.Second { // the tracker's patience is 5 s
+		t.Errorf("the admission waited for %v", took)
+	}
+	h.runtime.Unhang() // the pass goes on, and is for whoever comes next
+	h.patience = time.Minute
+	if _, ok := h.put(h.bytes(1_900_000), ""); !ok {
+		t.Error("there is no room though the runtime answers again")
+	}
+	h.runtime.Kill()
+	if _, err := h.tracker.Ask(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	asked := h.runtime.Readings()
+	for range 5 {
+		h.later(time.Minute)
+		if _, ok := h.put(h.bytes(2_500_000), ""); ok {
+			t.Fatal("there is room though nothing may go")
+		}
+	}
+	if n := h.runtime.Readings() - asked; n != 0 {
+		t.Errorf("a runtime that is known not to answer was asked %d times", n)
+	}
+}

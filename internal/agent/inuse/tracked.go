@@ -56,12 +56,17 @@ type tracked struct {
 func newTracked(t *Tracker, s Source, name string) *tracked {
 	return &tracked{
 		tracker: t, source: s, name: name, kick: make(chan struct{}, 1), belief: belief{apart: t.o.Confirm},
-		status: SourceStatus{Name: name, Error: "it has not been asked yet", Since: t.o.Now()},
+		status: SourceStatus{Name: name, Error: notAsked, Since: t.o.Now()},
 	}
 }
 
 // known reports whether it has ever answered.
 func (st SourceStatus) known() bool { return !st.Answered.IsZero() }
+
+const notAsked = "it has not been asked yet"
+
+// Silent says that it was asked and did not answer.
+func (st SourceStatus) Silent() bool { return !st.Up && st.Name != "" && st.Error != notAsked }
 
 // ask returns a reading that begins after the call. It may be shared with
 // others, but it is never one that has begun already.
@@ -124,7 +129,7 @@ func (s *tracked) first() bool {
 func (s *tracked) failed(err error) {
 	s.mu.Lock()
 	wasUp, known := s.status.Up, s.readings > 0
-	tellFirst := !wasUp && !known && s.status.Error == "it has not been asked yet"
+	tellFirst := !wasUp && !known && s.status.Error == notAsked
 	s.status.Error = err.Error()
 	s.belief.interrupted()
 	if wasUp {
