@@ -2,37 +2,53 @@ package main
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"net"
+	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/fairway-registry/fairway/internal/adminclient"
+	"github.com/fairway-registry/fairway/internal/agent"
 	"github.com/fairway-registry/fairway/internal/agent/setup"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
+	houses "github.com/fairway-registry/fairway/internal/setting"
 )
 
 func (a *app) nodeSetupCommand() *cobra.Command {
 	var o setup.Options
 	var undo, yes bool
-	var upstreams []string
+	var path *string
 	cmd := &cobra.Command{
 		Use:   "setup containerd|crio|docker|podman",
 		Short: "Have a container runtime pull through this node",
-		Long: `Have a container runtime pull through this node. What would change is shown
-first, and asked about on a terminal; into a pipe it needs --yes. What was there
-is kept as a backup, and --undo brings it back. The runtime still pulls from the
-registry itself whenever the agent is down or refuses. Nothing is restarted: what
-is needed for the runtime to take notice is printed.`,
-		Example: `  fairway node setup containerd --upstream registry.example:5000=http://registry.example:5000
+		Long: `Have a container runtime pull through this node, from the registries that the
+node mirrors and no others. Which these are is asked of the agent that listens
+here, or, before it runs, read from the same flags, variables (` + envNodePrefix + `REGISTRY)
+and file that "fairway node" has.
+
+What would change is shown first, and asked about on a terminal; into a pipe it
+needs --yes. What was there is kept as a backup, and --undo brings it back. The
+runtime still pulls from the registry itself whenever the agent is down or refuses.
+Nothing is restarted: what is needed for the runtime to take notice is printed.`,
+		Example: `  fairway node setup containerd
+  fairway node setup containerd --registry http://registry.example:5000 --upstreams docker.io
   fairway node setup docker --yes
   fairway node setup containerd --undo`,
 		Args: exactly("the name of a runtime"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Runtime = args[0]
+			var p setup.Plan
 			var err error
-			if o.Upstreams, err = readUpstreams(upstreams); err != nil {
-				return err
+			if undo {
+				p, err = setup.Undo(o.Runtime, o.Root)
+			} else {
+				p, err = a.planSetup(cmd, o, *path)
 			}
-			p, err := planSetup(o, undo)
 			if err != nil {
 				return err
 			}
@@ -40,41 +56,108 @@ is needed for the runtime to take notice is printed.`,
 		},
 	}
 	f := cmd.Flags()
+	path = setupHouse().flagsOf(f, "registry", "upstreams", "listen", "docker_listen", "data")
 	f.BoolVar(&undo, "undo", false, "bring back what was there before")
 	f.BoolVar(&yes, "yes", false, "do not ask")
-	f.StringVar(&o.Listen, "listen", "127.0.0.1:5001", "`HOST:PORT` that the agent listens on")
-	f.StringVar(&o.Docker, "docker-listen", "127.0.0.1:5002", "`HOST:PORT` that the agent listens on for Docker")
-	f.StringArrayVar(&upstreams, "upstream", nil, "`NAME[=URL]` of a registry to pull through the agent, with the URL where it is not https://NAME; can be given more than once (default docker.io)")
 	f.StringVar(&o.Root, "root", "/", "`DIR` that the runtime's configuration is below")
 	return cmd
 }
 
-func readUpstreams(texts []string) ([]setup.Upstream, error) {
-	if len(texts) == 0 {
-		return []setup.Upstream{{Name: "docker.io"}}, nil
-	}
-	var list []setup.Upstream
-	for _, text := range texts {
-		name, url, given := strings.Cut(text, "=")
-		if name == "" || given && url == "" {
-			return nil, usagef("--upstream %q: want NAME or NAME=URL, for example docker.io", text)
-		}
-		list = append(list, setup.Upstream{Name: name, Server: url})
-	}
-	return list, nil
+// setupHouse has the settings of a node, of which only what somebody has said
+// counts, and which nothing is going to listen by.
+func setupHouse() house[agent.Config] {
+	return house[agent.Config]{envNodePrefix, func() agent.Config {
+		c := agent.Default()
+		c.Registry, c.AllowAnyone = "", true
+		return c
+	}}
 }
 
-func planSetup(o setup.Options, undo bool) (setup.Plan, error) {
-	if undo {
-		return setup.Undo(o.Runtime, o.Root)
+// planSetup plans for what the agent mirrors.
+func (a *app) planSetup(cmd *cobra.Command, o setup.Options, path string) (setup.Plan, error) {
+	if !slices.Contains(setup.Runtimes(), o.Runtime) {
+		return setup.Plan{}, usagef("%q is no runtime that can be set up; there are %s", o.Runtime, strings.Join(setup.Runtimes(), ", "))
 	}
-	// What the agent listens on everywhere is reached by the runtime on this machine.
-	for _, address := range []*string{&o.Listen, &o.Docker} {
-		if host, port, err := net.SplitHostPort(*address); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
-			*address = net.JoinHostPort("127.0.0.1", port)
+	cfg, _, err := configured(a, setupHouse(), path, cmd.Flags(), func(c agent.Config) houses.Log { return c.Log })
+	if err != nil {
+		return setup.Plan{}, err
+	}
+	o.Listen, o.Docker = onThisMachine(cfg.Listen), onThisMachine(cmp.Or(cfg.DockerListen, "127.0.0.1:5002"))
+	said, err := cfg.Mirrors()
+	if err != nil {
+		return setup.Plan{}, err
+	}
+	mirrors, running := askMirrors(cmd.Context(), o.Listen, filepath.Join(cfg.Data, "admin.sock"))
+	switch {
+	case running:
+		for _, m := range said {
+			if !slices.ContainsFunc(mirrors, func(n nodeapi.Mirrored) bool { return n.Name == m.Name }) {
+				return setup.Plan{}, usagef("the agent on %s does not mirror %s, but %s; start it with --upstreams %s first", o.Listen, m.Name, names(mirrors), m.Name)
+			}
 		}
+	case len(said) > 0:
+		mirrors = said
+	case o.Runtime == setup.Docker: // which knows mirrors of one registry only
+		mirrors = []nodeapi.Mirrored{{Name: "docker.io", URL: "https://registry-1.docker.io"}}
+	default:
+		return setup.Plan{}, usagef("no agent answers on %s, and nothing else says what it mirrors; start it first (fairway node), or give --registry and --upstreams as it will have them", o.Listen)
+	}
+	if len(mirrors) == 0 {
+		return setup.Plan{}, usagef("the agent on %s mirrors no registry; start it with --registry or --upstreams first", o.Listen)
+	}
+	for _, m := range mirrors {
+		o.Upstreams = append(o.Upstreams, setup.Upstream{Name: m.Name, Server: m.URL})
 	}
 	return setup.Make(o)
+}
+
+func names(mirrors []nodeapi.Mirrored) string {
+	var all []string
+	for _, m := range mirrors {
+		all = append(all, m.Name)
+	}
+	return cmp.Or(strings.Join(all, ", "), "nothing")
+}
+
+// onThisMachine is an address where the runtime on this machine reaches what
+// listens everywhere.
+func onThisMachine(address string) string {
+	if host, port, err := net.SplitHostPort(address); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return address
+}
+
+// askTimeout bounds the question to an agent that may hang.
+const askTimeout = 5 * time.Second
+
+// askMirrors asks the agent what it mirrors: where it listens, or, if the network
+// may listen there too, at its socket. That one counts only if it is the same
+// agent's.
+func askMirrors(ctx context.Context, listen, socket string) (mirrors []nodeapi.Mirrored, running bool) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	at := []string{"http://" + listen}
+	if abs, err := filepath.Abs(socket); err == nil {
+		at = append(at, "unix://"+abs)
+	}
+	for _, url := range at {
+		c, err := adminclient.New(url)
+		if err != nil {
+			continue
+		}
+		var s nodeapi.Status
+		if err := c.Call(ctx, "GET", "/status", nil, &s); err == nil && samePort(s.Listen, listen) {
+			return s.Mirrors, true
+		}
+	}
+	return nil, false
+}
+
+func samePort(a, b string) bool {
+	_, p, err := net.SplitHostPort(a)
+	_, q, again := net.SplitHostPort(b)
+	return err == nil && again == nil && p == q
 }
 
 // setUp shows a plan, asks, and does it.

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -43,10 +44,16 @@ func (h house[C]) settings(cfg *C) []*setting {
 
 // flags gives flags one for each setting, and one for the file. It returns
 // where the file's path will be.
-func (h house[C]) flags(flags *pflag.FlagSet) (path *string) {
+func (h house[C]) flags(flags *pflag.FlagSet) (path *string) { return h.flagsOf(flags) }
+
+// flagsOf gives flags only those for some settings; no keys: all.
+func (h house[C]) flagsOf(flags *pflag.FlagSet, keys ...string) (path *string) {
 	path = flags.String("config", "", "YAML `FILE` with settings (or $"+h.envConfig()+")")
 	scratch := h.defaults()
 	for _, s := range h.settings(&scratch) {
+		if len(keys) > 0 && !slices.Contains(keys, s.key) {
+			continue
+		}
 		f := flags.VarPF(&flagValue{setting: s}, s.flag(), "", s.doc)
 		if s.IsBoolFlag() {
 			f.NoOptDefVal = "true"

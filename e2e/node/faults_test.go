@@ -215,6 +215,6 @@ func (a *agent) setUp(runtime string, path ...string) string {
 	if err := os.MkdirAll(filepath.Join(root, "etc", "containerd"), 0o755); err != nil {
 		a.t.Fatal(err)
 	}
-	a.t.Log(run(a.t, fairway, "node", "setup", runtime, "--yes", "--root", root, "--listen", a.host, "--upstream", a.u.host+"="+a.u.url))
+	a.t.Log(run(a.t, fairway, "node", "setup", runtime, "--yes", "--root", root, "--listen", a.host, "--upstreams", a.u.host+"="+a.u.url))
 	return filepath.Join(append([]string{root}, path...)...)
 }

@@ -11,7 +11,7 @@ import (
 func TestN8_SetUpRuntimesPullThroughTheAgentAndWithoutIt(t *testing.T) {
 	setUp := func(t *testing.T, runtime string, a *agent) (root string) {
 		root = t.TempDir()
-		args := []string{"node", "setup", runtime, "--root", root, "--yes", "--listen", a.host, "--upstream", a.u.host + "=" + a.u.url}
+		args := []string{"node", "setup", runtime, "--root", root, "--yes", "--listen", a.host, "--upstreams", a.u.host + "=" + a.u.url}
 		run(t, fairway, args...)
 		return root
 	}

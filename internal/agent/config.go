@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -185,6 +186,22 @@ func (c Config) upstreams() (bases map[string]*url.URL, standard string, err err
 		bases[name] = u
 	}
 	return bases, standard, nil
+}
+
+// Mirrors lists the registries that may be pulled from, by name. A user in a URL
+// is nobody else's business.
+func (c Config) Mirrors() ([]nodeapi.Mirrored, error) {
+	bases, _, err := c.upstreams()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]nodeapi.Mirrored, 0, len(bases))
+	for _, name := range slices.Sorted(maps.Keys(bases)) {
+		at := *bases[name]
+		at.User = nil
+		all = append(all, nodeapi.Mirrored{Name: name, URL: at.String()})
+	}
+	return all, nil
 }
 
 func (c Config) labels() (map[string]string, error) {

@@ -10,9 +10,13 @@ import (
 
 // status is the agent as its owner sees it.
 func (a *Agent) status(context.Context) (nodeapi.Status, error) {
+	mirrors, err := a.cfg.Mirrors()
+	if err != nil {
+		return nodeapi.Status{}, err
+	}
 	s := nodeapi.Status{
 		Node: a.name, Version: a.version, StartedAt: a.began.UTC(), Uptime: time.Since(a.began),
-		Registry: a.cfg.Registry, Listen: a.listener.Addr().String(), Upstreams: a.upstreams.clients.Names(),
+		Registry: a.cfg.Registry, Listen: a.listener.Addr().String(), Upstreams: a.upstreams.clients.Names(), Mirrors: mirrors,
 		Cache: a.cacheUsage(), Runtimes: a.runtimes(),
 	}
 	if a.reporter != nil {

@@ -134,12 +134,19 @@ type Status struct {
 	Registry  string        `json:"registry"`
 	Listen    string        `json:"listen"`
 	Upstreams []string      `json:"upstreams"`
+	Mirrors   []Mirrored    `json:"mirrors"` // the same with where they are
 	Cache     Cache         `json:"cache"`
 	Runtimes  []Runtime     `json:"runtimes"`
 	Report    ReportStatus  `json:"report"`
 	Peers     []PeerStatus  `json:"peers,omitempty"`
 	LastEvent *Event        `json:"last_event,omitempty"`
 	Uptime    time.Duration `json:"uptime_ns"`
+}
+
+// Mirrored is a registry that is pulled from through the agent.
+type Mirrored struct {
+	Name string `json:"name"` // as in names of images
+	URL  string `json:"url"`  // where the agent asks it
 }
 
 // ReportStatus tells how the agent gets on with telling the registry what runs.

@@ -32,7 +32,7 @@ func (p *Plan) containerd(o Options) error {
 	}
 	p.change(containerdConfig, before, mode, after)
 	restart := len(p.Changes) > 0
-	for _, u := range append(slices.Clone(o.Upstreams), Upstream{Name: "_default"}) {
+	for _, u := range o.Upstreams {
 		path := filepath.Join(strings.TrimPrefix(certs, "/"), u.Name, "hosts.toml")
 		before, mode, err := p.read(path)
 		if err != nil {
@@ -194,16 +194,12 @@ func prune(doc map[string]any) map[string]any {
 }
 
 // addHost has a hosts.toml ask the agent first. Where there is none, the server
-// of the upstream comes after it; without one, as for _default, the registry that
-// the image's name says.
+// of the upstream comes after it: without one containerd would take https for
+// granted.
 func addHost(before []byte, u Upstream, mirror string) ([]byte, error) {
 	host := fmt.Sprintf("[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", mirror)
 	if len(strings.TrimSpace(string(before))) == 0 {
-		text := string(before) + ours()
-		if u.Name != "_default" {
-			text += fmt.Sprintf("server = %q\n", u.server())
-		}
-		return []byte(text + "\n" + host), nil
+		return fmt.Appendf(nil, "%s%sserver = %q\n\n%s", before, ours(), u.server(), host), nil
 	}
 	var doc map[string]any
 	if err := toml.Unmarshal(before, &doc); err != nil {

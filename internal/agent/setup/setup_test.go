@@ -260,12 +260,12 @@ func TestUndo_AfterACrashInTheMiddle(t *testing.T) {
 	r.setUp(r.options(setup.Containerd, "docker.io"))
 	// The record is there, and only the first file was written.
 	r.write("etc/containerd/config.toml", "version = 2\n")
-	if err := os.Remove(filepath.Join(r.dir, "etc/containerd/certs.d/_default/hosts.toml")); err != nil {
+	if err := os.Remove(filepath.Join(r.dir, "etc/containerd/certs.d/docker.io/hosts.toml")); err != nil {
 		t.Fatal(err)
 	}
 	r.undo(setup.Containerd)
 	after := r.tree()
-	delete(after, "etc/containerd/certs.d/_default/") // the crash left it
+	delete(after, "etc/containerd/certs.d/docker.io/") // the crash left it
 	delete(after, "etc/containerd/certs.d/")
 	r.same("undone", before, after)
 }
