@@ -28,7 +28,7 @@ what runs.`,
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitCodes + "\n")
 	root.AddCommand(a.serveCommand(), a.gcCommand(), a.explainCommand(), a.trashCommand(), a.checkCommand(),
-		a.nodesCommand(), a.preheatCommand(), a.nodeCommand(), a.cacheCommand(), a.versionCommand())
+		a.nodesCommand(), a.preheatCommand(), a.nodeCommand(), a.cacheCommand(), a.swarmCommand(), a.versionCommand())
 	for _, cmd := range everyCommand(root) {
 		if cmd.Long == "" {
 			cmd.Long = cmd.Short + "."

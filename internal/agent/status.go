@@ -22,6 +22,7 @@ func (a *Agent) status(context.Context) (nodeapi.Status, error) {
 	if a.reporter != nil {
 		s.Report = a.reporter.Status()
 	}
+	s.Peers = a.swarm.peerStatus()
 	return s, nil
 }
 

@@ -48,6 +48,9 @@ func (a *Agent) openSwarm(ctx context.Context, origin fetch.Origin) error {
 	if err != nil {
 		return setting.Errorf("swarm.secret", "%s: %v", a.cfg.Swarm.Secret, err)
 	}
+	if plan.Node(a.name) == plan.Origin {
+		return setting.Errorf("name", "%q is what a swarm calls the upstream; give the node another name", a.name)
+	}
 	s := &swarming{}
 	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Swarm.Listen); err != nil {
 		return fmt.Errorf("listen for the swarm on %s: %w", a.cfg.Swarm.Listen, err)

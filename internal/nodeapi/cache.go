@@ -19,6 +19,8 @@ import (
 //	DELETE /pins?ref=REF            204
 //	GET    /limits                  Limits
 //	PUT    /limits                  LimitsRequest → Limits
+//	GET    /swarm                   Swarm; 404 where the node is in none
+//	GET    /swarm/traces            SwarmTraces
 
 // Tiers of a blob.
 const (
@@ -158,11 +160,11 @@ type ReportStatus struct {
 	Error      string     `json:"error,omitempty"`       // of the last attempt
 }
 
-// PeerStatus is another node of the swarm.
+// PeerStatus is another node of the swarm. Swarm tells more.
 type PeerStatus struct {
 	Name    string `json:"name"`
 	Address string `json:"address"`
-	State   string `json:"state"`
+	State   string `json:"state"` // PeerAlive, PeerBanned
 }
 
 // Event is something that the agent's owner should know of.

@@ -1,5 +1,5 @@
 // Package admin owns the JSON face of a node under /api/v1/: its status, the
-// cache, evictions, pins, limits, events. The nouns are nodeapi's; openapi.yaml
+// cache, evictions, pins, limits, events, the swarm. The nouns are nodeapi's; openapi.yaml
 // describes them, and tests hold the handler to it.
 //
 // It decides nothing: the evictor judges, the index resolves and pins. What it
@@ -36,6 +36,8 @@ type Options struct {
 	Events    func() []nodeapi.Event // newest first
 	Limits    func() nodeapi.Limits
 	SetLimits func(nodeapi.LimitsRequest) (nodeapi.Limits, error)
+	Swarm     func() (nodeapi.Swarm, error) // NotFound: the node is in none
+	Traces    func() (nodeapi.SwarmTraces, error)
 
 	Guard    httpserve.Guard     // empty on a socket, which no web page reaches
 	Observer *httpserve.Observer // nil: requests are not counted by route
@@ -70,6 +72,8 @@ func (a *API) routes() []jsonface.Route {
 		{Method: http.MethodGet, Path: "/events", Handle: a.events},
 		{Method: http.MethodGet, Path: "/limits", Handle: a.limits},
 		{Method: http.MethodPut, Path: "/limits", Handle: a.setLimits},
+		{Method: http.MethodGet, Path: "/swarm", Handle: a.swarm},
+		{Method: http.MethodGet, Path: "/swarm/traces", Handle: a.traces},
 	}
 }
 
@@ -108,7 +112,8 @@ func (a *API) setLimits(c *jsonface.Call) (any, error) {
 		return nil, err
 	}
 	if req == (nodeapi.LimitsRequest{}) {
-		return nil, fault.New(fault.Invalid, "no limit is given; there are quota_bytes, high_percent, low_percent and margin_bytes")
+		return nil, fault.New(fault.Invalid, "no limit is given; there are quota_bytes, high_percent, low_percent and margin_bytes, and of a swarm "+
+			"upload_bytes_per_second, download_bytes_per_second, peer_upload_bytes_per_second and peer_download_bytes_per_second")
 	}
 	l, err := a.SetLimits(req)
 	if err == nil {
@@ -116,6 +121,10 @@ func (a *API) setLimits(c *jsonface.Call) (any, error) {
 	}
 	return l, err
 }
+
+func (a *API) swarm(*jsonface.Call) (any, error) { return a.Swarm() }
+
+func (a *API) traces(*jsonface.Call) (any, error) { return a.Traces() }
 
 func (a *API) gc(c *jsonface.Call) (any, error) {
 	var req nodeapi.GCRequest

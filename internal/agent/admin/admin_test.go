@@ -36,7 +36,8 @@ type node struct {
 	runtime *inusetest.Fake
 	events  []nodeapi.Event
 	limits  nodeapi.Limits
-	pinned  int // how often it was told of pins
+	swarm   *nodeapi.Swarm // nil: it is in none
+	pinned  int            // how often it was told of pins
 	clock   time.Time
 }
 
@@ -66,7 +67,8 @@ func serve(t *testing.T, guard httpserve.Guard) *node {
 	n.Server = facetest.Serve(t, observer.Wrap(admin.New(admin.Options{
 		Index: n.index, Store: n.store, Evictor: evictor, Tracker: tracker, Namespace: "registry.test:5000",
 		Status: n.status, Pinned: func() { n.pinned++ }, Events: func() []nodeapi.Event { return n.events },
-		Limits: func() nodeapi.Limits { return n.limits }, SetLimits: n.setLimits, Guard: guard, Observer: observer, Log: log,
+		Limits: func() nodeapi.Limits { return n.limits }, SetLimits: n.setLimits,
+		Swarm: n.swarmed, Traces: n.traces, Guard: guard, Observer: observer, Log: log,
 	})))
 	t.Cleanup(func() {
 		if err := n.store.Close(); err != nil {
@@ -225,8 +227,32 @@ func TestLimits_AreCheckedAndSet(t *testing.T) {
 		t.Errorf("limits %+v", l)
 	}
 	n.Do("PUT", "/limits", `{"high_percent":10}`).Refused(http.StatusBadRequest, "low watermark")
-	n.Do("PUT", "/limits", `{}`).Refused(http.StatusBadRequest, "quota_bytes")
+	n.Do("PUT", "/limits", `{}`).Refused(http.StatusBadRequest, "quota_bytes", "peer_download_bytes_per_second")
+	n.Do("PUT", "/limits", `{"upload_bytes_per_second":700}`).OK(http.StatusOK, &l)
+	if l.Swarm == nil || l.Swarm.Upload != 700 {
+		t.Errorf("limits %+v", l)
+	}
 	n.Do("PUT", "/limits", `{"qota":1}`).Refused(http.StatusBadRequest, "qota", "quota_bytes")
+}
+
+func TestSwarm_IsTold(t *testing.T) {
+	n := serve(t, httpserve.Guard{})
+	n.Do("GET", "/swarm", nil).Refused(http.StatusNotFound, "in no swarm")
+	n.Do("GET", "/swarm/traces", nil).Refused(http.StatusNotFound, "in no swarm")
+	until := n.clock
+	n.swarm = &nodeapi.Swarm{Self: nodeapi.SwarmMember{Node: "n1"}, FromPeers: 3, FromOrigin: 1, Saved: 0.75,
+		Members:   []nodeapi.SwarmMember{{Node: "n2", Address: "10.0.0.2:5003", Zone: "z", Sent: 1, Received: 3, BannedUntil: &until}},
+		Transfers: []nodeapi.SwarmTransfer{{Digest: digest.FromString("x"), SizeBytes: 10, Pieces: 1, Missing: 1, Neighbours: []string{"n2"}, Leader: "n2", Background: true}}}
+	var s nodeapi.Swarm
+	n.Do("GET", "/swarm", nil).OK(http.StatusOK, &s)
+	if s.Saved != 0.75 || len(s.Members) != 1 || s.Members[0].Node != "n2" || len(s.Transfers) != 1 {
+		t.Errorf("swarm %+v", s)
+	}
+	var l nodeapi.SwarmTraces
+	n.Do("GET", "/swarm/traces", nil).OK(http.StatusOK, &l)
+	if len(l.Traces) != 1 || len(l.Traces[0].Pieces) != 1 {
+		t.Errorf("traces %+v", l)
+	}
 }
 
 func TestEvents_NewestFirstAndBounded(t *testing.T) {
@@ -259,6 +285,9 @@ func TestDocument_DescribesEveryOperation(t *testing.T) {
 	n.Do("GET", "/events", nil).OK(200, nil)
 	n.Do("GET", "/limits", nil).OK(200, nil)
 	n.Do("PUT", "/limits", `{"margin_bytes":1}`).OK(200, nil)
+	n.swarm = &nodeapi.Swarm{Members: []nodeapi.SwarmMember{}, Transfers: []nodeapi.SwarmTransfer{}}
+	n.Do("GET", "/swarm", nil).OK(200, nil)
+	n.Do("GET", "/swarm/traces", nil).OK(200, nil)
 	n.Do("GET", "/openapi.json", nil).OK(200, nil)
 	if unseen := n.Unseen(); len(unseen) > 0 {
 		t.Errorf("never seen to succeed: %v", unseen)
@@ -292,7 +321,24 @@ func (n *node) setLimits(r nodeapi.LimitsRequest) (nodeapi.Limits, error) {
 	if r.QuotaBytes != nil {
 		n.limits.QuotaBytes = *r.QuotaBytes
 	}
+	if r.Upload != nil {
+		n.limits.Swarm = &nodeapi.SwarmLimits{Upload: *r.Upload}
+	}
 	return n.limits, nil
+}
+
+func (n *node) swarmed() (nodeapi.Swarm, error) {
+	if n.swarm == nil {
+		return nodeapi.Swarm{}, fault.New(fault.NotFound, "this node is in no swarm")
+	}
+	return *n.swarm, nil
+}
+
+func (n *node) traces() (nodeapi.SwarmTraces, error) {
+	_, err := n.swarmed()
+	return nodeapi.SwarmTraces{Traces: []nodeapi.SwarmTrace{{
+		Digest: digest.FromString("x"), SizeBytes: 10, FromPeers: 10, Seconds: 0.5, Sources: []string{"n2"}, Pieces: [][3]int{{7, 0, 0}},
+	}}}, err
 }
 
 func (n *node) status(context.Context) (nodeapi.Status, error) {

@@ -86,7 +86,8 @@ func (e *Engine) Status() Status {
 			m.Sent, m.Received = t.sent, t.received
 		}
 		if b := e.bans[n]; b != nil && time.Now().Before(b.until) {
-			m.Banned = &b.until
+			until := b.until // which changes with the next lie
+			m.Banned = &until
 		}
 		s.Members = append(s.Members, m)
 	}
