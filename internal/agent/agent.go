@@ -309,6 +309,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.swarm != nil {
 		g.Go(func() error { return a.swarm.run(ctx) })
 	}
+	g.Go(func() error { a.fetcher.Verify(ctx); return nil })
 	g.Go(func() error { return a.tracker.Run(ctx) })
 	g.Go(func() error { return a.evict(ctx) })
 	if a.reporter != nil {

@@ -61,9 +61,12 @@ func chainOf(config []byte) (oci.Digest, bool) {
 }
 
 // Relearn notes of the configs in the cache what an end in mid download has
-// kept from being noted. Do it before the first eviction: a container that is
+// kept from being noted, and of all of it what was lost with an index. Do it before the first eviction: a container that is
 // known by its layers only leads to its image by nothing else.
 func (f *Fetcher) Relearn(ctx context.Context) error {
+	if err := f.readopt(ctx); err != nil {
+		return err
+	}
 	var configs []oci.Digest
 	err := f.o.Index.Edges(ctx, func(e index.Edge) error {
 		if e.Role == index.RoleConfig {

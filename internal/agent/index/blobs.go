@@ -145,3 +145,11 @@ func (x *Index) SetDeleted(ctx context.Context, all []oci.Digest, at int64) erro
 		return err
 	})
 }
+
+// SetMediaType says what a blob turned out to be.
+func (x *Index) SetMediaType(ctx context.Context, d oci.Digest, mediaType string) error {
+	return x.note(ctx, "note what "+string(d)+" is", func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE blobs SET media_type = ? WHERE digest = ?", mediaType, string(d))
+		return err
+	})
+}

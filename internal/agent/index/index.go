@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -31,6 +32,10 @@ type Index struct {
 	db      *sqldb.DB
 	lock    *os.File
 	reserve *reserve
+	log     *slog.Logger
+	anew    string // path of the mark that it was begun anew
+	pins    string // path of the copy of the pins
+	saving  sync.Mutex
 }
 
 // Close closes the database and lets another process have the directory.

@@ -66,6 +66,13 @@ func (x *Index) names(ctx context.Context, where string, args ...any) (found []N
 
 // Pin keeps the trees of roots from being evicted; it replaces what ref pinned before.
 func (x *Index) Pin(ctx context.Context, ref string, roots []oci.Digest) error {
+	if err := x.pin(ctx, ref, roots); err != nil {
+		return err
+	}
+	return x.savePins(ctx)
+}
+
+func (x *Index) pin(ctx context.Context, ref string, roots []oci.Digest) error {
 	return x.note(ctx, "pin "+ref, func(tx *sqldb.Tx) error {
 		if _, err := tx.Exec("DELETE FROM pins WHERE ref = ?", ref); err != nil {
 			return err
@@ -80,13 +87,22 @@ func (x *Index) Pin(ctx context.Context, ref string, roots []oci.Digest) error {
 
 // Unpin takes a pin away; NotFound if there is none of that name.
 func (x *Index) Unpin(ctx context.Context, ref string) error {
-	return x.relieve(ctx, "unpin "+ref, func(tx *sqldb.Tx) error {
+	err := x.relieve(ctx, "unpin "+ref, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM pins WHERE ref = ?", ref)
 		if err == nil && n == 0 {
 			return fault.New(fault.NotFound, "%s is not pinned", ref)
 		}
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	// The copy may keep it for longer, on a full disk: too much stays then, in the
+	// one case that the copy is for.
+	if err := x.savePins(ctx); err != nil {
+		x.log.Warn("a pin that was taken away stays in the copy of the pins", "ref", ref, "error", err)
+	}
+	return nil
 }
 
 // Pins returns all pins, in order of their references.

@@ -16,8 +16,8 @@ import (
 )
 
 // Open opens the index and brings its schema up to date. A database that is
-// corrupt is moved aside, to PATH.corrupt-N, and begun anew: everything in it
-// can be fetched again.
+// corrupt is moved aside, to PATH.corrupt-N, and begun anew, as is one that is
+// missing: see Anew. Pins are read back from their copy.
 func Open(ctx context.Context, o Options) (*Index, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -30,18 +30,29 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Index{lock: lock, reserve: newReserve(o.Path + ".reserve")}
+	x := &Index{lock: lock, reserve: newReserve(o.Path + ".reserve"), log: o.Log, anew: o.Path + ".anew", pins: filepath.Join(dir, pinsFile)}
+	if _, err := os.Lstat(o.Path); errors.Is(err, fs.ErrNotExist) {
+		if err := x.beginAnew(); err != nil {
+			return nil, errors.Join(err, lock.Close())
+		}
+	}
 	err = x.openDB(ctx, o)
 	if isCorrupt(err) {
-		aside, moveErr := moveAside(o.Path)
+		aside, moveErr := "", x.beginAnew()
+		if moveErr == nil {
+			aside, moveErr = moveAside(o.Path)
+		}
 		if moveErr != nil {
 			return nil, errors.Join(err, moveErr, lock.Close())
 		}
-		o.Log.Error("the cache's index was corrupt and is begun anew; what is cached will be fetched again", "path", o.Path, "moved_to", aside, "error", err)
+		o.Log.Error("the cache's index was corrupt and is begun anew; what is cached is taken back from its files", "path", o.Path, "moved_to", aside, "error", err)
 		err = x.openDB(ctx, o)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the cache's index: %w", err), lock.Close())
+	}
+	if err := x.recallPins(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the cache's index: %w", err), x.Close())
 	}
 	x.reserve.replenish()
 	return x, nil

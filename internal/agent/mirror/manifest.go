@@ -13,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
-	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -253,7 +252,7 @@ func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, q
 func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bool) error {
 	// What it needs comes first: a manifest that is here is never asked for again,
 	// so an end in between would leave its layers without an image for good.
-	edges := edgesOf(doc)
+	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
 	if len(edges) > 0 {
 		if err := m.o.Index.PutEdges(ctx, doc.digest, edges); err != nil {
 			return err
@@ -268,32 +267,4 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 		m.o.Peers.KnowsContent(doc.digest)
 	}
 	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
-}
-
-// edgesOf says what a manifest needs. One that cannot be read needs nothing that
-// this node knows of, and is handed on all the same.
-func edgesOf(doc document) []index.Edge {
-	parsed, err := oci.ParseManifest(doc.mediaType, doc.content)
-	if err != nil {
-		return nil
-	}
-	var edges []index.Edge
-	add := func(d oci.Descriptor, role string) {
-		edges = append(edges, index.Edge{Parent: doc.digest, Child: d.Digest, Role: role, Size: d.Size, MediaType: d.MediaType})
-	}
-	for _, d := range parsed.Children {
-		add(d, index.RoleManifest)
-	}
-	image := parsed.MediaType == oci.MediaTypeImage || parsed.MediaType == oci.MediaTypeDockerImage
-	for i, d := range parsed.Blobs {
-		if i == 0 && image {
-			add(d, index.RoleConfig) // ParseManifest puts it first
-			continue
-		}
-		add(d, index.RoleLayer)
-	}
-	if parsed.Subject != "" {
-		add(oci.Descriptor{Digest: parsed.Subject}, index.RoleSubject)
-	}
-	return edges
 }

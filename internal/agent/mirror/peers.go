@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
@@ -90,7 +91,7 @@ func (m *Mirror) fromPeers(ctx context.Context, a access, d oci.Digest, cause er
 	if parsed, err := oci.ParseManifest("", g.Content); err == nil && parsed.MediaType != "" {
 		doc.mediaType = parsed.MediaType // that of the content itself cannot be made up
 	}
-	edges := edgesOf(doc)
+	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
 	if len(edges) > 0 {
 		if err := m.o.Index.PutEdges(ctx, d, edges); err != nil {
 			return document{}, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,6 +30,9 @@ func (s *Store) recover(ctx context.Context) error {
 			}
 		}
 	}
+	if len(s.takenBack) == 0 {
+		return s.index.Adopted()
+	}
 	return nil
 }
 
@@ -42,6 +46,7 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 		return err
 	}
 	var lost []index.Blob
+	anew := s.index.Anew()
 	err = s.index.BlobsFrom(ctx, alg+":"+shard, func(b index.Blob) error {
 		if f := there[b.Digest]; !f.data || !f.side {
 			lost = append(lost, b)
@@ -49,6 +54,9 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 		}
 		delete(there, b.Digest)
 		s.adopt(b)
+		if anew {
+			s.takenBack = append(s.takenBack, b.Digest) // by a start that was cut off
+		}
 		return nil
 	})
 	if err != nil {
@@ -62,7 +70,13 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 			return err
 		}
 	}
-	for d := range there {
+	for d, f := range there {
+		if anew && f.data && f.side {
+			if err := s.takeBack(ctx, d); err != nil {
+				return err
+			}
+			continue
+		}
 		s.log.Info("removing files that belong to no cached blob", "digest", d)
 		if err := s.removeFiles(d); err != nil {
 			s.log.Error("files that belong to no cached blob stay where they are", "digest", d, "error", err)
@@ -70,6 +84,38 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	}
 	return nil
 }
+
+// takeBack makes a row for files that have lost theirs with the index. What they
+// are worth shows when they are opened: a partial blob is checked then, piece by
+// piece and against its digest. Nobody knows any more who may have it, so it
+// counts as private.
+func (s *Store) takeBack(ctx context.Context, d oci.Digest) error {
+	head := make([]byte, headerLen)
+	f, err := os.Open(s.path(d) + sidecarSuffix)
+	if err != nil {
+		return err
+	}
+	_, err = io.ReadFull(f, head)
+	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("take %s back: %w", d, err)
+	}
+	size, ok := sizeIn(head)
+	if !ok || err != nil {
+		s.corrupt(d, 0, "neither the index nor its file of checksums says what it is")
+		return s.removeFiles(d)
+	}
+	row, err := s.index.PutBlob(ctx, index.Blob{Digest: d, Size: size, State: index.Partial, Private: true})
+	if err != nil {
+		return err
+	}
+	s.adopt(row)
+	s.takenBack = append(s.takenBack, d)
+	return nil
+}
+
+// TakenBack lists the blobs whose files were found without an index. Opening one
+// verifies it.
+func (s *Store) TakenBack() []oci.Digest { return s.takenBack }
 
 // adopt counts a blob that has its files.
 func (s *Store) adopt(b index.Blob) {

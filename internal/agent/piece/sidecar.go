@@ -44,6 +44,15 @@ func header(size int64) []byte {
 	return binary.LittleEndian.AppendUint32(b, checksum(b))
 }
 
+// sizeIn is the size of the blob that a header is of.
+func sizeIn(head []byte) (size int64, ok bool) {
+	if len(head) < headerLen {
+		return 0, false
+	}
+	size = int64(binary.LittleEndian.Uint64(head[len(sidecarMagic):]))
+	return size, size >= 0 && string(head[:headerLen]) == string(header(size))
+}
+
 func record(i int, crc uint32) []byte {
 	b := make([]byte, 0, recordLen)
 	b = binary.LittleEndian.AppendUint32(b, crc)

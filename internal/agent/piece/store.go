@@ -26,6 +26,8 @@ type Store struct {
 	lock    *os.File
 	step    func(string) // called between any two changes of the disk; see export_test.go
 	buffers sync.Pool    // of *[Size]byte
+	// takenBack is written by recover only.
+	takenBack []oci.Digest
 
 	mu     sync.Mutex // guards what follows, and refs, busy and idleAt of entries
 	closed bool
