@@ -42,7 +42,10 @@ func TestSwarm_TellsWhereEachByteCameFrom(t *testing.T) {
 		}
 	}
 	var traces nodeapi.SwarmTraces
-	ask(nodes[1], "/swarm/traces", &traces)
+	eventually(t, "the pull has left a trace", func() bool {
+		ask(nodes[1], "/swarm/traces", &traces)
+		return len(traces.Traces) > 0
+	})
 	if len(traces.Traces) != 1 || len(traces.Traces[0].Pieces) != 9 || traces.Traces[0].FromPeers+traces.Traces[0].FromOrigin != size {
 		t.Errorf("traces %+v", traces)
 	}
