@@ -83,7 +83,7 @@ for i in 1 2 3 4; do
   await "node-$i is ready" curl -sf "http://$mirror/healthz"
 done
 show "fairway node --registry $url --swarm-secret FILE --swarm-join HOST:PORT --swarm-upload 10MB --swarm-download 10MB ..."
-together() { for n in "${nodes[@]}"; do [ "$(metric "$n" fairway_swarm_members '')" = 4 ] || return 1; done; }
+together() { for n in "${nodes[@]}"; do [ "$(metric "$n" fairway_node_swarm_members '')" = 4 ] || return 1; done; }
 await "the four find each other" together
 echo "  four members, encrypted with the secret"
 
@@ -112,9 +112,9 @@ printf '  %-8s %12s %12s %12s\n' MB 'registry' 'other nodes' 'sent'
 sumOrigin=0 sumPeer=0
 for i in 1 2 3 4; do
   n=${nodes[$((i - 1))]}
-  origin=$(metric "$n" fairway_swarm_received_bytes_total '{source="origin",use="content"}')
-  peer=$(metric "$n" fairway_swarm_received_bytes_total '{source="peer",use="content"}')
-  printf '  %-8s %12s %12s %12s\n' "node-$i" "$(mb "$origin")" "$(mb "$peer")" "$(mb "$(metric "$n" fairway_swarm_sent_bytes_total '')")"
+  origin=$(metric "$n" fairway_node_swarm_received_bytes_total '{source="origin",use="content"}')
+  peer=$(metric "$n" fairway_node_swarm_received_bytes_total '{source="peer",use="content"}')
+  printf '  %-8s %12s %12s %12s\n' "node-$i" "$(mb "$origin")" "$(mb "$peer")" "$(mb "$(metric "$n" fairway_node_swarm_sent_bytes_total '')")"
   [ $((origin + peer)) -eq 40000000 ] || fail "node-$i accounts for $((origin + peer)) bytes of 40000000"
   sumOrigin=$((sumOrigin + origin)) sumPeer=$((sumPeer + peer))
 done

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/crowd"
 	"github.com/fairway-registry/fairway/internal/daemon"
 )
 
@@ -28,7 +29,8 @@ type ctrd struct {
 	sock   string
 	bin    string // folder of containerd, ctr and the shim; "" is the PATH
 	config string
-	hosts  string // certs.d: where to pull from
+	hosts  string      // certs.d: where to pull from
+	host   *crowd.Host // the machine that it runs on; nil: this one
 	log    *logBuffer
 	proc   *daemon.Process
 	names  []name // of containers that were made
@@ -40,11 +42,16 @@ type name struct{ namespace, id string }
 // started end with the test.
 func startContainerd(t testing.TB, version string) *ctrd {
 	t.Helper()
+	return startContainerdOn(t, version, nil)
+}
+
+func startContainerdOn(t testing.TB, version string, host *crowd.Host) *ctrd {
+	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "c"+version+"-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &ctrd{t: t, dir: dir, sock: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "certs.d"), log: newLog(t, "containerd "+version)}
+	c := &ctrd{t: t, dir: dir, host: host, sock: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "certs.d"), log: newLog(t, "containerd "+version)}
 	text := configV1
 	if version == "2" {
 		text = configV2
@@ -119,9 +126,8 @@ func (c *ctrd) start() {
 	if c.bin != "" {
 		env = []string{"PATH=" + c.bin + ":" + os.Getenv("PATH")} // for its shim
 	}
-	p, err := daemon.Start(ctx, daemon.Options{
-		Path: need(c.t, c.program("containerd")), Args: []string{"--config", c.config}, Env: env, Log: c.log, Ready: c.sock,
-	})
+	path, args := c.inside(need(c.t, c.program("containerd")), "--config", c.config)
+	p, err := daemon.Start(ctx, daemon.Options{Path: path, Args: args, Env: env, Log: c.log, Ready: c.sock})
 	if err != nil {
 		c.t.Fatalf("%v\n%s", err, c.log)
 	}
@@ -201,7 +207,16 @@ func unmountBelow(t testing.TB, dir string) {
 func (c *ctrd) tryIn(namespace string, args ...string) (stdout, stderr string, err error) {
 	c.t.Helper()
 	// Its own context: the clean-up of a test runs when the test's has ended.
-	return tryCtx(context.Background(), c.t, c.program("ctr"), append([]string{"--address", c.sock, "-n", namespace}, args...)...)
+	path, args := c.inside(c.program("ctr"), append([]string{"--address", c.sock, "-n", namespace}, args...)...)
+	return tryCtx(context.Background(), c.t, path, args...)
+}
+
+// inside is a command as it is run on containerd's machine.
+func (c *ctrd) inside(path string, args ...string) (string, []string) {
+	if c.host == nil {
+		return path, args
+	}
+	return c.host.Command(path, args...)
 }
 
 // ctr runs ctr in a namespace.

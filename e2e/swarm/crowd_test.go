@@ -82,7 +82,7 @@ func TestN9_ATenthOfTheSpeedSlowsNobodyElse(t *testing.T) {
 	s.complete(pulls)
 	s.inTime("the others", slowest(pulls), s.bound(5), loose)
 	s.within(1.15)
-	got, err := slow.Metric(s.ctx, "fairway_swarm_received_bytes_total", "content")
+	got, err := slow.Metric(s.ctx, "fairway_node_swarm_received_bytes_total", "content")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -248,16 +248,18 @@ func (c *Crowd) Gather(ctx context.Context, count int) error {
 			return fmt.Errorf("%s has ended", n.Name)
 		default:
 		}
-		seen := 0
+		seen, last := 0, error(nil)
 		err := Await(ctx, func() bool {
 			m, err := n.Members(ctx)
 			if err == nil {
 				seen = m
+			} else if ctx.Err() == nil {
+				last = err
 			}
 			return seen >= count
 		})
 		if err != nil {
-			return fmt.Errorf("%s sees %d members of %d: %w", n.Name, seen, count, err)
+			return fmt.Errorf("%s sees %d members of %d: %w", n.Name, seen, count, errors.Join(err, last))
 		}
 	}
 	return nil
