@@ -51,11 +51,18 @@ Active blobs never go; of the others the cold go before the warm.`,
 			return a.stdout.json(list)
 		}
 		a.printCache(list.Items)
+		if old := time.Duration(list.RuntimesAge) * time.Second; old >= oldAnswer {
+			a.stderr.printf("A runtime does not answer; this goes by what it said %s ago.\n", unit.Duration(old))
+		}
 		return nil
 	})
 	cmd.Flags().StringVar(&tier, "tier", "", "only blobs of this `TIER`: active, warm or cold")
 	return cmd
 }
+
+// oldAnswer is the age of an answer that people are told of. Runtimes are asked
+// every 30 s.
+const oldAnswer = time.Minute
 
 func (a *app) printCache(items []nodeapi.CacheItem) {
 	t := a.stdout

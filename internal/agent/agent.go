@@ -338,6 +338,8 @@ func (a *Agent) evict(ctx context.Context) error {
 	for _, s := range u.Unknown {
 		a.log.Warn("a runtime does not answer; what it may use stays in the cache", "runtime", s.Name, "err", s.Error)
 	}
+	// What is over the quota since the last run, or since it was lowered, goes now.
+	a.evictor.Kick()
 	return a.evictor.Run(ctx)
 }
 

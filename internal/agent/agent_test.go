@@ -257,6 +257,24 @@ func TestN5_AQuotaLoweredAtRunTimeIsKept(t *testing.T) {
 	}
 }
 
+// TestN5_ANodeStartedOverItsQuotaEvictsAtOnce: it waited for 10 s.
+func TestN5_ANodeStartedOverItsQuotaEvictsAtOnce(t *testing.T) {
+	cfg := testConfig(t)
+	a, stop := start(t, cfg)
+	for n := range 20 {
+		put(t, a, fmt.Sprintf("%0100000d", n))
+	}
+	stop()
+	<-time.After(1100 * time.Millisecond) // the answer must be newer than they are, by more than clocks may differ
+	cfg.Quota = 1_000_000
+	began := time.Now()
+	a, _ = start(t, cfg)
+	eventually(t, "the cache is below its quota", func() bool { return a.store.Usage().Used < 1_000_000 })
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("eviction began after %v", took)
+	}
+}
+
 // TestN3_ARuntimeThatNeverAnswersKeepsEverything has no runtime at its socket.
 func TestN3_ARuntimeThatNeverAnswersKeepsEverything(t *testing.T) {
 	cfg := testConfig(t)

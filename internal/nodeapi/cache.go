@@ -50,6 +50,9 @@ type CacheItem struct {
 // CacheList is what the cache has.
 type CacheList struct {
 	Items []CacheItem `json:"items"`
+	// RuntimesAge is how old the oldest answer of a runtime is that the tiers go
+	// by, in seconds; −1: one has never answered.
+	RuntimesAge int64 `json:"runtimes_age_seconds"`
 }
 
 // Verdict is what the judge says of a blob.

@@ -79,7 +79,7 @@ func (a *API) routes() []jsonface.Route {
 
 func (a *API) status(c *jsonface.Call) (any, error) {
 	s, err := a.Status(c.Context())
-	s.Upstreams, s.Runtimes = jsonface.List(s.Upstreams), jsonface.List(s.Runtimes)
+	s.Upstreams, s.Mirrors, s.Runtimes = jsonface.List(s.Upstreams), jsonface.List(s.Mirrors), jsonface.List(s.Runtimes)
 	if s.LastEvent == nil {
 		if list := a.Events(); len(list) > 0 {
 			s.LastEvent = &list[0]

@@ -41,7 +41,15 @@ func (a *API) list(c *jsonface.Call) (any, error) {
 		items = append(items, itemOf(&i, verdicts[i.Digest], images.of(i.Digest), pins[i.Digest]))
 		return nil
 	})
-	return nodeapi.CacheList{Items: items}, err
+	return nodeapi.CacheList{Items: items, RuntimesAge: age(p.Answered)}, err
+}
+
+// age is in seconds; −1 for what never was.
+func age(at time.Time) int64 {
+	if at.IsZero() {
+		return -1
+	}
+	return int64(max(time.Since(at), 0).Seconds())
 }
 
 // itemOf describes a blob. One that came after the judgement has no verdict; it

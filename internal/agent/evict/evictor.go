@@ -167,7 +167,7 @@ func (e *Evictor) Run(ctx context.Context) error {
 		if !sweep && (known && now.Sub(stuck) < sweepEvery || e.limits().excessOf(e.usage(), 0).target() == 0) {
 			continue
 		}
-		r, err := e.Pass(ctx)
+		r, err := e.look(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -198,6 +198,24 @@ func (e *Evictor) Pass(ctx context.Context) (Result, error) {
 	}
 	defer e.give()
 	return e.pass(ctx, 0, false)
+}
+
+// look is Pass for Run, which nothing waits for but the turn: a runtime that does
+// not answer is not waited for, since nothing may go before it does, which will be
+// a change.
+func (e *Evictor) look(ctx context.Context) (Result, error) {
+	if err := e.take(ctx); err != nil {
+		return Result{}, err
+	}
+	defer e.give()
+	if !e.silent() {
+		return e.pass(ctx, 0, false)
+	}
+	g, err := e.gatherSoon(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	return e.passOver(ctx, g, false)
 }
 
 func (e *Evictor) take(ctx context.Context) error {
@@ -322,10 +340,13 @@ func (e *Evictor) futile(need int64) bool {
 // Plan is what a pass would do now.
 type Plan struct {
 	Judgement
-	At      int64 // ms
-	Usage   Usage
-	Quota   int64
-	Unknown []string // runtimes that do not answer, and why
+	At    int64 // ms
+	Usage Usage
+	Quota int64
+	// Answered is when the oldest of the runtimes' answers that it goes by was asked
+	// for; zero if one has never answered.
+	Answered time.Time
+	Unknown  []string // runtimes that do not answer, and why
 }
 
 // Plan judges as a pass does, and changes nothing.
@@ -334,12 +355,12 @@ func (e *Evictor) Plan(ctx context.Context) (Plan, error) {
 		return Plan{}, err
 	}
 	defer e.give()
-	g, err := e.gather(ctx, 0)
+	g, err := e.gatherSoon(ctx)
 	if err != nil {
 		return Plan{}, err
 	}
 	l := e.limits()
-	p := Plan{Judgement: Judge(g.facts, g.situation, l), At: g.situation.Now, Usage: g.situation.Usage, Quota: l.Quota}
+	p := Plan{Judgement: Judge(g.facts, g.situation, l), At: g.situation.Now, Usage: g.situation.Usage, Quota: l.Quota, Answered: g.usage.At}
 	if g.situation.Runtimes {
 		for _, s := range g.usage.Unknown {
 			p.Unknown = append(p.Unknown, unknownText(s))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
@@ -21,6 +22,7 @@ type gathered struct {
 	deleted   []int   // facts whose rows say that their image was deleted
 	situation Situation
 	usage     *inuse.Usage
+	began     time.Time
 	traced    map[string]bool // by holder.key, whether it leads to content of the cache
 	all       *gathered       // of the first judgement, where this is of the claimed only
 }
@@ -28,14 +30,36 @@ type gathered struct {
 // gather asks the runtimes, and then reads the cache: a blob that is newer than
 // the answer shows as such.
 func (e *Evictor) gather(ctx context.Context, need int64) (*gathered, error) {
+	began := e.o.Now()
 	u, err := e.o.Tracker.Ask(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask the runtimes: %w", err)
 	}
-	g := &gathered{traced: map[string]bool{}}
+	return e.read(ctx, need, u, began)
+}
+
+// gatherSoon is gather for a person who looks. A runtime that does not answer is
+// not waited for: what was believed of it holds, and its age is told.
+func (e *Evictor) gatherSoon(ctx context.Context) (*gathered, error) {
+	began, u := e.o.Now(), e.o.Tracker.Usage()
+	if !slices.ContainsFunc(u.Unknown, inuse.SourceStatus.Silent) {
+		soon, cancel := context.WithTimeout(ctx, e.patience)
+		defer cancel()
+		if now, err := e.o.Tracker.Ask(soon); err == nil {
+			u = now
+		} else if ctx.Err() != nil {
+			return nil, fmt.Errorf("ask the runtimes: %w", err)
+		}
+	}
+	return e.read(ctx, 0, u, began)
+}
+
+// read reads the cache, after the runtimes gave the answer u.
+func (e *Evictor) read(ctx context.Context, need int64, u *inuse.Usage, began time.Time) (*gathered, error) {
+	g := &gathered{began: began, traced: map[string]bool{}}
 	g.situation = Situation{Usage: e.usage(), Need: need}
 	var latest int64
-	err = e.o.Store.Each(ctx, func(i piece.Info) error {
+	err := e.o.Store.Each(ctx, func(i piece.Info) error {
 		if i.DeletedAt != 0 {
 			g.deleted = append(g.deleted, len(g.facts))
 		}

@@ -39,13 +39,17 @@ type Result struct {
 // pass gathers, judges and evicts. The caller has the turn. What was done until
 // an error is in the result.
 func (e *Evictor) pass(ctx context.Context, need int64, coldOnly bool) (Result, error) {
-	began := e.o.Now()
-	l := e.limits()
-	if err := l.Validate(); err != nil {
-		return Result{}, err
-	}
 	g, err := e.gather(ctx, need)
 	if err != nil {
+		return Result{}, err
+	}
+	return e.passOver(ctx, g, coldOnly)
+}
+
+// passOver is pass by what was gathered.
+func (e *Evictor) passOver(ctx context.Context, g *gathered, coldOnly bool) (Result, error) {
+	l := e.limits()
+	if err := l.Validate(); err != nil {
 		return Result{}, err
 	}
 	if g.situation.ColdOnly = coldOnly; coldOnly {
@@ -64,6 +68,7 @@ func (e *Evictor) pass(ctx context.Context, need int64, coldOnly bool) (Result, 
 			r.Kept[v.Why]++
 		}
 	}
+	var err error
 	for victims := range slices.Chunk(j.Victims, batchMax) {
 		if err = e.evict(ctx, l, g, &j, victims, &r); err != nil {
 			break
@@ -73,7 +78,7 @@ func (e *Evictor) pass(ctx context.Context, need int64, coldOnly bool) (Result, 
 		e.clock.seen()
 	}
 	r.Used = e.usage().Used
-	r.Took = e.o.Now().Sub(began)
+	r.Took = e.o.Now().Sub(g.began)
 	e.report(g, &j, &r, l)
 	return r, err
 }

@@ -566,6 +566,27 @@ func TestMakeRoom_ARuntimeThatHangsDelaysOneAdmissionOnly(t *testing.T) {
 	}
 }
 
+// TestPlan_DoesNotWaitForARuntimeThatHangs: people who looked waited for 5 s.
+func TestPlan_DoesNotWaitForARuntimeThatHangs(t *testing.T) {
+	h := open(t, quota(4*mib))
+	h.fill(3, 400_000)
+	h.evicts()
+	h.patience = 10 * time.Millisecond
+	h.runtime.Hang()
+	defer h.runtime.Unhang()
+	began := time.Now()
+	p, err := h.Plan(t.Context())
+	if err != nil || len(p.Verdicts) < 3 {
+		t.Fatalf("%d verdicts, %v", len(p.Verdicts), err)
+	}
+	if took := time.Since(began); took > 4*time.Second { // the tracker's patience is 5 s
+		t.Errorf("the plan took %v", took)
+	}
+	if p.Answered.IsZero() {
+		t.Error("nobody can tell how old the answer is that it goes by")
+	}
+}
+
 // TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs: each layer that was not
 // cached waited for 5 to 10 s for its first byte.
 func TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs(t *testing.T) {
