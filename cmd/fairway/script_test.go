@@ -64,6 +64,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("FAIRWAY_NODE_RUNTIME", "none")
 			env.Setenv("FAIRWAY_NODE_REGISTRY", "http://"+addr)
 			env.Setenv("REGISTRY", addr)
+			second, err := freeAddress()
+			if err != nil {
+				return err
+			}
+			env.Setenv("SECOND", second)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -233,7 +233,7 @@ func (a *Agent) openReporter() error {
 	}
 	a.reporter, err = report.Open(report.Options{
 		Registry: strings.TrimSuffix(a.cfg.Registry, "/"), Node: a.name, Version: a.version, Labels: labels, Dir: a.cfg.Data,
-		Usage: a.tracker.Usage, Changed: a.tracker.Changed(), Index: a.index, Cache: a.cacheUsage,
+		Usage: a.tracker.Usage, Changed: a.tracker.Changed(), Index: a.index, Cache: a.cacheUsage, Swarm: a.found(),
 		TTL: time.Duration(a.cfg.LeaseTTL), Grace: time.Duration(a.cfg.LeaseGrace),
 		HTTP: &http.Client{Transport: a.upstreams.transport}, Log: a.log, Metrics: a.metrics,
 	})

@@ -72,6 +72,14 @@ func (a *Agent) named(ctx context.Context) []string {
 	return found
 }
 
+// found is where the registry lets other nodes find this one; "" is nowhere.
+func (a *Agent) found() string {
+	if a.swarm == nil || !a.cfg.Swarm.JoinRegistry {
+		return ""
+	}
+	return a.swarm.gossip.Addr()
+}
+
 // registered are the addresses that other nodes have told the registry.
 func (a *Agent) registered(ctx context.Context) ([]string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(a.cfg.Registry, "/")+"/api/v1/nodes", nil)

@@ -32,6 +32,7 @@ type Options struct {
 	Changed <-chan struct{}      // it has changed; nil: it is looked at when a report is renewed
 	Index   *index.Index         // what belongs to what, and the pins
 	Cache   func() nodeapi.Cache // nil: nothing is told of the cache
+	Swarm   string               // address of the gossip, for other nodes to join; "": none
 
 	TTL   time.Duration // whole seconds; 0: 5m
 	Grace time.Duration // whole seconds; 0: what the registry is set to
@@ -349,7 +350,7 @@ func (r *Reporter) compose(usage *inuse.Usage) nodeapi.Report {
 	report := nodeapi.Report{
 		Node: r.st.Node, Instance: r.st.Instance, Seq: r.st.Seq, Version: r.o.Version, Labels: r.o.Labels, Complete: r.complete,
 		Runtimes: runtimes(usage, now), InUse: inUse(r.last, now),
-		TTLSeconds: max(1, int64(r.o.TTL/time.Second)), GraceSeconds: int64(r.o.Grace / time.Second),
+		TTLSeconds: max(1, int64(r.o.TTL/time.Second)), GraceSeconds: int64(r.o.Grace / time.Second), Swarm: r.o.Swarm,
 	}
 	if r.st.Alias != "" {
 		report.Node = r.st.Alias

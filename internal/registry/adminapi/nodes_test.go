@@ -27,7 +27,7 @@ const nodeTTL = 5 * time.Minute
 
 func (s *server) agent(name string) *agent {
 	return &agent{s, nodeapi.Report{Node: name, Instance: "i-" + name, Version: "v1", Complete: true, TTLSeconds: int64(nodeTTL / time.Second),
-		Runtimes: []nodeapi.Runtime{{Name: "containerd", Answers: true, Containers: 1}}, Cache: nodeapi.Cache{UsedBytes: 5, QuotaBytes: 10}}}
+		Runtimes: []nodeapi.Runtime{{Name: "containerd", Answers: true, Containers: 1}}, Cache: nodeapi.Cache{UsedBytes: 5, QuotaBytes: 10}, Swarm: "10.0.0.1:7946"}}
 }
 
 // runs reports that the node runs the images, and nothing else.

@@ -286,7 +286,7 @@ func (n nodeReport) withOld(old []nodeapi.Running) []nodeapi.Running {
 }
 
 func (n nodeReport) write(tx *sqldb.Tx, row nodeRow, runs []nodeapi.Running, kept int64) error {
-	values := []any{n.Node, n.Instance, nil, n.Seq, n.Version, n.Complete, nil, nil, nil, n.print, row.firstSeen, tx.Now(), tx.Now() + n.TTLSeconds*1000, kept, nil}
+	values := []any{n.Node, n.Instance, nil, n.Seq, n.Version, n.Complete, nil, nil, nil, n.print, row.firstSeen, tx.Now(), tx.Now() + n.TTLSeconds*1000, kept, nil, n.Swarm}
 	labels := n.Labels
 	if labels == nil {
 		labels = map[string]string{}
@@ -298,11 +298,11 @@ func (n nodeReport) write(tx *sqldb.Tx, row nodeRow, runs []nodeapi.Running, kep
 		}
 		values[i] = string(content)
 	}
-	_, err := tx.Exec(`INSERT INTO nodes (name, instance, superseded, seq, version, complete, runtimes, cache, runs, print, first_seen, seen_at, fresh_until, kept_until, labels)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	_, err := tx.Exec(`INSERT INTO nodes (name, instance, superseded, seq, version, complete, runtimes, cache, runs, print, first_seen, seen_at, fresh_until, kept_until, labels, swarm)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (name) DO UPDATE SET instance = excluded.instance, superseded = excluded.superseded, seq = excluded.seq, version = excluded.version,
 			complete = excluded.complete, runtimes = excluded.runtimes, cache = excluded.cache, runs = excluded.runs, print = excluded.print,
-			seen_at = excluded.seen_at, fresh_until = excluded.fresh_until, kept_until = excluded.kept_until, labels = excluded.labels`, values...)
+			seen_at = excluded.seen_at, fresh_until = excluded.fresh_until, kept_until = excluded.kept_until, labels = excluded.labels, swarm = excluded.swarm`, values...)
 	return err
 }
 
@@ -362,7 +362,7 @@ func (s *Store) Nodes(ctx context.Context, name string, runs int) (ns []nodeapi.
 			n.Runs = n.Runs[:min(runs, len(n.Runs))]
 			ns = append(ns, n)
 			return nil
-		}, `SELECT name, instance, seq, version, labels, complete, runtimes, cache, runs, first_seen, seen_at, fresh_until, kept_until,
+		}, `SELECT name, instance, seq, version, labels, complete, runtimes, cache, runs, first_seen, seen_at, fresh_until, kept_until, swarm,
 				(SELECT count(*) FROM lease_digests d WHERE d.holder = ?1 || n.name AND d.expires_at > ?2)
 			FROM nodes n WHERE ?3 = '' OR name = ?3 ORDER BY name`, nodeHolder, tx.Now(), name)
 	})
@@ -378,7 +378,7 @@ func (s *Store) Nodes(ctx context.Context, name string, runs int) (ns []nodeapi.
 func scanNode(rows *sql.Rows, now int64) (n nodeapi.Node, err error) {
 	var labels, runtimes, cache, runs string
 	var first, seen, fresh, kept int64
-	if err := rows.Scan(&n.Name, &n.Instance, &n.Seq, &n.Version, &labels, &n.Complete, &runtimes, &cache, &runs, &first, &seen, &fresh, &kept, &n.Digests); err != nil {
+	if err := rows.Scan(&n.Name, &n.Instance, &n.Seq, &n.Version, &labels, &n.Complete, &runtimes, &cache, &runs, &first, &seen, &fresh, &kept, &n.Swarm, &n.Digests); err != nil {
 		return n, err
 	}
 	if err := errors.Join(json.Unmarshal([]byte(labels), &n.Labels), json.Unmarshal([]byte(runtimes), &n.Runtimes), json.Unmarshal([]byte(cache), &n.Cache), json.Unmarshal([]byte(runs), &n.Runs)); err != nil {

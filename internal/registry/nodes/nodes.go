@@ -14,6 +14,7 @@ package nodes
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -149,7 +150,7 @@ func check(r *nodeapi.Report) error {
 		return fault.New(fault.Invalid, "in_use: at most %d are allowed, these are %d", ImagesMax, len(r.InUse))
 	}
 	r.Version = text(r.Version)
-	r.Labels = labels(r.Labels)
+	r.Labels, r.Swarm = labels(r.Labels), address(r.Swarm)
 	r.Runtimes = slices.Clone(r.Runtimes)
 	for i := range r.Runtimes {
 		r.Runtimes[i].Name, r.Runtimes[i].Error = text(r.Runtimes[i].Name), text(r.Runtimes[i].Error)
@@ -167,6 +168,15 @@ func labels(given map[string]string) map[string]string {
 		}
 	}
 	return kept
+}
+
+// address leaves out what other nodes could not join: what runs on the node
+// hangs on the report.
+func address(given string) string {
+	if at, err := netip.ParseAddrPort(given); err != nil || at.Port() == 0 || at.Addr().IsUnspecified() {
+		return ""
+	}
+	return given
 }
 
 // ageMax bounds for how long something has been in use, in seconds.

@@ -43,6 +43,7 @@ func TestReport_StrangeTextsAreMendedAndNotRefused(t *testing.T) {
 	r := reportOf(1, 1)
 	r.InUse[0].Image = "app\x1b[31m\xff:v1" + strings.Repeat("x", 10_000)
 	r.InUse[0].Containers, r.InUse[0].ForSeconds = -5, -1<<62
+	r.Swarm = "worker-1:7946" // a name is none that others can join from everywhere
 	r.Runtimes = []nodeapi.Runtime{{Name: "a\nb", Error: strings.Repeat("é", 10_000)}}
 	if _, _, err := n.Report(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -54,8 +55,28 @@ func TestReport_StrangeTextsAreMendedAndNotRefused(t *testing.T) {
 	if run := got.Runs[0]; !strings.HasPrefix(run.Image, "app[31m:v1x") || len(run.Image) > nodes.TextMax+3 || run.Containers != 0 || run.Since.After(got.SeenAt) {
 		t.Errorf("runs %+v", run)
 	}
+	if got.Swarm != "" {
+		t.Errorf("swarm %q", got.Swarm)
+	}
 	if rt := got.Runtimes[0]; rt.Name != "ab" || len(rt.Error) > nodes.TextMax+3 {
 		t.Errorf("runtime %+v", rt)
+	}
+}
+
+func TestReport_TellsOthersWhereTheSwarmIs(t *testing.T) {
+	n, _ := open(t, filepath.Join(t.TempDir(), "fairway.db"))
+	for i, c := range []struct{ told, want string }{
+		{"10.0.0.1:7946", "10.0.0.1:7946"}, {"[fd00::1]:7946", "[fd00::1]:7946"}, {"", ""},
+		{"10.0.0.1", ""}, {"10.0.0.1:0", ""}, {"0.0.0.0:7946", ""}, {"[::]:7946", ""}, {"http://10.0.0.1:7946", ""}, {strings.Repeat("1", 10_000), ""},
+	} {
+		r := reportOf(1, 1)
+		r.Seq, r.Swarm = int64(i+1), c.told
+		if _, _, err := n.Report(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := n.List(t.Context()); err != nil || list[0].Swarm != c.want {
+			t.Errorf("%.40q is told as %q, want %q (%v)", c.told, list[0].Swarm, c.want, err)
+		}
 	}
 }
 
