@@ -131,7 +131,8 @@ func (p *pull) get(ctx context.Context) error {
 		}
 		err = p.once(ctx)
 	}
-	if errors.Is(err, fault.Full) { // the disk, in the middle of the download
+	if errors.Is(err, fault.Full) { // from the beginning, or the disk in the middle of the download
+		p.tellOversized()
 		err = p.stream(ctx)
 	}
 	if err == nil {

@@ -387,6 +387,27 @@ func TestAccept_OfTheRuntimeReachesTheUpstream(t *testing.T) {
 	}
 }
 
+// TestN6_ABlobLargerThanTheCacheIsToldOfOnce: the owner heard nothing of it, and
+// every pull was one at the upstream.
+func TestN6_ABlobLargerThanTheCacheIsToldOfOnce(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{quota: 2 << 20}, 4<<20, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	const text = "larger than the whole cache"
+	for range 3 {
+		n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	}
+	if got := strings.Count(n.log.String(), text); got != 1 {
+		t.Errorf("told %d times of one episode", got)
+	}
+	n.clock.advance(2 * time.Hour)
+	n.get(layerPath(i)).want(200)
+	if got := strings.Count(n.log.String(), text); got != 2 {
+		t.Errorf("told %d times of two episodes", got)
+	}
+	if got := n.metric("fairway_node_oversized_total"); got != 4 {
+		t.Errorf("%v were counted of 4", got)
+	}
+}
+
 func TestN6_BlobWithoutRoomIsStreamedThroughVerified(t *testing.T) {
 	n, u, i := faulty(t, nodeOptions{quota: 2 << 20}, 4<<20, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
 	for range 2 {

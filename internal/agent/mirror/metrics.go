@@ -15,6 +15,8 @@ type metrics struct {
 	joined   prometheus.Counter
 	failures *prometheus.CounterVec
 	refetch  prometheus.Counter
+
+	oversized prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -43,9 +45,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "fairway_node_refetched_total",
 			Help: "Blobs of which something in the cache was corrupt while they were read, and that were fetched again.",
 		}),
+		oversized: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairway_node_oversized_total",
+			Help: "Pulls of blobs that are larger than the whole cache, each passed on by itself.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.bytes, m.stale, m.joined, m.failures, m.refetch)
+		reg.MustRegister(m.oversized, m.requests, m.bytes, m.stale, m.joined, m.failures, m.refetch)
 	}
 	return m
 }

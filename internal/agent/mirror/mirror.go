@@ -51,6 +51,7 @@ type Mirror struct {
 	heard     *lru.Cache[tagKey, resolved] // of peers; .at is when the upstream said so, by this node's clock
 	questions singleflight.Group           // to upstreams
 	outages   outages
+	oversized oversized
 	metrics   *metrics
 	routes    [endpoints]*httpserve.Route
 }
