@@ -284,6 +284,10 @@ func TestN3_ARuntimeThatNeverAnswersKeepsEverything(t *testing.T) {
 		put(t, a, fmt.Sprintf("%0100000d", n))
 	}
 	before := a.store.Usage().Used
+	// Also before the first pass of the eviction: "in use 0" is no answer then.
+	if s, err := a.status(t.Context()); err != nil || s.Cache.ActiveBytes != before {
+		t.Errorf("%d bytes are said to be in use, want %d; %v", s.Cache.ActiveBytes, before, err)
+	}
 	quota := int64(100_000)
 	if _, err := a.SetLimits(nodeapi.LimitsRequest{QuotaBytes: &quota}); err != nil {
 		t.Fatal(err)

@@ -4,12 +4,16 @@ import (
 	"context"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/evict"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
+// statusWait bounds how long a status waits for the runtimes.
+const statusWait = 2 * time.Second
+
 // status is the agent as its owner sees it.
-func (a *Agent) status(context.Context) (nodeapi.Status, error) {
+func (a *Agent) status(ctx context.Context) (nodeapi.Status, error) {
 	mirrors, err := a.cfg.Mirrors()
 	if err != nil {
 		return nodeapi.Status{}, err
@@ -18,6 +22,12 @@ func (a *Agent) status(context.Context) (nodeapi.Status, error) {
 		Node: a.name, Version: a.version, StartedAt: a.began.UTC(), Uptime: time.Since(a.began),
 		Registry: a.cfg.Registry, Listen: a.listener.Addr().String(), Upstreams: a.upstreams.clients.Names(), Mirrors: mirrors,
 		Cache: a.cacheUsage(), Runtimes: a.runtimes(),
+	}
+	// The last pass may be long ago, and after the start there was none.
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	if p, err := a.evictor.Plan(ctx); err == nil {
+		s.Cache.ActiveBytes = p.Tiers[evict.Active].Bytes
 	}
 	if a.reporter != nil {
 		s.Report = a.reporter.Status()

@@ -43,7 +43,10 @@ type node struct {
 	clock   *clock
 }
 
+const tagTTL = 30 * time.Second
+
 type nodeOptions struct {
+	dir       string // "": a new one
 	quota     int64
 	creds     ociclient.Credentials
 	holders   []fetch.Holder
@@ -91,7 +94,10 @@ func (l *logBuffer) String() string {
 
 func start(t testing.TB, o nodeOptions) *node {
 	t.Helper()
-	n := &node{t: t, o: o, dir: t.TempDir(), log: &logBuffer{}, clock: &clock{}}
+	if o.dir == "" {
+		o.dir = t.TempDir()
+	}
+	n := &node{t: t, o: o, dir: o.dir, log: &logBuffer{}, clock: &clock{}}
 	n.open()
 	t.Cleanup(n.close)
 	return n
@@ -139,7 +145,7 @@ func (n *node) open() {
 	}
 	n.mirror = mirror.New(mirror.Options{
 		Upstreams: ups, Default: def, Fetch: n.fetch, Store: n.store, Index: n.index,
-		TagTTL: 30 * time.Second, StaleMax: 24 * time.Hour, GrantTTL: 5 * time.Minute,
+		TagTTL: tagTTL, StaleMax: 24 * time.Hour, GrantTTL: 5 * time.Minute,
 		Log: log, Metrics: n.metrics, Observer: observer, Now: n.clock.now,
 	})
 	n.http = httptest.NewServer(observer.Wrap(n.mirror))

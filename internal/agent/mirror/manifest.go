@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -250,21 +251,31 @@ func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, q
 // learn keeps a manifest, what it needs, and that a may have it. A cache without
 // room is no reason to refuse the manifest.
 func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bool) error {
-	// What it needs comes first: a manifest that is here is never asked for again,
-	// so an end in between would leave its layers without an image for good.
-	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
-	if len(edges) > 0 {
-		if err := m.o.Index.PutEdges(ctx, doc.digest, edges); err != nil {
-			return err
-		}
-	}
-	err := m.o.Store.Put(ctx, doc.digest, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !anonymous, Spare: a.ahead})
-	if err != nil && !errors.Is(err, fault.Full) {
-		return fmt.Errorf("keep manifest %s: %w", doc.digest, err)
+	edges, err := m.keep(ctx, doc, piece.Meta{MediaType: doc.mediaType, Private: !anonymous, Spare: a.ahead})
+	if err != nil {
+		return err
 	}
 	m.rights.grantChildren(a, edges, anonymous)
 	if m.o.Peers != nil {
 		m.o.Peers.KnowsContent(doc.digest)
 	}
 	return m.exists(ctx, a, doc.digest, anonymous, int64(len(doc.content)))
+}
+
+// keep puts a manifest into the cache, if there is room, and returns what it
+// needs. That comes first: a manifest that is here is never asked for again, so
+// an end in between would leave its layers without an image for good.
+func (m *Mirror) keep(ctx context.Context, doc document, meta piece.Meta) ([]index.Edge, error) {
+	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
+	var err error
+	if len(edges) > 0 {
+		err = m.o.Index.PutEdges(ctx, doc.digest, edges)
+	}
+	if err == nil {
+		err = m.o.Store.Put(ctx, doc.digest, doc.content, meta)
+	}
+	if err = unlessFull(err); err != nil {
+		return nil, fmt.Errorf("keep manifest %s: %w", doc.digest, err)
+	}
+	return edges, nil
 }

@@ -2,10 +2,8 @@ package mirror
 
 import (
 	"context"
-	"errors"
 	"time"
 
-	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
@@ -91,14 +89,9 @@ func (m *Mirror) fromPeers(ctx context.Context, a access, d oci.Digest, cause er
 	if parsed, err := oci.ParseManifest("", g.Content); err == nil && parsed.MediaType != "" {
 		doc.mediaType = parsed.MediaType // that of the content itself cannot be made up
 	}
-	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
-	if len(edges) > 0 {
-		if err := m.o.Index.PutEdges(ctx, d, edges); err != nil {
-			return document{}, err
-		}
-	}
 	public := g.Public || known.ok && known.public
-	if err := m.o.Store.Put(ctx, d, doc.content, piece.Meta{MediaType: doc.mediaType, Private: !public}); err != nil && !errors.Is(err, fault.Full) {
+	edges, err := m.keep(ctx, doc, piece.Meta{MediaType: doc.mediaType, Private: !public})
+	if err != nil {
 		return document{}, err
 	}
 	m.rights.hear(a, d, edges, known, public)

@@ -102,7 +102,16 @@ func (g *rights) grant(ctx context.Context, a access, d oci.Digest, public bool,
 		g.private.Add(d, now.Add(g.ttl))
 		return nil
 	}
-	return g.index.GrantPublic(ctx, a.ns, a.repo, d, now.UnixMilli())
+	return unlessFull(g.index.GrantPublic(ctx, a.ns, a.repo, d, now.UnixMilli()))
+}
+
+// unlessFull forgives that something could not be noted because the disk is full:
+// then it is asked for again, and no pull fails for it.
+func unlessFull(err error) error {
+	if errors.Is(err, fault.Full) {
+		return nil
+	}
+	return err
 }
 
 // grantChildren notes that a was given the manifest that needs these, so that
@@ -236,7 +245,7 @@ func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint
 func (m *Mirror) exists(ctx context.Context, a access, d oci.Digest, public bool, size int64) error {
 	info, err := m.o.Store.Info(ctx, d)
 	if err == nil && info.DeletedAt != 0 {
-		err = m.o.Index.SetDeleted(ctx, []oci.Digest{d}, 0)
+		err = unlessFull(m.o.Index.SetDeleted(ctx, []oci.Digest{d}, 0))
 	}
 	if err != nil && !errors.Is(err, fault.NotFound) {
 		return err

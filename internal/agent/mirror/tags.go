@@ -123,7 +123,7 @@ func (m *Mirror) askTag(ctx context.Context, a access, tag oci.Tag, accept []str
 	} else if err := m.exists(ctx, a, r.digest, res.Anonymous, res.Size); err != nil {
 		return resolved{}, err
 	}
-	if err := m.o.Index.PutName(ctx, a.ns, a.repo, tag, r.digest, r.at.UnixMilli()); err != nil {
+	if err := unlessFull(m.o.Index.PutName(ctx, a.ns, a.repo, tag, r.digest, r.at.UnixMilli())); err != nil {
 		return resolved{}, fmt.Errorf("note what %s:%s stands for: %w", a.repo, tag, err)
 	}
 	if m.o.Peers != nil {
