@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -157,20 +158,20 @@ func (b *bench) run(sc scenario, nodes int, alone bool) (figures, error) {
 	defer s.close()
 	members := s.crowd.All()
 	watch := watchMemory(members)
-	cpu, busy := usage(members), cpuTimes()
-	slowDone := make(chan crowd.Pull, 1)
+	cpu, busy := usage(members[:nodes]), cpuTimes()
 	if sc.slow {
-		go func() { slowDone <- members[nodes].Pull(b.ctx, s.im, "") }()
+		ctx, cancel := context.WithCancel(b.ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			members[nodes].Pull(ctx, s.im, "") // it is there to be in the way of others
+		}()
+		defer func() { cancel(); <-done }()
 	}
 	pulls := crowd.PullAll(b.ctx, members[:nodes], s.im, func(i int) time.Duration { return time.Duration(i) * sc.arrival })
 	idle := idleShare(busy, cpuTimes())
-	if sc.slow {
-		if p := <-slowDone; p.Err != nil {
-			return figures{}, p.Err
-		}
-	}
 	f := figures{rss: float64(watch()) / (1 << 20), idle: 100 * idle}
-	f.cpu = (usage(members) - cpu).Seconds() / (float64(all) * float64(s.im.Size()) / (1 << 30))
+	f.cpu = (usage(members[:nodes]) - cpu).Seconds() / (float64(nodes) * float64(s.im.Size()) / (1 << 30))
 	var last, arrived time.Time
 	var firsts []float64
 	for _, p := range pulls {
