@@ -60,6 +60,7 @@ type pull struct {
 	off, n int64         // the part wanted; n < 0: to the end, wherever that is
 	sent   int64
 	broken error // the client's end of the connection
+	around bool  // the cache is not to be asked
 }
 
 // describe sets what all answers about a blob have in common.
@@ -154,6 +155,12 @@ func (p *pull) get(ctx context.Context) error {
 // once hands the blob out from the nearest place that has it, beginning with the
 // first byte that is not sent yet.
 func (p *pull) once(ctx context.Context) error {
+	if p.around {
+		if err := p.size(ctx); err != nil {
+			return err
+		}
+		return p.stream(ctx)
+	}
 	b, err := p.m.o.Store.Open(ctx, p.want.Digest)
 	if err == nil {
 		if b.Complete() {

@@ -387,6 +387,28 @@ func TestAccept_OfTheRuntimeReachesTheUpstream(t *testing.T) {
 	}
 }
 
+// TestN8_AnIndexThatFailsIsPassedBy: all was answered with 500 until a restart.
+func TestN8_AnIndexThatFailsIsPassedBy(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{}, 4<<20, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	n.get(layerPath(i)).want(200)
+	if err := n.index.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.failing = true
+	n.clock.advance(time.Hour) // what is remembered is not enough
+	n.get("/v2/app/manifests/v1").want(200)
+	n.get("/v2/app/manifests/" + string(i.digest)).want(200)
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+	n.get(layerPath(i), "Range", "bytes=100-299999").want(206).wantBody(i.bytes[0][100:300000])
+	if n.metric("fairway_node_around_cache_total") == 0 {
+		t.Error("nobody can see it")
+	}
+	if got := strings.Count(n.log.String(), "pulls go around it"); got != 1 {
+		t.Errorf("told %d times", got)
+	}
+	n.get("/v2/app/blobs/sha256:" + strings.Repeat("0", 64)).want(404)
+}
+
 // TestN6_ABlobLargerThanTheCacheIsToldOfOnce: the owner heard nothing of it, and
 // every pull was one at the upstream.
 func TestN6_ABlobLargerThanTheCacheIsToldOfOnce(t *testing.T) {

@@ -182,16 +182,7 @@ func readAll(ctx context.Context, b *piece.Blob) ([]byte, error) {
 // bring asks the upstream for a manifest and keeps it. want is its digest, "" if
 // ref is a tag.
 func (m *Mirror) bring(ctx context.Context, a access, ref string, want oci.Digest, accept []string) (document, error) {
-	client, ok := m.o.Upstreams.Client(a.ns)
-	if !ok {
-		return document{}, notConfigured(a.ns)
-	}
-	if len(accept) == 0 {
-		accept = manifestTypes
-	}
-	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
-		return client.Manifest(ctx, string(a.repo), ref, accept, a.auth, false)
-	})
+	doc, anonymous, err := m.receive(ctx, a, ref, want, accept)
 	if err != nil {
 		var refusal *ociclient.StatusError
 		if errors.As(err, &refusal) && want != "" {
@@ -200,13 +191,31 @@ func (m *Mirror) bring(ctx context.Context, a access, ref string, want oci.Diges
 		}
 		return document{}, err
 	}
+	return doc, m.learn(ctx, a, doc, anonymous)
+}
+
+// receive asks the upstream for a manifest, and whether everybody may have it.
+func (m *Mirror) receive(ctx context.Context, a access, ref string, want oci.Digest, accept []string) (doc document, anonymous bool, err error) {
+	client, ok := m.o.Upstreams.Client(a.ns)
+	if !ok {
+		return document{}, false, notConfigured(a.ns)
+	}
+	if len(accept) == 0 {
+		accept = manifestTypes
+	}
+	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
+		return client.Manifest(ctx, string(a.repo), ref, accept, a.auth, false)
+	})
+	if err != nil {
+		return document{}, false, err
+	}
 	defer func() { _ = res.Body.Close() }() // all of it was read, or it is wrong
 	content, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
 	if err != nil {
-		return document{}, fault.Wrap(fault.Busy, fmt.Errorf("read manifest %s of %s: %w", ref, a.repo, err), "the upstream broke off in the middle of a manifest")
+		return document{}, false, fault.Wrap(fault.Busy, fmt.Errorf("read manifest %s of %s: %w", ref, a.repo, err), "the upstream broke off in the middle of a manifest")
 	}
 	if len(content) > oci.ManifestMax || res.Size >= 0 && int64(len(content)) != res.Size {
-		return document{}, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrWrongLength)
+		return document{}, false, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrWrongLength)
 	}
 	if want == "" {
 		if want = res.Digest(); want == "" {
@@ -215,10 +224,9 @@ func (m *Mirror) bring(ctx context.Context, a access, ref string, want oci.Diges
 	}
 	if want.Algorithm().FromBytes(content) != want {
 		m.metrics.failures.WithLabelValues("mismatch").Inc()
-		return document{}, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrMismatch)
+		return document{}, false, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrMismatch)
 	}
-	doc := document{digest: want, mediaType: res.Header.Get("Content-Type"), content: content, source: sourceUpstream}
-	return doc, m.learn(ctx, a, doc, res.Anonymous)
+	return document{digest: want, mediaType: res.Header.Get("Content-Type"), content: content, source: sourceUpstream}, res.Anonymous, nil
 }
 
 // ask puts a question to an upstream, and once more if it has trouble of its

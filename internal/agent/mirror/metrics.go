@@ -17,6 +17,7 @@ type metrics struct {
 	refetch  prometheus.Counter
 
 	oversized prometheus.Counter
+	around    prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -49,9 +50,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "fairway_node_oversized_total",
 			Help: "Pulls of blobs that are larger than the whole cache, each passed on by itself.",
 		}),
+		around: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairway_node_around_cache_total",
+			Help: "Requests answered by the upstream because the node's own index or disk failed.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.oversized, m.requests, m.bytes, m.stale, m.joined, m.failures, m.refetch)
+		reg.MustRegister(m.oversized, m.around, m.requests, m.bytes, m.stale, m.joined, m.failures, m.refetch)
 	}
 	return m
 }

@@ -3,6 +3,7 @@ package mirror
 import (
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -52,6 +53,7 @@ type Mirror struct {
 	questions singleflight.Group           // to upstreams
 	outages   outages
 	oversized oversized
+	trouble   sync.Once // is told of
 	metrics   *metrics
 	routes    [endpoints]*httpserve.Route
 }
@@ -127,9 +129,11 @@ func (m *Mirror) act(w http.ResponseWriter, r *http.Request, e endpoint, name, l
 	}
 	switch e {
 	case apiManifest:
-		return m.manifest(w, r, a, last)
+		err := m.manifest(w, r, a, last)
+		return m.around(w, r, a, e, last, err)
 	case apiBlob:
-		return m.blob(w, r, a, last)
+		err := m.blob(w, r, a, last)
+		return m.around(w, r, a, e, last, err)
 	case apiTags:
 		return m.list(w, r, a, "tags/list")
 	default:
