@@ -44,6 +44,26 @@ func (x *Index) Claim(ctx context.Context, d oci.Digest, version int64) (b Blob,
 	return b, err
 }
 
+// Claimable returns the row that Claim would mark, and Conflict where Claim would:
+// for a disk on which nothing can be written until something has gone.
+func (x *Index) Claimable(ctx context.Context, d oci.Digest, version int64) (b Blob, err error) {
+	err = x.read(ctx, "look whether "+string(d)+" may go", func(tx *sqldb.Tx) error {
+		var ref string
+		switch err := tx.Row(pinOf, string(d)).Scan(&ref); {
+		case err == nil:
+			return fault.New(fault.Conflict, "%s is pinned by %s", d, ref)
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
+		err := scanBlob(tx.Row("SELECT "+blobColumns+" FROM blobs WHERE digest = ? AND version = ? AND state <> 'claimed'", string(d), version).Scan, &b)
+		if errors.Is(err, sql.ErrNoRows) {
+			return changed(d)
+		}
+		return err
+	})
+	return b, err
+}
+
 // Unclaim ends the claim that made version, and returns the blob as it was
 // before. Conflict if that claim does not stand.
 func (x *Index) Unclaim(ctx context.Context, d oci.Digest, version int64) (b Blob, err error) {

@@ -27,12 +27,22 @@ func (s *Store) Claim(ctx context.Context, d oci.Digest, version int64) (Claim, 
 	}
 	defer s.free(e)
 	b, err := s.index.Claim(ctx, d, version)
+	noted := err == nil
+	if errors.Is(err, fault.Full) {
+		b, err = s.index.Claimable(ctx, d, version)
+	}
 	if err != nil {
 		return Claim{}, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, twice := s.unnoted[d]; twice {
+		return Claim{}, fault.New(fault.Conflict, "%s is claimed already", d)
+	}
+	if !noted {
+		s.unnoted[d] = b.Version
+	}
 	s.totals.Claimed += cost(b.Size)
-	s.mu.Unlock()
 	s.step("claimed")
 	return Claim{Digest: d, Version: b.Version}, nil
 }
@@ -46,6 +56,9 @@ func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
 		return 0, fmt.Errorf("remove %s: %w", c.Digest, err)
 	}
 	defer s.free(e)
+	if s.isUnnoted(c) {
+		return s.removeUnnoted(ctx, c)
+	}
 	size, err := s.index.Remove(ctx, c.Digest, c.Version)
 	if err != nil {
 		return 0, err
@@ -62,8 +75,53 @@ func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
 	return freed, nil
 }
 
+// removeUnnoted removes a blob whose claim could not be written, for the disk is
+// full, and nor can the end of its row be before there is room. So the bytes go
+// first here. A crash in between leaves a row without files, which the next start
+// drops.
+func (s *Store) removeUnnoted(ctx context.Context, c Claim) (freed int64, err error) {
+	b, err := s.index.Claimable(ctx, c.Digest, c.Version)
+	if err != nil {
+		return 0, err
+	}
+	freed = s.onDisk(c.Digest)
+	if err := s.removeFiles(c.Digest); err != nil {
+		return 0, fmt.Errorf("remove the files of %s: %w", c.Digest, err)
+	}
+	s.step("data removed first")
+	s.forgetUnnoted(c.Digest, b.Size)
+	if err := s.index.Forget(ctx, c.Digest); err != nil {
+		return 0, err // whoever opens it finds its files gone, and has the row go then
+	}
+	s.unreserve(c.Digest, b.Size)
+	return freed, nil
+}
+
+func (s *Store) isUnnoted(c Claim) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	version, ok := s.unnoted[c.Digest]
+	return ok && version == c.Version
+}
+
+// forgetUnnoted ends a claim that is not in the row, if there is one.
+func (s *Store) forgetUnnoted(d oci.Digest, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.unnoted[d]; ok {
+		delete(s.unnoted, d)
+		s.totals.Claimed -= cost(size)
+	}
+}
+
 // Unclaim gives a claim up. It is no error if the claim does not stand any more.
 func (s *Store) Unclaim(ctx context.Context, c Claim) error {
+	if s.isUnnoted(c) {
+		if b, err := s.index.Blob(ctx, c.Digest); err == nil {
+			s.forgetUnnoted(c.Digest, b.Size)
+		}
+		return nil
+	}
 	b, err := s.index.Unclaim(ctx, c.Digest, c.Version)
 	if errors.Is(err, fault.Conflict) {
 		return nil
@@ -76,6 +134,7 @@ func (s *Store) Unclaim(ctx context.Context, c Claim) error {
 
 // winBack returns a row without the claim that may be on it.
 func (s *Store) winBack(ctx context.Context, row index.Blob) (index.Blob, error) {
+	s.forgetUnnoted(row.Digest, row.Size)
 	for row.State == index.Claimed {
 		back, err := s.index.Unclaim(ctx, row.Digest, row.Version)
 		if err == nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
 )
 
 // smallDisk mounts a file system of its own with so many bytes.
@@ -167,5 +168,55 @@ func checkWhole(t testing.TB, c *cache, blobs int) {
 	files, err := filepath.Glob(filepath.Join(c.dir, "blobs", "sha*", "*", "*"))
 	if err != nil || len(files) != 2*len(list) {
 		t.Errorf("%d files for %d blobs, %v", len(files), len(list), err)
+	}
+}
+
+// TestDiskFull_ABlobCanBeRemovedThoughNothingCanBeWritten: another program has
+// taken all of the disk, and what was held back for this as well.
+func TestDiskFull_ABlobCanBeRemovedThoughNothingCanBeWritten(t *testing.T) {
+	dir := smallDisk(t, 24*mib)
+	c := openAt(t, dir, piece.Options{})
+	defer c.close(t)
+	var all []oci.Digest
+	for n := range 3 {
+		b, d := content(uint64(n), 5*piece.Size)
+		put(t, c, b, d)
+		all = append(all, d)
+	}
+	if err := c.index.Pin(t.Context(), "kept", all[2:]); err != nil {
+		t.Fatal(err)
+	}
+	info(t, c, all[0]) // their uses are written
+	if err := os.Remove(filepath.Join(dir, "index.db.reserve")); err != nil {
+		t.Fatal(err)
+	}
+	fillDisk(t, dir, 0)
+	var err error
+	for n := 0; err == nil && n < 5000; n++ { // what is left of the log
+		err = c.index.PutName(t.Context(), "ns", "repo", oci.Tag(fmt.Sprint("t", n)), all[0], 1)
+	}
+	if !errors.Is(err, fault.Full) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	first, second := claim(t, c, all[0]), claim(t, c, all[1])
+	if _, err := c.Claim(t.Context(), all[2], info(t, c, all[2]).Version); !errors.Is(err, fault.Conflict) {
+		t.Errorf("a pinned blob: %v", err)
+	}
+	won, err := c.Open(t.Context(), all[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	won.Close()
+	if freed, err := c.Remove(t.Context(), second); !errors.Is(err, fault.Conflict) {
+		t.Errorf("a blob that was opened since was removed: %d, %v", freed, err)
+	}
+	if freed, err := c.Remove(t.Context(), first); err != nil || freed < 5*piece.Size {
+		t.Errorf("%d bytes came free, %v", freed, err)
+	}
+	if _, err := c.Open(t.Context(), all[0]); !errors.Is(err, fault.NotFound) {
+		t.Errorf("it is still there: %v", err)
+	}
+	if u := c.Usage(); u.Claimed != 0 || u.Blobs != 2 || u.Used != 2*piece.Cost(5*piece.Size) {
+		t.Errorf("%+v", u)
 	}
 }

@@ -42,6 +42,8 @@ type Store struct {
 	pending int64                // bytes reserved for partial blobs and not written yet
 	partial map[oci.Digest]int64 // partial blob → bytes of it that are here
 	touched map[oci.Digest]index.Use
+	// unnoted has the versions of blobs whose claims a full disk keeps out of their rows.
+	unnoted map[oci.Digest]int64
 
 	// flushMu is held while uses are being written, and by claims, so that no use
 	// of a blob slips between the two.
@@ -61,7 +63,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		dir: filepath.Join(o.Dir, "blobs"), index: o.Index, log: o.Log, fsSpace: o.Free, now: o.Now, limits: o.Limits,
 		step: func(string) {}, open: map[oci.Digest]*entry{}, idle: list.New(),
-		partial: map[oci.Digest]int64{}, touched: map[oci.Digest]index.Use{}, stop: make(chan struct{}),
+		partial: map[oci.Digest]int64{}, touched: map[oci.Digest]index.Use{}, unnoted: map[oci.Digest]int64{}, stop: make(chan struct{}),
 	}
 	s.buffers.New = func() any { return new([Size]byte) }
 	if s.log == nil {
