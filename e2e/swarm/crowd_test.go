@@ -26,7 +26,7 @@ func TestN9_FlashCrowdCostsOneCopy(t *testing.T) {
 // Arrivals over ten seconds: early nodes are done before late ones begin. Time
 // counts from the last arrival, and by then most of it is all over the place.
 func TestN9_StaggeredArrivals(t *testing.T) {
-	s := newScene(t, setting{nodes: 6, size: 16 * mib, up: 2_500_000, link: even(2_500_000)})
+	s := newScene(t, setting{nodes: 6, size: 20 * mib, up: 5 * mbps, link: even(5 * mbps)})
 	pulls := s.pull(s.crowd.All(), func(i int) time.Duration { return time.Duration(i) * 2 * time.Second })()
 	s.complete(pulls)
 	s.within(1.05)
