@@ -49,6 +49,7 @@ func (a *app) printSwarm(s nodeapi.Swarm) {
 		{"from upstreams", t.size(s.FromOrigin)},
 		{"saved", unit.Percent(float64(int64(s.Saved*1000+0.5)) / 10).String()},
 		{"sent to peers", t.size(s.Sent)},
+		{"to runtimes", fmt.Sprintf("%s from the cache, %s from peers, %s from upstreams", t.size(s.Handed.Cache), t.size(s.Handed.Peers), t.size(s.Handed.Upstreams))},
 		{"upload queue", count(int64(s.UploadQueue), "piece", "pieces")},
 		{"directory", count(int64(s.DirectoryBlobs), "blob", "blobs")},
 	}...)

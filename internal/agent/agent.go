@@ -348,7 +348,7 @@ func (a *Agent) adminAPI(guard httpserve.Guard) *admin.API {
 	return admin.New(admin.Options{
 		Index: a.index, Store: a.store, Evictor: a.evictor, Tracker: a.tracker, Namespace: a.upstreams.standard,
 		Pinned: a.pinned, Status: a.status, Events: a.latestEvents, Limits: a.Limits, SetLimits: a.SetLimits,
-		Swarm: a.swarm.status, Traces: a.swarm.traces,
+		Swarm: a.swarmStatus, Traces: a.swarm.traces,
 		Guard: guard, Observer: a.observer, Log: a.log,
 	})
 }

@@ -11,17 +11,18 @@ import (
 
 var errNoSwarm = fault.New(fault.NotFound, "this node is in no swarm, since no swarm.secret is set; it shares with nobody")
 
-// status is the node's part in the swarm.
-func (s *swarming) status() (nodeapi.Swarm, error) {
-	if s == nil {
+// swarmStatus is the node's part in the swarm.
+func (a *Agent) swarmStatus() (nodeapi.Swarm, error) {
+	if a.swarm == nil {
 		return nodeapi.Swarm{}, errNoSwarm
 	}
-	st := s.engine.Status()
+	st := a.swarm.engine.Status()
 	n := nodeapi.Swarm{
 		Self: memberOf(swarm.Member{Peer: st.Self}), Members: []nodeapi.SwarmMember{}, Transfers: []nodeapi.SwarmTransfer{},
 		FromPeers: st.FromPeers, FromOrigin: st.FromHome, Sent: st.Sent, UploadQueue: st.Queue,
 		DirectoryBlobs: st.Blobs, DirectoryMembers: st.Records,
 	}
+	n.Handed.Cache, n.Handed.Peers, n.Handed.Upstreams = a.mirror.Handed()
 	if all := st.FromPeers + st.FromHome; all > 0 {
 		n.Saved = float64(st.FromPeers) / float64(all)
 	}

@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/adminclient"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
@@ -11,9 +14,16 @@ import (
 func TestSwarm_TellsWhereEachByteCameFrom(t *testing.T) {
 	o := newOrigin(t, 2<<20+3)
 	nodes := cluster(t, o, 2, nil)
-	for _, n := range nodes {
-		if _, err := n.pull(o); err != nil {
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"manifests/1", "blobs/" + string(digest.FromBytes(o.config)), "blobs/" + string(digest.FromBytes(o.layer))} {
+		header, _, err := nodes[1].get(o, path)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if from := header.Get("Fairway-Source"); strings.HasSuffix(path, string(digest.FromBytes(o.layer))) && from != "swarm" {
+			t.Errorf("the layer's source is said to be %q", from)
 		}
 	}
 	ask := func(n *node, path string, out any) {
@@ -35,6 +45,9 @@ func TestSwarm_TellsWhereEachByteCameFrom(t *testing.T) {
 	}
 	if second.FromPeers < size/2 || second.Saved < 0.5 || second.Saved > 1 || len(second.Members) != 2 {
 		t.Errorf("the second node: %+v", second)
+	}
+	if h := second.Handed; h.Peers < size/2 || h.Cache != 0 || h.Peers+h.Upstreams != size+int64(len(o.config)) {
+		t.Errorf("the second node's runtime got %+v", h)
 	}
 	for _, m := range second.Members {
 		if m.Node == "n1" && (m.Received != second.FromPeers || m.Address != first.Self.Address) {

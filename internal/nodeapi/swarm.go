@@ -28,12 +28,22 @@ type Swarm struct {
 	Sent       int64           `json:"sent_to_peers_bytes"`
 	// Saved is the share of what was received that no upstream had to send, 0 to 1.
 	Saved float64 `json:"egress_saved"`
+	// Handed is what went to the node's runtimes.
+	Handed SwarmHanded `json:"handed"`
 	// UploadQueue is the pieces that peers wait for or are being sent.
 	UploadQueue int `json:"upload_queue"`
 	// DirectoryBlobs is the blobs whose interested nodes this one keeps account
 	// of, DirectoryMembers those nodes, each counted once for each of the blobs.
 	DirectoryBlobs   int `json:"directory_blobs"`
 	DirectoryMembers int `json:"directory_members"`
+}
+
+// SwarmHanded is bytes of blobs that runtimes were given, by where they came from,
+// whatever the blob's size.
+type SwarmHanded struct {
+	Cache     int64 `json:"cache_bytes"` // that were here before the pull
+	Peers     int64 `json:"peer_bytes"`
+	Upstreams int64 `json:"upstream_bytes"`
 }
 
 // SwarmMember is a node of the swarm.

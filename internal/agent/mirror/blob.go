@@ -27,7 +27,7 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, a access, last str
 	if err != nil {
 		return err
 	}
-	p := &pull{m: m, w: w, r: r, a: a, may: may, began: m.o.Now(), n: -1}
+	p := &pull{m: m, w: w, r: r, a: a, may: may, began: m.o.Now(), n: -1, from: map[string]int64{}}
 	p.want = fetch.Want{
 		Digest: d, Size: may.size, MediaType: may.mediaType, Namespace: a.ns, Repo: a.repo,
 		Authorization: a.auth, Private: !may.public,
@@ -59,8 +59,9 @@ type pull struct {
 	ttfb   time.Duration // until then
 	off, n int64         // the part wanted; n < 0: to the end, wherever that is
 	sent   int64
-	broken error // the client's end of the connection
-	around bool  // the cache is not to be asked
+	from   map[string]int64 // of these, by where they came from
+	broken error            // the client's end of the connection
+	around bool             // the cache is not to be asked
 }
 
 // describe sets what all answers about a blob have in common.
@@ -235,8 +236,27 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 			return err
 		}
 	}
+	before := p.sent
 	_, err := p.m.o.Fetch.Copy(ctx, p, b, p.off+p.sent, p.n-p.sent)
+	if source != "" {
+		p.from[source] += p.sent - before
+		return err
+	}
+	for name, n := range b.Sources(p.off+before, p.sent-before) {
+		p.from[kindOf(name)] += n
+	}
 	return err
+}
+
+// kindOf is where a piece came from, by the name that its source has in the store.
+func kindOf(source string) string {
+	switch {
+	case source == sourceUpstream:
+		return sourceUpstream
+	case source == sourceSwarm, strings.HasPrefix(source, sourcePeer+":"):
+		return sourcePeer
+	}
+	return sourceCache
 }
 
 // through hands out a blob that is not kept.
@@ -251,7 +271,9 @@ func (p *pull) through(v *fetch.Verified, source string) error {
 	if n := p.n; n >= 0 {
 		v.Slice(p.off+p.sent, n-p.sent)
 	}
+	before := p.sent
 	_, err := v.WriteTo(p)
+	p.from[source] += p.sent - before
 	return err
 }
 
@@ -379,10 +401,13 @@ func (p *pull) account(err error) {
 		source = sourceUpstream
 	}
 	p.m.metrics.requests.WithLabelValues("blob", source).Inc()
-	p.m.metrics.bytes.WithLabelValues(source).Add(float64(p.sent))
+	for from, n := range p.from {
+		p.m.metrics.bytes.WithLabelValues(from).Add(float64(n))
+	}
+	p.m.handed.add(p.from)
 	attrs := []any{
 		"digest", p.want.Digest, "upstream", p.want.Namespace, "repository", p.want.Repo, "source", source,
-		"bytes", p.sent, "ms", p.m.o.Now().Sub(p.began).Milliseconds(), "ttfb_ms", p.ttfb.Milliseconds(),
+		"bytes", p.sent, "cache_bytes", p.from[sourceCache], "peer_bytes", p.from[sourcePeer], "upstream_bytes", p.from[sourceUpstream], "ms", p.m.o.Now().Sub(p.began).Milliseconds(), "ttfb_ms", p.ttfb.Milliseconds(),
 	}
 	switch {
 	case err == nil:

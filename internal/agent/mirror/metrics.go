@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"errors"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -28,7 +29,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"kind", "source"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fairway_node_bytes_total",
-			Help: "Bytes of manifests and blobs handed to runtimes, by where they came from.",
+			Help: "Bytes of manifests and blobs handed to runtimes, by where they came from; of a blob that the swarm brings piece by piece.",
 		}, []string{"source"}),
 		stale: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fairway_node_stale_answers_total",
@@ -73,4 +74,19 @@ func (m *metrics) upstreamFailed(err error) {
 		kind = "timeout"
 	}
 	m.failures.WithLabelValues(kind).Inc()
+}
+
+// handed counts bytes of blobs handed to runtimes.
+type handed struct{ cache, peers, upstreams atomic.Int64 }
+
+func (h *handed) add(from map[string]int64) {
+	h.cache.Add(from[sourceCache])
+	h.peers.Add(from[sourcePeer])
+	h.upstreams.Add(from[sourceUpstream])
+}
+
+// Handed is the bytes of blobs that were handed to runtimes since the start, by
+// where they came from.
+func (m *Mirror) Handed() (cache, peers, upstreams int64) {
+	return m.handed.cache.Load(), m.handed.peers.Load(), m.handed.upstreams.Load()
 }

@@ -55,16 +55,20 @@ type Mirror struct {
 	oversized oversized
 	trouble   sync.Once // is told of
 	metrics   *metrics
+	handed    handed
 	routes    [endpoints]*httpserve.Route
 }
 
 // headerSource says where an answer came from: one of these, or a holder's name.
+// It goes out before the last byte has come in: swarm is a blob whose pieces come
+// from peers and the upstream, as they can.
 const (
 	headerSource   = "Fairway-Source"
 	sourceCache    = "cache"
 	sourceUpstream = "upstream"
 	sourceStale    = "stale"
 	sourcePeer     = "peer"
+	sourceSwarm    = "swarm"
 )
 
 // New returns a Mirror.

@@ -39,6 +39,11 @@ func TestPull_SecondTimeComesFromTheCache(t *testing.T) {
 	if got := n.metric("fairway_node_bytes_total", "source", "cache"); got < 6<<20 {
 		t.Errorf("%v bytes were counted as from the cache", got)
 	}
+	for _, want := range []string{"bytes=3145728 cache_bytes=0 peer_bytes=0 upstream_bytes=3145728", "bytes=3145728 cache_bytes=3145728 peer_bytes=0 upstream_bytes=0"} {
+		if !strings.Contains(n.log.String(), want) {
+			t.Errorf("no line in the log says %q", want)
+		}
+	}
 	if !strings.Contains(n.log.String(), "ttfb_ms=") {
 		t.Error("no line in the log tells of a pull")
 	}

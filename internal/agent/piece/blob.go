@@ -93,6 +93,29 @@ func (b *Blob) Missing() (missing []int) {
 	return missing
 }
 
+// Sources counts n bytes from off by the source that WritePiece was told of. ""
+// stands for pieces that were here before the blob was opened.
+func (b *Blob) Sources(off, n int64) map[string]int64 {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	p := provenance{b.e.from, b.e.sources}
+	if p.from == nil {
+		p = b.e.past
+	}
+	by := map[string]int64{}
+	for end := min(off+n, b.e.size); off < end; {
+		i := off / Size
+		next := min(end, (i+1)*Size)
+		source := ""
+		if p.from != nil && p.from[i] > 0 {
+			source = p.sources[p.from[i]]
+		}
+		by[source] += next - off
+		off = next
+	}
+	return by
+}
+
 // WritePiece stores the whole of piece i, which came from a source with that
 // name. p is not kept. A piece that is here already is left as it is. The writer
 // after which all pieces are here gets a *MismatchError if they do not match the

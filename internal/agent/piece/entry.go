@@ -46,6 +46,7 @@ type entry struct {
 	began      time.Time // when the filling began
 	from       []uint16  // piece → index in sources
 	sources    []string
+	past       provenance // of the pieces of the last download that was found right
 
 	// inspecting: somebody looks at all pieces of it, since one was wrong.
 	inspecting bool

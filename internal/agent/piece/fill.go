@@ -348,6 +348,7 @@ func (s *Store) finish(ctx context.Context, e *entry, epoch int) error {
 	}
 	e.complete, e.verified, e.failed = true, true, nil
 	took, source := s.now().Sub(e.began).Milliseconds(), e.source()
+	e.past = provenance{e.from, e.sources}
 	e.from, e.sources = nil, nil
 	e.wake()
 	e.mu.Unlock()
@@ -369,6 +370,12 @@ func (s *Store) finish(ctx context.Context, e *entry, epoch int) error {
 		s.log.Warn("a cached blob could not be noted as complete", "digest", e.d, "error", err)
 	}
 	return nil
+}
+
+// provenance is from where pieces are, each an index of sources.
+type provenance struct {
+	from    []uint16
+	sources []string
 }
 
 // source is where most pieces came from. e.mu is held.
