@@ -100,7 +100,8 @@ func (a *app) cacheExplainCommand() *cobra.Command {
 		Use:   "explain DIGEST",
 		Short: "Tell what keeps a blob in the cache, or why it would go",
 		Long: `Tell what keeps a blob in the cache, or why it would go in an eviction. The
-digest may be cut short as long as it is clear which one is meant.`,
+digest may be cut short, and "sha256:" left out, as long as it is clear which one
+is meant.`,
 		Example: `  fairway cache explain sha256:0a1b2c3d4e5f`,
 		Args:    exactly("DIGEST, as \"fairway cache ls\" lists it"),
 	}, func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error {
@@ -125,8 +126,12 @@ func findCached(cmd *cobra.Command, c *adminclient.Client, text string) (string,
 	if _, err := oci.ParseDigest(text); err == nil {
 		return text, nil
 	}
-	if !strings.HasPrefix(text, "sha256:") && !strings.HasPrefix(text, "sha512:") {
-		return "", usagef("%q is no digest; want sha256:… or sha512:…", text)
+	algorithm, hex, given := strings.Cut(text, ":")
+	if !given { // as people copy it: the hex alone
+		algorithm, hex = "", text
+	}
+	if given && algorithm != "sha256" && algorithm != "sha512" || !given && (hex == "" || strings.Trim(hex, "0123456789abcdef") != "") {
+		return "", usagef("%q is no digest; want sha256:… or sha512:…, or the beginning of what comes after it", text)
 	}
 	var list nodeapi.CacheList
 	if err := c.Call(cmd.Context(), "GET", "/cache", nil, &list); err != nil {
@@ -134,7 +139,7 @@ func findCached(cmd *cobra.Command, c *adminclient.Client, text string) (string,
 	}
 	var found []string
 	for _, i := range list.Items {
-		if strings.HasPrefix(string(i.Digest), text) {
+		if strings.HasPrefix(i.Digest.Encoded(), hex) && (!given || i.Digest.Algorithm().String() == algorithm) {
 			found = append(found, string(i.Digest))
 		}
 	}

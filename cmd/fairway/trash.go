@@ -66,9 +66,9 @@ func (a *app) printTrash(items []adminapi.TrashItem) {
 // expiry is when the trash lets i go, at the earliest.
 func (a *app) expiry(i adminapi.TrashItem) string {
 	switch t := a.stdout; {
-	case !t.tty:
-	case i.Holder != "":
+	case i.Holder != "": // whose lease keeps it, however long that is over
 		return "after its lease"
+	case !t.tty:
 	case i.ExpiresAt.Before(t.now()):
 		return "with the next run"
 	}

@@ -14,6 +14,9 @@ import (
 // Where the settings leave it to the agent: a quota of most of the file system,
 // and the margin that a registry keeps.
 const (
+	// smallQuota is one that was hardly meant.
+	smallQuota = 16 << 20
+
 	quotaPercent  = 80
 	marginMost    = 64 << 20
 	marginPercent = 2

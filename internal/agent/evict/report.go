@@ -66,13 +66,20 @@ func (e *Evictor) report(g *gathered, j *Judgement, r *Result, l Limits) {
 		if why == "" {
 			why = "their images were deleted upstream"
 		}
-		e.events.add("info", EventEvicted, fmt.Sprintf("evicted %d blobs, %s: %s", r.Evicted, size(r.Freed), why))
+		e.events.add("info", EventEvicted, fmt.Sprintf("evicted %s, %s: %s", blobs(r.Evicted), size(r.Freed), why))
 	}
 	if r.Evicted+r.Raced+r.Failed > 0 {
 		e.o.Log.Info("a pass of the eviction is over", "examined", r.Examined, "evicted", r.Evicted, "bytes", r.Freed,
 			"raced", r.Raced, "failed", r.Failed, "trigger", r.Trigger, "took", r.Took)
 	}
 	e.episode(g, j, r, l)
+}
+
+func blobs(n int) string {
+	if n == 1 {
+		return "1 blob"
+	}
+	return fmt.Sprintf("%d blobs", n)
 }
 
 // episode tells once when more has to stay than there is room for, and once when
