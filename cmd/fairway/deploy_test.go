@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -92,9 +94,17 @@ type manifest struct {
 				HostNetwork    bool           `yaml:"hostNetwork"`
 				InitContainers []podContainer `yaml:"initContainers"`
 				Containers     []podContainer
-				Volumes        []struct{ Name string }
+				Volumes        []podVolume
 			}
 		}
+	}
+}
+
+type podVolume struct {
+	Name   string
+	Secret struct {
+		SecretName  string `yaml:"secretName"`
+		DefaultMode int    `yaml:"defaultMode"`
 	}
 }
 
@@ -104,8 +114,16 @@ type podContainer struct {
 	LivenessProbe  *yaml.Node `yaml:"livenessProbe"`
 	ReadinessProbe *yaml.Node `yaml:"readinessProbe"`
 	Resources      struct{ Requests, Limits map[string]string }
-	Env            []struct{ Name string }
-	VolumeMounts   []struct{ Name string } `yaml:"volumeMounts"`
+	Ports          []struct {
+		ContainerPort int `yaml:"containerPort"`
+		HostPort      int `yaml:"hostPort"`
+		Protocol      string
+	}
+	Env          []struct{ Name, Value string }
+	VolumeMounts []struct {
+		Name      string
+		MountPath string `yaml:"mountPath"`
+	} `yaml:"volumeMounts"`
 }
 
 func TestDeploy_ManifestsAreWhole(t *testing.T) {
@@ -143,6 +161,7 @@ func TestDeploy_ManifestsAreWhole(t *testing.T) {
 	for _, v := range pod.Volumes {
 		volumes = append(volumes, v.Name)
 	}
+	checkSwarm(t, kinds["Service"], kinds["DaemonSet"])
 	for _, c := range append(pod.InitContainers, pod.Containers...) {
 		checkArgs(t, c.Args)
 		if c.Resources.Limits["memory"] == "" || c.Resources.Requests["cpu"] == "" {
@@ -159,4 +178,48 @@ func TestDeploy_ManifestsAreWhole(t *testing.T) {
 			}
 		}
 	}
+}
+
+// checkSwarm demands that the agents of a cluster find and reach each other: the
+// ports of the settings' defaults, the name of the service, the secret as a file
+// that others cannot read.
+func checkSwarm(t *testing.T, service, set manifest) {
+	t.Helper()
+	pod := set.Spec.Template.Spec
+	node, env := pod.Containers[0], map[string]string{}
+	for _, e := range node.Env {
+		env[e.Name] = e.Value
+	}
+	if env["FAIRWAY_NODE_SWARM_JOIN"] != service.Metadata.Name+"."+service.Metadata.Namespace {
+		t.Errorf("the agents look for each other at %q", env["FAIRWAY_NODE_SWARM_JOIN"])
+	}
+	cfg, ports := nodeHouse().defaults(), map[string]bool{}
+	for _, p := range node.Ports {
+		ports[p.Protocol+":"+strconv.Itoa(p.ContainerPort)] = p.ContainerPort == p.HostPort
+	}
+	for _, want := range []string{":" + portOf(t, cfg.Swarm.Listen), ":" + portOf(t, cfg.Swarm.Gossip), "UDP:" + portOf(t, cfg.Swarm.Gossip)} {
+		if !ports[want] {
+			t.Errorf("port %s of the swarm is not one of %v", want, ports)
+		}
+	}
+	secret := env["FAIRWAY_NODE_SWARM_SECRET"]
+	i := slices.IndexFunc(pod.Volumes, func(v podVolume) bool { return v.Secret.SecretName != "" })
+	if i < 0 || pod.Volumes[i].Secret.DefaultMode != 0o400 {
+		t.Fatalf("no secret is mounted for its owner only: %+v", pod.Volumes)
+	}
+	for _, m := range node.VolumeMounts {
+		if m.Name == pod.Volumes[i].Name && m.MountPath == filepath.Dir(secret) {
+			return
+		}
+	}
+	t.Errorf("the secret %q is not mounted", secret)
+}
+
+func portOf(t *testing.T, address string) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
