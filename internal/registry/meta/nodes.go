@@ -36,8 +36,13 @@ func NodeOf(holder string) (name string, ok bool) {
 
 const (
 	// nodeChunk bounds the digests of a report that one transaction adds, so that
-	// a large one holds up no client for long (R5).
-	nodeChunk = 1000
+	// a large one holds up no client for long (R5). Between two of them clients have
+	// nodeRestFactor times as long, nodeRestMax at most, and in all nodeRestTotal, for
+	// which the node waits.
+	nodeChunk      = 200
+	nodeRestFactor = 4
+	nodeRestMax    = 100 * time.Millisecond
+	nodeRestTotal  = 3 * time.Second
 	// nodeFormerMax bounds the installations whose late reports are known as such.
 	nodeFormerMax = 16
 	// nodeSlack is the part of the grace, one in so many, that a node's lease is
@@ -62,11 +67,18 @@ type nodeReport struct {
 	nodeapi.Report
 	holder  string
 	digests []oci.Digest
+	use     map[oci.Digest]nodeUse
 	runs    []nodeapi.Running
 	print   string
 	keepMS  int64 // from now, at least
 	slackMS int64
 	kept    int64 // when what it names may go, if the lease is written anew
+}
+
+// nodeUse is what a node says of a digest, of all that it runs by it.
+type nodeUse struct {
+	containers int
+	since      int64 // ms
 }
 
 func newNodeReport(r nodeapi.Report, grace time.Duration, now int64) (nodeReport, error) {
@@ -87,7 +99,17 @@ func newNodeReport(r nodeapi.Report, grace time.Duration, now int64) (nodeReport
 	for i, u := range r.InUse {
 		plain[i].Since = Time(now - u.ForSeconds*1000)
 	}
-	n.runs = plain
+	n.runs, n.use = plain, map[oci.Digest]nodeUse{}
+	for _, r := range plain {
+		for _, d := range r.Digests {
+			use, twice := n.use[d]
+			if since := r.Since.UnixMilli(); !twice || since < use.since {
+				use.since = since
+			}
+			use.containers = max(use.containers, r.Containers)
+			n.use[d] = use
+		}
+	}
 	slices.Sort(n.digests)
 	n.digests = slices.Compact(n.digests)
 	return n, nil
@@ -104,11 +126,8 @@ func (s *Store) PutNode(ctx context.Context, r nodeapi.Report, grace time.Durati
 	}
 	// What is new goes first, some at a time; a report that is refused in the end
 	// has then kept something for longer than needed, which harms nothing.
-	for chunk := range slices.Chunk(n.digests, nodeChunk) {
-		if len(n.digests) == len(chunk) {
-			break // all goes in with the rest
-		}
-		if err = s.addNodeUses(ctx, n, chunk); err != nil {
+	if len(n.digests) > nodeChunk { // or all goes in with the rest
+		if err := s.addNodeUses(ctx, n); err != nil {
 			return a, false, nodeError(r.Node, err)
 		}
 	}
@@ -127,9 +146,31 @@ func nodeError(name string, err error) error {
 	return nil
 }
 
-func (s *Store) addNodeUses(ctx context.Context, n nodeReport, chunk []oci.Digest) error {
-	return s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
-		row, err := readNode(tx, n.Node)
+// addNodeUses leases what a report names, some at a time.
+func (s *Store) addNodeUses(ctx context.Context, n nodeReport) error {
+	rested := time.Duration(0)
+	for chunk := range slices.Chunk(n.digests, nodeChunk) {
+		began := time.Now()
+		known, err := s.addSomeUses(ctx, n, chunk)
+		if err != nil || known {
+			return err
+		}
+		pause := min(nodeRestFactor*time.Since(began), nodeRestMax, nodeRestTotal-rested)
+		rested += pause
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+// addSomeUses leases some of what a report names, unless that is known, or needs
+// more than a lease.
+func (s *Store) addSomeUses(ctx context.Context, n nodeReport, chunk []oci.Digest) (known bool, err error) {
+	err = s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
+		row, err := readNodeHead(tx, n.Node)
 		if err != nil {
 			return err
 		}
@@ -137,16 +178,46 @@ func (s *Store) addNodeUses(ctx context.Context, n nodeReport, chunk []oci.Diges
 			return err
 		}
 		if row.found && row.instance != n.Instance || row.reaches(n, tx.Now()) {
-			return nil // accept sees to it
+			known = true // accept sees to it
+			return nil
 		}
-		return leaseAlso(tx, n.holder, chunk, n.kept)
+		if err := leaseAlso(tx, n.holder, chunk, n.kept); err != nil {
+			return err
+		}
+		return n.putUses(tx, chunk)
 	})
+	return known, err
 }
 
-func readNode(tx *sqldb.Tx, name string) (row nodeRow, err error) {
-	var superseded, runs string
-	err = tx.Row("SELECT instance, print, superseded, seq, kept_until, first_seen, runs FROM nodes WHERE name = ?", name).
-		Scan(&row.instance, &row.print, &superseded, &row.seq, &row.kept, &row.firstSeen, &runs)
+// putUses notes what the report says of these digests. Since when is what was
+// heard first: later ages are rounded.
+func (n nodeReport) putUses(tx *sqldb.Tx, digests []oci.Digest) error {
+	uses := make([][3]any, len(digests))
+	for i, d := range digests {
+		uses[i] = [3]any{d, n.use[d].containers, n.use[d].since}
+	}
+	_, err := tx.Exec("INSERT INTO node_uses (holder, digest, containers, since) SELECT ?, a, b, c FROM "+sqldb.Each3+
+		" WHERE true ON CONFLICT (holder, digest) DO UPDATE SET containers = excluded.containers WHERE containers <> excluded.containers", n.holder, sqldb.List(uses))
+	return err
+}
+
+func readNode(tx *sqldb.Tx, name string) (nodeRow, error) {
+	row, err := readNodeHead(tx, name)
+	if err != nil || !row.found {
+		return row, err
+	}
+	var runs string
+	if err := tx.Row("SELECT runs FROM nodes WHERE name = ?", name).Scan(&runs); err != nil {
+		return row, err
+	}
+	return row, json.Unmarshal([]byte(runs), &row.runs)
+}
+
+// readNodeHead leaves out what the node runs, which may be much.
+func readNodeHead(tx *sqldb.Tx, name string) (row nodeRow, err error) {
+	var superseded string
+	err = tx.Row("SELECT instance, print, superseded, seq, kept_until, first_seen FROM nodes WHERE name = ?", name).
+		Scan(&row.instance, &row.print, &superseded, &row.seq, &row.kept, &row.firstSeen)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nodeRow{firstSeen: tx.Now()}, nil
 	}
@@ -154,9 +225,6 @@ func readNode(tx *sqldb.Tx, name string) (row nodeRow, err error) {
 		return row, err
 	}
 	row.found = true
-	if err := json.Unmarshal([]byte(runs), &row.runs); err != nil {
-		return row, err
-	}
 	return row, json.Unmarshal([]byte(superseded), &row.superseded)
 }
 
@@ -258,16 +326,7 @@ func (n nodeReport) hold(tx *sqldb.Tx, row nodeRow) ([]nodeapi.Running, error) {
 	if err := leaseAlso(tx, n.holder, digests, n.kept); err != nil {
 		return nil, err
 	}
-	var uses [][3]any
-	for _, r := range n.runs {
-		for _, d := range r.Digests {
-			uses = append(uses, [3]any{d, r.Containers, r.Since.UnixMilli()})
-		}
-	}
-	// Since when is what was heard first: later ages are rounded.
-	_, err = tx.Exec("INSERT INTO node_uses (holder, digest, containers, since) SELECT ?, a, max(b), min(c) FROM "+sqldb.Each3+
-		" WHERE true GROUP BY a ON CONFLICT (holder, digest) DO UPDATE SET containers = excluded.containers WHERE containers <> excluded.containers", n.holder, sqldb.List(uses))
-	return runs, err
+	return runs, n.putUses(tx, n.digests)
 }
 
 // withOld is what an incomplete report says and what it does not speak of.

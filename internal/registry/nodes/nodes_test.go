@@ -99,6 +99,41 @@ func TestReport_IsBounded(t *testing.T) {
 	}
 }
 
+// TestR5_ALargeReportLetsOthersWrite: pushes waited for up to 2.6 s while one with
+// 20,000 digests was written.
+func TestR5_ALargeReportLetsOthersWrite(t *testing.T) {
+	n, s := open(t, filepath.Join(t.TempDir(), "fairway.db"))
+	const digests = 10_000
+	reported := make(chan error, 1)
+	go func() {
+		_, _, err := n.Report(t.Context(), reportOf(1, digests))
+		reported <- err
+	}()
+	began, longest := 0, time.Duration(0)
+	for over := false; !over; began++ {
+		at := time.Now()
+		if _, err := s.CreateUpload(t.Context(), "team/app", "sha256"); err != nil {
+			t.Fatal(err)
+		}
+		longest = max(longest, time.Since(at))
+		select {
+		case err := <-reported:
+			if err != nil {
+				t.Fatal(err)
+			}
+			over = true
+		default:
+		}
+	}
+	t.Logf("%d uploads began meanwhile, and waited for %v at most", began, longest)
+	if began < digests/200 { // one in each rest, at least
+		t.Errorf("only %d uploads could begin while the report was written", began)
+	}
+	if got, err := n.Get(t.Context(), "n"); err != nil || len(got.Runs) != 1 || len(got.Runs[0].Digests) != digests {
+		t.Errorf("the node: %v", err)
+	}
+}
+
 func TestReport_SurvivesARestartOfTheRegistry(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fairway.db")
 	n, s := open(t, path)
