@@ -257,6 +257,20 @@ func TestN5_AQuotaLoweredAtRunTimeIsKept(t *testing.T) {
 	}
 }
 
+// TestQuota_ATinyOneIsWarnedOf: 10 was taken for 10 GB by who wrote it, and for
+// 10 bytes here, without a word.
+func TestQuota_ATinyOneIsWarnedOf(t *testing.T) {
+	warned := func(quota unit.Size) bool {
+		cfg := testConfig(t)
+		cfg.Quota = quota
+		a, _ := start(t, cfg)
+		return slices.ContainsFunc(a.latestEvents(), func(e nodeapi.Event) bool { return strings.Contains(e.Text, "smaller than most layers") })
+	}
+	if !warned(10) || warned(1<<30) {
+		t.Error("want a warning of 10 bytes, and none of 1 GiB")
+	}
+}
+
 // TestN5_ANodeStartedOverItsQuotaEvictsAtOnce: it waited for 10 s.
 func TestN5_ANodeStartedOverItsQuotaEvictsAtOnce(t *testing.T) {
 	cfg := testConfig(t)
