@@ -114,7 +114,7 @@ func (a *Agent) readSecret(path string) ([]byte, error) {
 // how others reach that; "" leaves the latter to the gossip.
 func (a *Agent) addresses(ctx context.Context, ln net.Listener) (self swarm.Peer, bind, advertise string, err error) {
 	cfg := a.cfg.Swarm
-	self = swarm.Peer{Node: plan.Node(a.name), Addr: ln.Addr().String(), Zone: cfg.Zone, Host: machine()}
+	self = swarm.Peer{Node: plan.Node(a.name), Addr: ln.Addr().String(), Zone: cfg.Zone, Host: machine(), Born: time.Now().UnixMilli()}
 	host, port, err := net.SplitHostPort(cfg.Gossip)
 	if err != nil {
 		return self, "", "", setting.Errorf("swarm.gossip", "%v", err)

@@ -41,9 +41,11 @@ type download struct {
 	orders    map[plan.Node][]*order
 	watched   map[plan.Node]context.CancelFunc
 	leader    plan.Node
-	asked     bool // other ranks were asked for neighbours
-	searching bool // and are being waited for
-	searched  bool // nobody is left to ask
+	asked     bool               // other ranks were asked for neighbours
+	searching bool               // and are being waited for
+	searched  bool               // nobody is left to ask
+	begged    map[plan.Node]bool // members that were asked without a hint
+	beggedAt  time.Duration
 	failure   error
 	rounds    int   // how often the content was found wrong
 	refusal   error // of the origin, the last one
@@ -211,16 +213,17 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 const patience = 10 * time.Second
 
 // hopeless returns the origin's error when nobody else has what is missing: at
-// once if there is no neighbour, after a while if one may bring it, which is
-// sooner if the origin will not change its mind. d.mu is held.
+// once if there is no neighbour and no member left to ask, after a while if one
+// may bring it, which is sooner if the origin will not change its mind. d.mu is held.
 func (d *download) hopeless(now time.Duration) error {
 	since, stuck := d.plan.Stuck(now)
 	if !stuck || d.refusal == nil {
 		return nil
 	}
-	if d.searched && len(d.plan.Peers()) == 0 {
+	if d.searched && len(d.plan.Peers()) == 0 && !d.askMembers(now) {
 		return d.refusal
 	}
+	since = max(since, d.beggedAt)
 	wait := patience
 	var status *ociclient.StatusError
 	if errors.As(d.refusal, &status) && status.Status >= 400 && status.Status < 500 && status.Status != http.StatusTooManyRequests {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -79,6 +80,8 @@ type Engine struct {
 	bans      map[plan.Node]*ban
 	copies    map[oci.Digest]int      // holders in the swarm, as leaders said last
 	unwell    map[plan.Node]time.Time // leaders that did not answer, until
+	untold    map[plan.Node]bool      // leaders that were not reached with what is held here
+	roused    chan struct{}           // room for one: somebody has to be told
 	traces    []*Trace                // of the last downloads
 	tallies   map[plan.Node]*tally    // since the start
 	dirMu     sync.Mutex              // guards directory; taken after mu or alone
@@ -109,6 +112,7 @@ func New(o Options) (*Engine, error) {
 		downloads: map[oci.Digest]*download{}, served: map[oci.Digest]int{},
 		uploads: plan.NewUploads(0, 0, 0), ready: map[*plan.Ask]chan<- *plan.Ask{},
 		bans: map[plan.Node]*ban{}, copies: map[oci.Digest]int{}, unwell: map[plan.Node]time.Time{},
+		untold: map[plan.Node]bool{}, roused: make(chan struct{}, 1),
 		tallies:   map[plan.Node]*tally{},
 		directory: plan.NewDirectory(plan.DirectoryLimits{}, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))),
 	}
@@ -211,6 +215,9 @@ func (e *Engine) observe() {
 	}
 	e.mu.Unlock()
 	e.metrics.members.Set(float64(len(view.list)))
+	if !maps.Equal(old.peers, view.peers) {
+		e.rouse()
+	}
 	for _, n := range old.list {
 		if _, still := view.peers[n]; still {
 			continue

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fairway-registry/fairway/internal/agent/index"
-	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -16,9 +14,9 @@ import (
 // Tuning of the dealings with leaders.
 const (
 	leaderTimeout = 3 * time.Second
+	begAtOnce     = 8               // members that are asked without a hint, at once
+	begMost       = 32              // and in all
 	unwellFor     = 5 * time.Second // a leader that did not answer is passed over
-	refreshEvery  = 20 * time.Minute
-	refreshFirst  = 5 * time.Second
 )
 
 // leaderOf returns the first by rank of those that answered lately: everybody
@@ -116,6 +114,34 @@ func (d *download) askRanks(a plan.Announce, not plan.Node, view *members) {
 	d.poke()
 }
 
+// askMembers watches members at random that were not asked yet, as the last
+// thing to do before a download fails: who holds the blob may not have told its
+// leader. Who does not have it says so and is no neighbour any more. false:
+// nobody is left, or enough were asked for long enough. d.mu is held.
+func (d *download) askMembers(now time.Duration) bool {
+	view := d.e.seen()
+	if d.begged == nil {
+		d.begged, d.beggedAt = map[plan.Node]bool{d.e.o.Self.Node: true}, now
+	}
+	if now-d.beggedAt > patience {
+		return false
+	}
+	asked := 0
+	for _, i := range rand.Perm(len(view.list)) {
+		n := view.list[i]
+		if asked == begAtOnce || len(d.begged) > begMost {
+			break
+		}
+		if !d.begged[n] && d.e.bannedUntil(n) == 0 {
+			d.begged[n] = true
+			d.plan.AddPeer(n, view.distance(d.e.o.Self, n))
+			asked++
+		}
+	}
+	d.watchAll(view)
+	return len(d.plan.Peers()) > 0
+}
+
 // tell sends an announcement to a leader, which may be this node.
 func (e *Engine) tell(ctx context.Context, to plan.Node, a plan.Announce) (plan.Reply, error) {
 	if to == e.o.Self.Node {
@@ -132,27 +158,32 @@ func (e *Engine) tell(ctx context.Context, to plan.Node, a plan.Announce) (plan.
 	return reply, decode(body, maxAnnounce, &reply)
 }
 
-// announceDone tells a blob's leader that this node holds all of it.
+// announceDone tells a blob's first ranks that this node holds all of it.
 func (e *Engine) announceDone(blob string, pieces int) {
-	to := e.leaderOf(blob)
-	reply, err := e.tell(e.stop, to, plan.Announce{Blob: blob, Node: e.o.Self.Node, Zone: e.o.Self.Zone, Pieces: pieces, Done: true})
-	if err != nil {
-		e.noteUnwell(to)
-		return // the next refresh tells whoever leads then
+	leader := e.leaderOf(blob)
+	for _, to := range plan.Rank(blob, e.seen().list, toldRanks) {
+		reply, err := e.tell(e.stop, to, plan.Announce{Blob: blob, Node: e.o.Self.Node, Zone: e.o.Self.Zone, Pieces: pieces, Done: true})
+		switch {
+		case err != nil:
+			e.noteUnwell(to)
+			e.noteUntold(to)
+		case to == leader:
+			e.noteCopies(oci.Digest(blob), reply.Holders)
+		}
 	}
-	e.noteCopies(oci.Digest(blob), reply.Holders)
 }
 
-// Evicted tells the leader that a blob is not here any more.
+// Evicted tells the first ranks that a blob is not here any more.
 func (e *Engine) Evicted(d oci.Digest) {
 	e.mu.Lock()
 	delete(e.copies, d)
 	e.mu.Unlock()
 	e.work.Go(func() {
-		to := e.leaderOf(string(d))
 		a := plan.Announce{Blob: string(d), Node: e.o.Self.Node, Pieces: 1, Leaving: true}
-		if _, err := e.tell(e.stop, to, a); err != nil {
-			e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
+		for _, to := range plan.Rank(a.Blob, e.seen().list, toldRanks) {
+			if _, err := e.tell(e.stop, to, a); err != nil {
+				e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
+			}
 		}
 	})
 }
@@ -173,85 +204,4 @@ func (e *Engine) Rare(d oci.Digest) bool {
 	defer e.mu.Unlock()
 	n, known := e.copies[d]
 	return known && n <= 1 && len(e.view.list) > 1
-}
-
-// refresh tells leaders what this node holds: soon after the start, and then
-// well before their records expire.
-func (e *Engine) refresh(ctx context.Context) {
-	timer := time.NewTimer(refreshFirst)
-	defer timer.Stop()
-	for {
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return
-		}
-		if err := e.tellHoldings(ctx); err != nil && ctx.Err() == nil {
-			e.log.Warn("the swarm was not told what is in the cache", "err", err)
-		}
-		timer.Reset(refreshEvery - rand.N(refreshEvery/4))
-	}
-}
-
-// tellHoldings groups the blobs of the cache by their leaders.
-func (e *Engine) tellHoldings(ctx context.Context) error {
-	batches := map[plan.Node][]map[string]int{}
-	add := func(key string, pieces int) {
-		to := e.leaderOf(key)
-		list := batches[to]
-		if len(list) == 0 || len(list[len(list)-1]) == maxHolding {
-			list = append(list, map[string]int{})
-			batches[to] = list
-		}
-		list[len(list)-1][key] = pieces
-	}
-	err := e.o.Store.Each(ctx, func(info piece.Info) error {
-		switch {
-		case info.State != index.Complete:
-		case info.Size < e.o.Small:
-			add(contentKey(info.Digest), 1)
-		default:
-			add(string(info.Digest), int((info.Size+piece.Size-1)/piece.Size))
-		}
-		return nil
-	})
-	if err == nil && e.names != nil {
-		err = e.names.Each(ctx, func(ns string, repo oci.Name, tag oci.Tag) {
-			add(question{Namespace: ns, Repo: repo, Tag: tag}.key(), 1)
-		})
-	}
-	for to, list := range batches {
-		for _, batch := range list {
-			e.tellHolding(ctx, to, batch)
-		}
-	}
-	return err
-}
-
-func (e *Engine) tellHolding(ctx context.Context, to plan.Node, batch map[string]int) {
-	h := holding{Zone: e.o.Self.Zone, Blobs: batch}
-	var reply holders
-	var err error
-	if to == e.o.Self.Node {
-		reply, err = e.hold(to, h)
-	} else {
-		ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
-		defer cancel()
-		body, postErr := e.post(ctx, to, "/swarm/v1/holding", h)
-		if postErr != nil {
-			e.noteUnwell(to)
-			return
-		}
-		defer body.Close()
-		err = decode(body, maxAnnounce, &reply)
-	}
-	if err != nil {
-		e.log.Debug("a leader did not take in what is in the cache", "leader", to, "err", err)
-		return
-	}
-	for blob := range batch {
-		if n, ok := reply.Holders[blob]; ok {
-			e.noteCopies(oci.Digest(blob), n)
-		}
-	}
 }

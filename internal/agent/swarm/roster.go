@@ -13,6 +13,9 @@ type Peer struct {
 	Addr string    `json:"addr"` // host:port of its HTTPS
 	Zone string    `json:"zone,omitempty"`
 	Host string    `json:"host,omitempty"` // the machine; agents on one are nearest
+	// Born is when the agent started, in milliseconds since 1970: one that is back
+	// under its name remembers nothing, however short it was away.
+	Born int64 `json:"born,omitempty"`
 }
 
 // Roster knows the members of the cluster. Gossip is the real one; tests have one

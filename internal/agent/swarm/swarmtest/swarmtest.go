@@ -143,7 +143,7 @@ func (c *Cluster) Start(name string, change func(*swarm.Options)) *Node {
 	if err != nil {
 		c.tb.Fatal(err)
 	}
-	n := &Node{Peer: swarm.Peer{Node: plan.Node(name), Addr: ln.Addr().String()}}
+	n := &Node{Peer: swarm.Peer{Node: plan.Node(name), Addr: ln.Addr().String(), Born: time.Now().UnixNano()}}
 	n.Store = OpenStore(c.tb)
 	keys, err := swarm.NewKeys([]byte(Secret), name)
 	if err != nil {
