@@ -362,14 +362,15 @@ func (a *app) cacheEventsCommand() *cobra.Command {
 }
 
 func (a *app) cacheLimitsCommand() *cobra.Command {
-	var quota, margin unit.Size
+	var quota, margin, up, down, peerUp, peerDown unit.Size
 	var high, low unit.Percent
 	cmd := a.asksNode(&cobra.Command{
 		Use:   "limits",
 		Short: "Show the limits of the cache, or change them until the agent ends",
 		Long: `Show the limits of the cache, or change those that are given. They hold at once,
 and until the agent is started again or reads its settings again on SIGHUP. A
-quota below what is used starts an eviction, which takes nothing that is in use.`,
+quota below what is used starts an eviction, which takes nothing that is in use. The
+rates are of a swarm, and shown and set only where the node is in one.`,
 		Example: `  fairway cache limits
   fairway cache limits --quota 50MB`,
 		Args: exactly(),
@@ -380,6 +381,10 @@ quota below what is used starts an eviction, which takes nothing that is in use.
 		given(changed("margin"), &req.MarginBytes, int64(margin))
 		given(changed("high"), &req.HighPercent, float64(high))
 		given(changed("low"), &req.LowPercent, float64(low))
+		given(changed("upload"), &req.Upload, int64(up))
+		given(changed("download"), &req.Download, int64(down))
+		given(changed("peer-upload"), &req.PeerUpload, int64(peerUp))
+		given(changed("peer-download"), &req.PeerDownload, int64(peerDown))
 		method, in := "GET", any(nil)
 		if req != (nodeapi.LimitsRequest{}) {
 			method, in = "PUT", req
@@ -398,6 +403,9 @@ quota below what is used starts an eviction, which takes nothing that is in use.
 			{"low", unit.Percent(l.LowPercent).String()},
 			{"margin", t.size(l.MarginBytes)},
 		}...)
+		if s := l.Swarm; s != nil {
+			t.fields([][2]string{{"upload", rate(t, s.Upload)}, {"download", rate(t, s.Download)}, {"peer upload", rate(t, s.PeerUpload)}, {"peer download", rate(t, s.PeerDownload)}}...)
+		}
 		return nil
 	})
 	f := cmd.Flags()
@@ -405,7 +413,19 @@ quota below what is used starts an eviction, which takes nothing that is in use.
 	f.Var(&high, "high", "start to evict when it is this full")
 	f.Var(&low, "low", "end when it is only this full")
 	f.Var(&margin, "margin", "space to keep free on the file system")
+	f.Var(&up, "upload", "a second to other nodes, all together; 0 for no limit")
+	f.Var(&down, "download", "a second by the swarm, from nodes and upstreams; 0 for no limit")
+	f.Var(&peerUp, "peer-upload", "a second to one other node; 0 for no limit")
+	f.Var(&peerDown, "peer-download", "a second from one other node; 0 for no limit")
 	return cmd
+}
+
+// rate is a limit of the swarm.
+func rate(t *terminal, bytes int64) string {
+	if bytes == 0 && t.tty {
+		return "no limit"
+	}
+	return t.size(bytes)
 }
 
 // given sets an optional field of a request to what a flag says.

@@ -30,7 +30,8 @@ its quota and never evicts what a container on this machine uses.
 
 Every flag can also be set in the environment (--quota as ` + envNodePrefix + `QUOTA) and
 in the file of --config. A flag wins over the environment, the environment over
-the file. On SIGHUP quota, high, low and margin are read again.
+the file. On SIGHUP quota, high, low and margin are read again,
+and the rates of the swarm.
 
 Without any configuration it listens on loopback and asks the runtimes whose
 sockets are in the usual places. "fairway node setup" has a runtime pull through
