@@ -85,7 +85,10 @@ func TestConfig_EverySettingOfANodeGoesEveryWay(t *testing.T) {
 		"allow_anyone_on_the_network": "true", "hosts": "a.test,b.test", "admin_socket": "/s/a.sock",
 		"quota": "1MiB", "high": "95%", "low": "60.5%", "margin": "2MiB", "floor": "3MiB", "warm": "2h", "deleted_ttl": "3h",
 		"runtime": "containerd:///a.sock,cri:///b.sock", "upstreams": "docker.io,r.test=http://10.0.0.1:5000", "credentials": "/c.json", "ca": "/ca.pem",
-		"tag_ttl": "1s", "stale_max": "1h", "grant_ttl": "2s", "lease_ttl": "3s", "lease_grace": "4s",
+		"tag_ttl": "1s", "stale_max": "1h", "grant_ttl": "2s", "lease_ttl": "3s", "lease_grace": "4s", "labels": "zone=a,rack=b",
+		"swarm.secret": "/s/secret", "swarm.listen": "127.0.0.1:9", "swarm.gossip": "127.0.0.1:10", "swarm.advertise": "10.0.0.1",
+		"swarm.join": "a.test:7946,b.test", "swarm.join_registry": "true", "swarm.zone": "z1", "swarm.upload": "1MiB", "swarm.download": "2MiB",
+		"swarm.peer_upload": "3MiB", "swarm.peer_download": "4MiB", "swarm.small": "5MiB",
 		"log.format": "json", "log.level": "debug", "log.requests": "all", "pprof": "true", "shutdown_grace": "7s",
 	})
 }
