@@ -39,7 +39,15 @@ type Gossip struct {
 	meta []byte
 
 	mu      sync.Mutex
+	members map[string]member // by name; memberlist changes its own nodes while others read them
 	changed chan struct{}
+}
+
+// member is a node that is alive.
+type member struct {
+	gossip string // address
+	peer   Peer
+	sane   bool // what it says of itself is no nonsense
 }
 
 // NewGossip binds the gossip's port. Run joins.
@@ -51,7 +59,7 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 	if err != nil || len(meta) > memberlist.MetaMaxSize {
 		return nil, fmt.Errorf("describe this node in %d bytes: %w", memberlist.MetaMaxSize, err)
 	}
-	g := &Gossip{o: o, meta: meta, changed: make(chan struct{})}
+	g := &Gossip{o: o, meta: meta, members: map[string]member{}, changed: make(chan struct{})}
 	c := memberlist.DefaultLANConfig()
 	// The default of 4 leaves one node in forty of a small cluster ignorant of a
 	// newcomer until states are exchanged in full, half a minute later.
@@ -127,9 +135,11 @@ func (g *Gossip) join(ctx context.Context) {
 		return
 	}
 	known := map[string]bool{}
-	for _, n := range g.list.Members() {
-		known[n.Address()] = true
+	g.mu.Lock()
+	for _, m := range g.members {
+		known[m.gossip] = true
 	}
+	g.mu.Unlock()
 	var unknown []string
 	for _, a := range addrs {
 		if !known[a] {
@@ -148,18 +158,29 @@ func (g *Gossip) join(ctx context.Context) {
 // Members returns the members that are alive. What a member says of itself may
 // be nonsense; then it is none.
 func (g *Gossip) Members() []Peer {
-	nodes := g.list.Members()
-	peers := make([]Peer, 0, len(nodes))
-	for _, n := range nodes {
-		var p Peer
-		if json.Unmarshal(n.Meta, &p) == nil && p.Node == plan.Node(n.Name) {
-			if host, port, err := net.SplitHostPort(p.Addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
-				p.Addr = net.JoinHostPort(n.Addr.String(), port)
-			}
-			peers = append(peers, p)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	peers := make([]Peer, 0, len(g.members))
+	for _, m := range g.members {
+		if m.sane {
+			peers = append(peers, m.peer)
 		}
 	}
 	return peers
+}
+
+// memberOf reads a node while memberlist holds it still.
+func memberOf(n *memberlist.Node) member {
+	m := member{gossip: n.Address()}
+	p := &m.peer
+	if json.Unmarshal(n.Meta, p) != nil || p.Node != plan.Node(n.Name) {
+		return m
+	}
+	m.sane = true
+	if host, port, err := net.SplitHostPort(p.Addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
+		p.Addr = net.JoinHostPort(n.Addr.String(), port)
+	}
+	return m
 }
 
 // Changed returns a channel that is closed at the next change.
@@ -169,21 +190,33 @@ func (g *Gossip) Changed() <-chan struct{} {
 	return g.changed
 }
 
-func (g *Gossip) change() {
+// set notes that a node is alive.
+func (g *Gossip) set(n *memberlist.Node) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.members[n.Name] = memberOf(n)
+	g.change()
+}
+
+// change tells who waits. g.mu is held.
+func (g *Gossip) change() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
 
 // NotifyJoin is part of memberlist.EventDelegate.
-func (g *Gossip) NotifyJoin(*memberlist.Node) { g.change() }
+func (g *Gossip) NotifyJoin(n *memberlist.Node) { g.set(n) }
 
 // NotifyLeave is part of memberlist.EventDelegate.
-func (g *Gossip) NotifyLeave(*memberlist.Node) { g.change() }
+func (g *Gossip) NotifyLeave(n *memberlist.Node) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.members, n.Name)
+	g.change()
+}
 
 // NotifyUpdate is part of memberlist.EventDelegate.
-func (g *Gossip) NotifyUpdate(*memberlist.Node) { g.change() }
+func (g *Gossip) NotifyUpdate(n *memberlist.Node) { g.set(n) }
 
 // NodeMeta is part of memberlist.Delegate.
 func (g *Gossip) NodeMeta(int) []byte { return g.meta }
