@@ -213,7 +213,8 @@ func (a *Agent) openMirror(ctx context.Context) error {
 		return err
 	}
 	a.fetcher = fetch.New(fetch.Options{
-		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Rest: a.swarm.rest(), Origin: origin, Holders: a.holders(), Fetched: a.swarm.fetched(), Log: a.log, Metrics: a.metrics,
+		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Rest: a.swarm.rest(), Origin: origin, Near: a.swarm.passing(false), Last: a.swarm.passing(true),
+		Holders: a.holders(), Fetched: a.swarm.fetched(), Log: a.log, Metrics: a.metrics,
 	})
 	a.closers = append(a.closers, func() error { a.fetcher.Close(); return nil })
 	a.mirror = mirror.New(mirror.Options{

@@ -194,6 +194,15 @@ func (s *swarming) rest() []fetch.Filler {
 	return []fetch.Filler{s.engine.Rest()}
 }
 
+// passing is where what the cache has no room for may come from; last: when the
+// upstream gives no answer.
+func (s *swarming) passing(last bool) fetch.Origin {
+	if s == nil {
+		return nil
+	}
+	return s.engine.Passing(last)
+}
+
 // peers are asked when an upstream gives no answer.
 func (s *swarming) peers() mirror.Peers {
 	if s == nil {

@@ -302,6 +302,32 @@ func TestN8_ARegistryThatDiesMidPullIsNotMissed(t *testing.T) {
 	}
 }
 
+// TestN9_ANodeWithoutRoomPullsFromPeers has one whose cache is smaller than the
+// layer: what it passes on comes from the others, whether the registry is up
+// (N9) or down (N8).
+func TestN9_ANodeWithoutRoomPullsFromPeers(t *testing.T) {
+	o := newOrigin(t, 6<<20+17)
+	nodes := cluster(t, o, 3, func(i int, cfg *Config) {
+		if i == 2 {
+			cfg.Quota = 2 << 20
+		}
+	})
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	before := o.sent.Load()
+	if _, err := nodes[2].pull(o); err != nil {
+		t.Error(err)
+	}
+	if more := o.sent.Load() - before; more > 1<<20 {
+		t.Errorf("%d bytes of a layer that a peer has left the registry", more)
+	}
+	o.down.Store(true)
+	if _, err := nodes[2].pull(o); err != nil {
+		t.Errorf("with the registry down: %v", err)
+	}
+}
+
 func TestSecret_ThatOthersCanReadIsRefused(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Swarm = Swarm{Secret: secretFile(t, "a secret of the tests, long enough"), Listen: "127.0.0.1:0", Gossip: "127.0.0.1:0"}

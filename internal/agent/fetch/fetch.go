@@ -28,6 +28,10 @@ type Want struct {
 	Private       bool   // not everybody may have it
 	Background    bool   // nobody waits for it, and nothing warm makes way for it
 
+	// Unchecked has Stream ask nobody but the upstream, which decides who may have
+	// what: nobody here knows.
+	Unchecked bool
+
 	head *head // shows readers how a download begins; nil: nobody looks
 }
 
@@ -65,9 +69,11 @@ type Options struct {
 	Index   *index.Index
 	Fillers []Filler // in the order of their cost; the upstream comes last
 	// Rest are asked when all of these have failed, and the upstream gave no answer.
-	Rest    []Filler
-	Origin  Origin // for what is streamed through
-	Holders []Holder
+	Rest   []Filler
+	Origin Origin // for what is streamed through
+	// Near is asked for that before Origin, and Last when Origin gave no answer; nil: nobody.
+	Near, Last Origin
+	Holders    []Holder
 	// Linger is how long a download goes on when nobody waits for it any more; 0 = 10 min.
 	Linger time.Duration
 	// Fetched is told of each blob that is here now; nil: nobody.

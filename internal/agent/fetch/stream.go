@@ -30,7 +30,11 @@ type Verified struct {
 	digest oci.Digest
 	size   int64 // −1: whatever comes
 	off, n int64 // the part wanted; n < 0: to the end
+	peers  bool  // it began to come from other nodes
 }
+
+// FromPeers reports whether a stream began at other nodes and not at the upstream.
+func (v *Verified) FromPeers() bool { return v.peers }
 
 // Size is the blob's, in bytes; −1 if nobody knows.
 func (v *Verified) Size() int64 { return v.size }
@@ -102,9 +106,19 @@ func (v *Verified) check(sum hash.Hash, at int64) error {
 	return nil
 }
 
-// Stream opens a blob at the upstream without keeping it: N6.
+// Stream opens a blob without keeping it: N6. It comes from a nearer place than
+// the upstream if one has it (N9), and from there, too, when the upstream is down
+// (N8).
 func (f *Fetcher) Stream(ctx context.Context, w Want) (*Verified, error) {
-	src := &resuming{f: f, ctx: ctx, want: w}
+	src := &resuming{f: f, ctx: ctx, want: w, peers: holding{"peers", w.Digest}}
+	trusted := !w.Unchecked && w.Size >= 0 && f.worthAsking(src.peers)
+	if f.o.Near != nil && trusted {
+		src.places = append(src.places, place{f.o.Near, true})
+	}
+	src.places = append(src.places, place{f.o.Origin, false})
+	if f.o.Last != nil && trusted {
+		src.places = append(src.places, place{f.o.Last, true})
+	}
 	if err := src.reopen(); err != nil {
 		return nil, err
 	}
@@ -113,43 +127,85 @@ func (f *Fetcher) Stream(ctx context.Context, w Want) (*Verified, error) {
 	}
 	f.metrics.streamed.Inc()
 	return &Verified{
-		src: src, close: src.Close, digest: w.Digest, size: src.want.Size, n: -1,
-		failed: func() { f.metrics.failures.WithLabelValues("upstream", "mismatch").Inc() },
+		src: src, close: src.Close, digest: w.Digest, size: src.want.Size, n: -1, peers: src.mixed,
+		failed: src.lied,
 	}, nil
 }
 
-// resuming reads a blob at the origin and goes on where a connection broke.
-type resuming struct {
-	f     *Fetcher
-	ctx   context.Context
-	want  Want
-	rc    io.ReadCloser
-	at    int64
-	tries int // in a row that brought nothing
+// place is where a stream may come from.
+type place struct {
+	Origin
+	peers bool
 }
 
+// resuming reads a blob at the first place that has it, and goes on where a
+// connection broke, there or at the next one.
+type resuming struct {
+	f      *Fetcher
+	ctx    context.Context
+	want   Want
+	places []place // the first is the present one
+	peers  holding
+	mixed  bool // some of it came from peers
+	rc     io.ReadCloser
+	at     int64
+	tries  int // in a row that brought nothing
+}
+
+// reopen returns the upstream's error if no place is left.
 func (r *resuming) reopen() (err error) {
 	if r.rc != nil {
 		_ = r.rc.Close() // it is broken
 		r.rc = nil
 	}
-	r.rc, err = r.f.o.Origin.Range(r.ctx, r.want, r.at, -1)
+	for ; len(r.places) > 0; r.places = r.places[1:] {
+		here := r.places[0]
+		rc, failed := here.Range(r.ctx, r.want, r.at, -1)
+		if failed == nil {
+			r.rc, r.mixed = rc, r.mixed || here.peers
+			return nil
+		}
+		if !here.peers {
+			err = failed
+		}
+		if r.ctx.Err() != nil || !here.peers && isStatus(failed) {
+			break // it gave an answer
+		}
+	}
+	if err == nil {
+		err = fault.New(fault.Busy, "nobody has the rest of %s", r.want.Digest)
+	}
 	return err
+}
+
+// lied has peers not asked again for a blob that was not what it should be.
+func (r *resuming) lied() {
+	if r.mixed {
+		r.f.distrust(r.peers)
+		return
+	}
+	r.f.metrics.failures.WithLabelValues("upstream", "mismatch").Inc()
 }
 
 // Read implements io.Reader.
 func (r *resuming) Read(p []byte) (int, error) {
 	for {
+		if r.rc == nil {
+			return 0, io.ErrClosedPipe // it failed before
+		}
 		n, err := r.rc.Read(p)
 		r.at += int64(n)
 		if n > 0 {
 			r.tries = 0
 			return n, nil
 		}
-		if err == nil || errors.Is(err, io.EOF) || r.ctx.Err() != nil {
+		if err == nil || errors.Is(err, io.EOF) || r.ctx.Err() != nil || r.want.Size < 0 {
 			return n, err
 		}
-		if r.tries++; r.tries >= attemptsMax || r.want.Size < 0 {
+		if r.tries++; r.tries >= attemptsMax || r.places[0].peers {
+			r.places, r.tries = r.places[1:], 0
+		}
+		if len(r.places) == 0 {
 			return 0, err
 		}
 		if again := r.reopen(); again != nil {

@@ -39,7 +39,7 @@ func (m *Mirror) around(w http.ResponseWriter, r *http.Request, a access, e endp
 		return err
 	}
 	p := &pull{m: m, w: w, r: r, a: a, began: m.o.Now(), n: -1, around: true, from: map[string]int64{}}
-	p.want = fetch.Want{Digest: ref.Digest, Size: -1, Namespace: a.ns, Repo: a.repo, Authorization: a.auth, Private: true}
+	p.want = fetch.Want{Digest: ref.Digest, Size: -1, Namespace: a.ns, Repo: a.repo, Authorization: a.auth, Private: true, Unchecked: true}
 	if r.Method == http.MethodHead {
 		return p.head(r.Context())
 	}

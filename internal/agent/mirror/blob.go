@@ -218,11 +218,17 @@ func (p *pull) confirm(ctx context.Context, private bool) (err error) {
 	return err
 }
 
-// stream hands the blob out as it comes from the upstream: N6.
+// stream hands the blob out as it comes from peers or the upstream: N6.
 func (p *pull) stream(ctx context.Context) error {
+	// Peers give what is private only to who asks for it as that; a right that is
+	// not enough for it leaves the decision to the upstream.
+	p.want.Unchecked = p.want.Unchecked || p.want.Private && p.may.loose
 	v, err := p.m.o.Fetch.Stream(ctx, p.want)
 	if err != nil {
 		return err
+	}
+	if v.FromPeers() {
+		return p.through(v, sourcePeer)
 	}
 	return p.through(v, sourceUpstream)
 }

@@ -232,11 +232,17 @@ func askOne[T any](ctx context.Context, e *Engine, n plan.Node, q question, path
 // whoKnows are the nodes that said so to the directory, and others at random
 // where those are few: in a small cluster everybody is asked.
 func (e *Engine) whoKnows(ctx context.Context, q question) []plan.Node {
+	return e.known(ctx, q.key(), 1, answersMost)
+}
+
+// known are nodes that the first ranks of a key name, and others at random until
+// there are so many.
+func (e *Engine) known(ctx context.Context, key string, pieces, atLeast int) []plan.Node {
 	view := e.seen()
 	self := e.o.Self.Node
 	var found []plan.Node
-	for _, leader := range plan.Rank(q.key(), view.list, plan.Ranks) {
-		reply, err := e.tell(ctx, leader, plan.Announce{Blob: q.key(), Node: self, Zone: e.o.Self.Zone, Pieces: 1, Peers: answersMost})
+	for _, leader := range plan.Rank(key, view.list, plan.Ranks) {
+		reply, err := e.tell(ctx, leader, plan.Announce{Blob: key, Node: self, Zone: e.o.Self.Zone, Pieces: pieces, Peers: answersMost})
 		if err != nil {
 			continue // the next one may know as much
 		}
@@ -250,7 +256,7 @@ func (e *Engine) whoKnows(ctx context.Context, q question) []plan.Node {
 		}
 	}
 	for _, i := range rand.Perm(len(view.list)) {
-		if len(found) >= answersMost {
+		if len(found) >= atLeast {
 			break
 		}
 		if n := view.list[i]; n != self && !slices.Contains(found, n) {

@@ -117,7 +117,7 @@ func (o *order) fromOrigin() error {
 	defer d.e.buffers.Put(buf)
 	for i := first; i <= last; i++ {
 		p := buf[:d.b.PieceLen(i)]
-		if err := d.read(o.ctx, body, p, ""); err != nil {
+		if err := d.e.read(o.ctx, body, p, ""); err != nil {
 			return fmt.Errorf("read piece %d of %s from the upstream: %w", i, d.b.Digest(), err)
 		}
 		o.closeOpen(i)
@@ -130,13 +130,13 @@ func (o *order) fromOrigin() error {
 }
 
 // read fills p at the pace of the token buckets.
-func (d *download) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node) error {
+func (e *Engine) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node) error {
 	for len(p) > 0 {
 		part := p[:min(grain, len(p))]
 		if _, err := io.ReadFull(r, part); err != nil {
 			return err
 		}
-		if err := d.e.down.wait(ctx, peer, len(part)); err != nil {
+		if err := e.down.wait(ctx, peer, len(part)); err != nil {
 			return err
 		}
 		p = p[len(part):]
@@ -189,7 +189,7 @@ func (o *order) take(r io.Reader, f frame, began time.Time) error {
 		buf := d.e.buffers.Get().(*[piece.Size]byte)
 		defer d.e.buffers.Put(buf)
 		p := buf[:f.size]
-		if err := d.read(o.ctx, r, p, o.from); err != nil {
+		if err := d.e.read(o.ctx, r, p, o.from); err != nil {
 			return err
 		}
 		wanted := o.closeOpen(f.piece)

@@ -1,0 +1,72 @@
+package swarm_test
+
+import (
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/swarm"
+	"github.com/fairway-registry/fairway/internal/agent/swarm/swarmtest"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
+
+func TestPassing_ReadsAnyRangeFromPeersAndKeepsNothing(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	const size = 5*mb + 12345
+	d := c.Origin.Make(size, 1)
+	w := fetch.Want{Digest: d, Size: size}
+	reader := c.Start("reader", nil)
+	if rc, err := reader.Passing(true).Range(t.Context(), w, 0, -1); err == nil {
+		_ = rc.Close()
+		t.Error("what nobody has can be read")
+	}
+	holdingNode(t, c, "holder", w, nil)
+	for _, part := range [][2]int64{{0, -1}, {0, 1}, {300_000, 900_000}, {size - 1, -1}} {
+		to := part[1]
+		if to < 0 {
+			to = size
+		}
+		rc, err := reader.Passing(false).Range(t.Context(), w, part[0], part[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(rc)
+		if err != nil || !bytes.Equal(got, c.Origin.Content(d)[part[0]:to]) {
+			t.Errorf("%v: %d bytes, %v", part, len(got), err)
+		}
+		_ = rc.Close()
+	}
+	if b, err := reader.Store.Open(t.Context(), d); err == nil {
+		b.Close()
+		t.Error("it is in the cache")
+	}
+}
+
+// TestN10_PrivateContentPassesThroughWithARightOnly asks for what is private at
+// the holder, with and without a right of the asker's own.
+func TestN10_PrivateContentPassesThroughWithARightOnly(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	const size = 2 * mb
+	d := c.Origin.Make(size, 1)
+	w := fetch.Want{Digest: d, Size: size, Private: true}
+	may := func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return true } }
+	with, without := c.Start("with", may), c.Start("without", nil)
+	holdingNode(t, c, "holder", w, may)
+	for _, private := range []bool{true, false} {
+		asked := w
+		asked.Private = private // it may be wrong in this: the holder knows
+		if rc, err := without.Passing(true).Range(t.Context(), asked, 0, -1); err == nil {
+			_ = rc.Close()
+			t.Errorf("private content without a right, asked for as private: %v", private)
+		}
+	}
+	rc, err := with.Passing(false).Range(t.Context(), w, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	if got, err := io.ReadAll(rc); err != nil || len(got) != size {
+		t.Errorf("with a right: %d bytes, %v", len(got), err)
+	}
+}
