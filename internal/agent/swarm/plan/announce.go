@@ -17,6 +17,7 @@ type Announce struct {
 	Starved bool   `json:"starved,omitempty"` // nothing to do for want of pieces
 	Done    bool   `json:"done,omitempty"`    // holds everything, wants nothing
 	Leaving bool   `json:"leaving,omitempty"` // holds nothing any more
+	New     bool   `json:"new,omitempty"`     // just begun: of leases that it had it knows nothing
 	Moved   bool   `json:"moved,omitempty"`   // another member led until now
 	Held    []int  `json:"held,omitempty"`    // with Moved: leases that it gave
 }
@@ -60,6 +61,7 @@ type leader struct {
 	members int
 	holders int
 	moved   bool
+	heard   bool // it has answered once
 	// Of the announcement under way, to tell again if it is not answered.
 	sentBack []int
 	sentLost []Node
@@ -108,7 +110,7 @@ func (d *Download) Announce(now time.Duration) (Announce, bool) {
 	if want == 0 && !full && !starved {
 		return Announce{}, false
 	}
-	a := Announce{Blob: d.blob, Node: d.self, Zone: d.zone, Pieces: d.n, Want: want, Back: l.back, Lost: l.lost, Starved: starved}
+	a := Announce{Blob: d.blob, Node: d.self, Zone: d.zone, Pieces: d.n, Want: want, Back: l.back, Lost: l.lost, Starved: starved, New: !l.heard}
 	if len(d.list) < fewPeers && (full || starved) && (l.members == 0 || l.members > len(d.list)+1) {
 		a.Peers = wantPeers
 	}
@@ -156,7 +158,7 @@ func (d *Download) alone(now time.Duration) {
 func (d *Download) Replied(now time.Duration, r Reply) {
 	l := &d.leader
 	l.asked, l.got, l.sentBack, l.sentLost = false, l.sent, nil, nil
-	l.members, l.holders, l.moved = r.Members, r.Holders, false
+	l.members, l.holders, l.moved, l.heard = r.Members, r.Holders, false, true
 	ms := func(n int) time.Duration { return time.Duration(max(0, min(n, 3_600_000))) * time.Millisecond }
 	if now >= l.next {
 		l.next = now + max(ms(r.Next), 100*time.Millisecond)

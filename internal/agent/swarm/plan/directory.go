@@ -197,6 +197,9 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 		FullBits(e.pieces).Each(func(i int) { e.gain(m, i) })
 	}
 	m.done = m.count == e.pieces
+	if a.New {
+		e.reclaim(m) // of a process that was killed, or of a pull that was given up
+	}
 	if a.Moved {
 		for _, i := range a.Held {
 			if i >= 0 && i < e.pieces && e.free.Has(i) {

@@ -309,12 +309,15 @@ func (d *Download) originFailed(now time.Duration) {
 	})
 }
 
-// release makes a piece that nothing brings any more orderable again.
+// release makes a piece that nothing brings any more orderable again, unless it
+// is leased, and will be fetched from the origin.
 func (d *Download) release(piece int) {
 	if d.fly[0][piece].on || d.fly[1][piece].on || d.have.Has(piece) {
 		return
 	}
-	d.taken.Clear(piece)
+	if !d.leased.Has(piece) {
+		d.taken.Clear(piece)
+	}
 	d.forget(piece)
 }
 

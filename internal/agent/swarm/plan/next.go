@@ -33,7 +33,9 @@ func (d *Download) overdue(now time.Duration) (late []Cancel) {
 			d.drop(f)
 		}
 		if !d.fly[0][piece].on && !d.fly[1][piece].on {
-			d.taken.Clear(piece)
+			if !d.leased.Has(piece) {
+				d.taken.Clear(piece)
+			}
 			d.flying[k] = d.flying[len(d.flying)-1]
 			d.flying = d.flying[:len(d.flying)-1]
 			k--

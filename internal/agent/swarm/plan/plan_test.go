@@ -279,6 +279,41 @@ func TestLease_GoesOnToAnotherWhenItsHolder(t *testing.T) {
 	}
 }
 
+// TestLease_OfADownloadThatBeginsAnewIsFreeAgain has the only member killed with
+// leases, and back at once under its name.
+func TestLease_OfADownloadThatBeginsAnewIsFreeAgain(t *testing.T) {
+	d := newDirectory()
+	begin := func(now time.Duration, have ...int) *Download {
+		x := newDownload(10, have...)
+		a, ok := x.Announce(now)
+		if !ok {
+			t.Fatal("a download that begins says nothing")
+		}
+		x.Replied(now, announce(t, d, now, a))
+		return x
+	}
+	if n := begin(0).leased.Count(); n == 0 {
+		t.Fatal("the first process was leased nothing")
+	}
+	var got []int
+	for now, x := time.Second, begin(time.Second); now < 3*time.Second; now += 100 * time.Millisecond {
+		orders, _ := x.Next(now)
+		for _, o := range orders {
+			for _, i := range o.Pieces {
+				x.Got(now, i, Origin)
+				got = append(got, i)
+			}
+			x.RunEnded()
+		}
+		if a, ok := x.Announce(now); ok {
+			x.Replied(now, announce(t, d, now, a))
+		}
+	}
+	if len(got) != 10 {
+		t.Errorf("after two seconds the second process has brought %v of 10 pieces", got)
+	}
+}
+
 func TestLease_ALiarWhoClaimsEverythingIsSeenThrough(t *testing.T) {
 	d := newDirectory()
 	announce(t, d, 0, Announce{Node: "liar", Have: FullBits(10), Done: true})
