@@ -32,6 +32,14 @@ func (f *choiceFlags) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.all, "all-platforms", false, "fetch all images of an index, and not the one for the node")
 }
 
+// check refuses a share of nothing, which the API takes for no choice at all.
+func (f *choiceFlags) check(cmd *cobra.Command) error {
+	if f.share == 0 && cmd.Flags().Changed("share") {
+		return usagef("--share 0%% chooses no node; leave it out to choose all")
+	}
+	return nil
+}
+
 func (a *app) preheatCommand() *cobra.Command {
 	var choice choiceFlags
 	var wait bool
@@ -57,6 +65,9 @@ through, with status 0 if every node has every image. Ctrl-C ends the wait only;
 			return nil
 		},
 	}, func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error {
+		if err := choice.check(cmd); err != nil {
+			return err
+		}
 		var begun []meta.Preheat
 		for _, ref := range args {
 			var p meta.Preheat

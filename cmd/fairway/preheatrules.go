@@ -67,6 +67,9 @@ up or refused for it.`,
   fairway preheat rules add team/app latest --nodes zone=a --share 25%`,
 		Args: exactly("a pattern of repositories, in quotes", "a pattern of tags, in quotes"),
 	}, func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Client) error {
+		if err := choice.check(cmd); err != nil {
+			return err
+		}
 		var r meta.PreheatRule
 		req := adminapi.PreheatRuleRequest{Repository: args[0], Tag: args[1], Nodes: choice.nodes, Share: choice.share, AllPlatforms: choice.all}
 		if err := c.Call(cmd.Context(), "POST", "/preheat-rules", req, &r); err != nil {

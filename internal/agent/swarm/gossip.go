@@ -41,6 +41,8 @@ type Gossip struct {
 	mu      sync.Mutex
 	members map[string]member // by name; memberlist changes its own nodes while others read them
 	changed chan struct{}
+
+	alone bool // Run's: that nobody can be joined has been told
 }
 
 // member is a node that is alive.
@@ -150,9 +152,17 @@ func (g *Gossip) join(ctx context.Context) {
 		return
 	}
 	n, err := g.list.Join(unknown)
-	if err != nil {
-		g.o.Log.Debug("join the cluster", "addresses", len(unknown), "reached", n, "err", err)
+	if n > 0 || err == nil || len(known) > 1 { // this node is known too
+		g.alone = false
+		return
 	}
+	level := slog.LevelDebug
+	if !g.alone {
+		// Once per outage: an address may be wrong, or the secret another one,
+		// which looks the same from here.
+		g.alone, level = true, slog.LevelWarn
+	}
+	g.o.Log.Log(ctx, level, "no other agent could be joined: is it up, and has it the same secret?", "addresses", len(unknown), "err", err)
 }
 
 // Members returns the members that are alive. What a member says of itself may

@@ -125,6 +125,9 @@ func (a *API) nodeTasks(c *call) (any, error) {
 	}
 	list, err := a.Preheats.Task(c.Context(), c.PathValue("name"), wait)
 	list.Tasks = jsonface.List(list.Tasks)
+	if c.Context().Err() != nil {
+		return list, nil // the agent has ended or lost patience: nobody reads the answer
+	}
 	return list, err
 }
 
