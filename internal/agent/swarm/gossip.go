@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"strconv"
@@ -37,6 +38,7 @@ type Gossip struct {
 	o    GossipOptions
 	list *memberlist.Memberlist
 	meta []byte
+	say  *gossipLog
 
 	mu      sync.Mutex
 	members map[string]member // by name; memberlist changes its own nodes while others read them
@@ -61,7 +63,7 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 	if err != nil || len(meta) > memberlist.MetaMaxSize {
 		return nil, fmt.Errorf("describe this node in %d bytes: %w", memberlist.MetaMaxSize, err)
 	}
-	g := &Gossip{o: o, meta: meta, members: map[string]member{}, changed: make(chan struct{})}
+	g := &Gossip{o: o, meta: meta, say: newGossipLog(o.Log), members: map[string]member{}, changed: make(chan struct{})}
 	c := memberlist.DefaultLANConfig()
 	// The default of 4 leaves one node in forty of a small cluster ignorant of a
 	// newcomer until states are exchanged in full, half a minute later.
@@ -69,7 +71,7 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 	c.Name = string(o.Self.Node)
 	c.SecretKey = o.Keys.Gossip
 	c.Delegate, c.Events = g, g
-	c.Logger = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
+	c.Conflict, c.Logger = g.say, log.New(g.say, "", 0)
 	c.DeadNodeReclaimTime = 10 * time.Second // an agent that restarts at another address is the same node
 	if c.BindAddr, c.BindPort, err = hostPort(o.Bind); err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +17,11 @@ import (
 
 func gossip(t *testing.T, name, secret string, join func() []string) *swarm.Gossip {
 	t.Helper()
+	return gossipTo(t, io.Discard, name, secret, join)
+}
+
+func gossipTo(t *testing.T, log io.Writer, name, secret string, join func() []string) *swarm.Gossip {
+	t.Helper()
 	keys, err := swarm.NewKeys([]byte(secret), name)
 	if err != nil {
 		t.Fatal(err)
@@ -22,7 +29,7 @@ func gossip(t *testing.T, name, secret string, join func() []string) *swarm.Goss
 	g, err := swarm.NewGossip(swarm.GossipOptions{
 		Self: swarm.Peer{Node: plan.Node(name), Addr: "127.0.0.1:1", Zone: "z"}, Keys: keys, Bind: "127.0.0.1:0",
 		Join:  func(context.Context) ([]string, error) { return join(), nil },
-		Every: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Every: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -58,6 +65,38 @@ func TestGossip_MembersFindEachOtherAndStrangersDoNot(t *testing.T) {
 	if n := len(stranger.Members()); n != 1 {
 		t.Errorf("the stranger sees %d members", n)
 	}
+}
+
+// lines is a log that tests read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), text)
+}
+
+// TestGossip_SaysWhatOnlyItsOwnerCanMend does so at the usual level, and once.
+func TestGossip_SaysWhatOnlyItsOwnerCanMend(t *testing.T) {
+	var first, strange, twin lines
+	a := gossipTo(t, &first, "a", swarmtest.Secret, func() []string { return nil })
+	to := func() []string { return []string{a.Addr()} }
+	gossip(t, "b", swarmtest.Secret, to)
+	eventually(t, "b is a member", func() bool { return len(a.Members()) == 2 })
+	gossipTo(t, &strange, "stranger", "another secret, also long enough", to)
+	eventually(t, "the stranger says that it is alone", func() bool { return strange.count("no other agent could be joined") > 0 })
+	eventually(t, "the member says that somebody has another secret", func() bool { return first.count("another secret") == 1 })
+	gossipTo(t, &twin, "b", swarmtest.Secret, to)
+	eventually(t, "the member says that two have one name", func() bool { return first.count("the same name") == 1 })
 }
 
 func TestKeys_RefuseAWeakSecret(t *testing.T) {
