@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // ErrMismatch says that what streamed through does not have its digest. The end
@@ -168,8 +170,9 @@ func (r *resuming) reopen() (err error) {
 		if !here.peers {
 			err = failed
 		}
-		if r.ctx.Err() != nil || !here.peers && isStatus(failed) {
-			break // it gave an answer
+		var status *ociclient.StatusError
+		if r.ctx.Err() != nil || errors.As(failed, &status) && status.Status < http.StatusInternalServerError {
+			break // others may not give what the upstream refuses
 		}
 	}
 	if err == nil {
