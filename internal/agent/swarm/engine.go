@@ -86,6 +86,7 @@ type Engine struct {
 	tallies   map[plan.Node]*tally    // since the start
 	dirMu     sync.Mutex              // guards directory; taken after mu or alone
 	directory *plan.Directory
+	parked    parked // guarded by dirMu, too
 }
 
 // New returns an engine that is not running yet. Fill works from the start;
@@ -112,7 +113,7 @@ func New(o Options) (*Engine, error) {
 		downloads: map[oci.Digest]*download{}, served: map[oci.Digest]int{},
 		uploads: plan.NewUploads(0, 0, 0), ready: map[*plan.Ask]chan<- *plan.Ask{},
 		bans: map[plan.Node]*ban{}, copies: map[oci.Digest]int{}, unwell: map[plan.Node]time.Time{},
-		untold: map[plan.Node]bool{}, roused: make(chan struct{}, 1),
+		parked: parked{}, untold: map[plan.Node]bool{}, roused: make(chan struct{}, 1),
 		tallies:   map[plan.Node]*tally{},
 		directory: plan.NewDirectory(plan.DirectoryLimits{}, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))),
 	}
@@ -196,6 +197,7 @@ func (e *Engine) follow(ctx context.Context) {
 		case <-tick.C:
 			e.dirMu.Lock()
 			e.directory.Expire(e.now())
+			e.parked.expire(e.now())
 			e.dirMu.Unlock()
 		case <-ctx.Done():
 			return
@@ -218,13 +220,16 @@ func (e *Engine) observe() {
 	if !maps.Equal(old.peers, view.peers) {
 		e.rouse()
 	}
+	for _, n := range view.list {
+		if _, before := old.peers[n]; !before {
+			e.unpark(view.peers[n])
+		}
+	}
 	for _, n := range old.list {
 		if _, still := view.peers[n]; still {
 			continue
 		}
-		e.dirMu.Lock()
-		e.directory.Gone(n)
-		e.dirMu.Unlock()
+		e.park(old.peers[n])
 		e.up.forget(n)
 		e.down.forget(n)
 		for _, d := range active {

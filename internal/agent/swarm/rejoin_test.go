@@ -105,3 +105,41 @@ func TestN8_AHolderThatNoLeaderKnowsIsFoundWhenTheOriginIsDown(t *testing.T) {
 		t.Errorf("a blob that nobody has: %v after %v", err, time.Since(began))
 	}
 }
+
+// TestN9_AHolderThatWasTakenForDeadIsKnownAgain has a leader that loses sight of
+// a holder, which does not know that somebody forgot what it has, and says it
+// only once.
+func TestN9_AHolderThatWasTakenForDeadIsKnownAgain(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	const size = 2 * mb
+	d := c.Origin.Make(size, 1)
+	leader := c.Start("leader", nil)
+	b := swarm.Peer{Node: "b", Addr: "127.0.0.1:1", Born: 7}
+	sees := func(peers ...swarm.Peer) {
+		t.Helper()
+		c.Roster.Set(append(peers, leader.Peer)...)
+		until(t, "the leader does not follow the roster", func() bool { return len(leader.Status().Members) == len(peers)+1 })
+	}
+	sees(b)
+	all := []*swarmtest.Node{leader}
+	done := fmt.Sprintf(`{"blob":%q,"node":"b","pieces":%d,"done":true}`, d, size/piece.Size)
+	if status, text := post(t, clientAs(t, "b", all), leader, "/swarm/v1/announce", done); status != 200 {
+		t.Fatal(status, text)
+	}
+	client := clientAs(t, "somebody", all)
+	holders := func() int { return holdersAt(t, client, "somebody", leader, d, size) }
+	if holders() != 1 {
+		t.Fatal("the leader does not know b")
+	}
+	sees()
+	until(t, "the leader never takes b for dead", func() bool { return holders() == 0 })
+	sees(b)
+	until(t, "the leader never knows again that b has the blob", func() bool { return holders() == 1 })
+	sees()
+	until(t, "the leader never takes b for dead", func() bool { return holders() == 0 })
+	b.Born++
+	sees(b)
+	if holders() != 0 {
+		t.Error("what a process held that is no more counts for the next of its name")
+	}
+}

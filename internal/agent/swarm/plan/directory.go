@@ -355,11 +355,17 @@ func (e *entry) holders() (n int) {
 	return n
 }
 
-// Gone forgets a node that left the cluster, in all blobs.
-func (d *Directory) Gone(n Node) {
-	for _, e := range d.entries {
+// Gone forgets a node that left the cluster, in all blobs, and returns those
+// that it held all of, with their pieces.
+func (d *Directory) Gone(n Node) map[string]int {
+	held := map[string]int{}
+	for blob, e := range d.entries {
+		if m := e.members[n]; m != nil && m.done {
+			held[blob] = e.pieces
+		}
 		e.remove(e.members[n])
 	}
+	return held
 }
 
 // Expire forgets members that were silent for too long, and blobs without members.
