@@ -265,8 +265,22 @@ func TestEviction_LeaderIsToldAndRareIsKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "one of two is not rare", func() bool { return !b.Rare(d) })
+	// Each of the two is the first or the second rank, which both are told.
+	records := func() int { return a.Status().Records + b.Status().Records }
+	eventually(t, "both ranks know both holders", func() bool { return records() == 4 })
+	eventually(t, "the blob is out of use and goes", func() bool {
+		info, err := a.Store.Info(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		claim, err := a.Store.Claim(t.Context(), d, info.Version)
+		if err == nil {
+			_, err = a.Store.Remove(t.Context(), claim)
+		}
+		return err == nil
+	})
 	a.Evicted(d)
-	eventually(t, "the leader forgot", func() bool { return a.Status().Records+b.Status().Records == 1 })
+	eventually(t, "both ranks forgot the one without", func() bool { return records() == 2 })
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {
