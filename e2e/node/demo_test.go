@@ -21,7 +21,7 @@ func TestDemo_NodeIsTrue(t *testing.T) {
 	if took := time.Since(began); took > 90*time.Second {
 		t.Errorf("it took %v, promised is less than a minute and a half", took)
 	}
-	for _, want := range []string{"it runs", "went first", "freed"} {
+	for _, want := range []string{"it runs", "went instead", "freed"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("its output does not say %q:\n%s", want, out)
 		}
