@@ -55,6 +55,7 @@ type pull struct {
 	began time.Time
 
 	source string
+	coming *piece.Blob   // that was not complete when it was opened
 	begun  bool          // the header is sent
 	ttfb   time.Duration // until then
 	off, n int64         // the part wanted; n < 0: to the end, wherever that is
@@ -236,6 +237,9 @@ func (p *pull) stream(ctx context.Context) error {
 // fromCache follows a blob that is in the cache or on its way there. source is
 // "" in the latter case: who brings it shows when it comes.
 func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) error {
+	if source == "" {
+		p.coming = b
+	}
 	if !p.begun {
 		p.source, p.want.Size = source, b.Size()
 		if err := p.slice(); err != nil {
@@ -351,7 +355,7 @@ func (p *pull) begin() {
 	p.begun = true
 	if p.source == "" {
 		if p.source = p.m.o.Fetch.Source(p.want); p.source == "" {
-			p.source = sourceCache // it was complete before this request saw any of it
+			p.source = brought(p.coming)
 		}
 	}
 	p.describe()
@@ -366,6 +370,24 @@ func (p *pull) begin() {
 	}
 	p.ttfb = p.m.o.Now().Sub(p.began)
 	p.w.WriteHeader(status)
+}
+
+// brought is where a blob came from whose download was over before its header
+// was sent.
+func brought(b *piece.Blob) string {
+	by := map[string]int64{}
+	if b != nil {
+		for name, n := range b.Sources(0, b.Size()) {
+			by[kindOf(name)] += n
+		}
+	}
+	switch {
+	case by[sourcePeer] > 0:
+		return sourceSwarm
+	case by[sourceUpstream] > 0:
+		return sourceUpstream
+	}
+	return sourceCache
 }
 
 // Write implements io.Writer.
