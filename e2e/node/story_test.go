@@ -61,19 +61,36 @@ func newSceneAt(t testing.TB, u *upstream, version string, args ...string) *scen
 }
 
 // flood pulls images that nobody runs until the cache has been filled once more,
-// and makes the runtime forget them, so that they are cold.
+// and makes the runtime forget them. Each is cold before the next one comes: the
+// agent believes that an image is gone when two readings agree, and takes nothing
+// for idle that was used in the last second.
 func (s *scene) flood(each func()) []image {
 	var ims []image
 	for range 6 {
 		im, ref := s.u.filler(10)
 		s.c.pull(ref)
 		s.c.removeImage(ref)
+		s.a.isCold(im)
 		ims = append(ims, im)
 		if each != nil {
 			each()
 		}
 	}
 	return ims
+}
+
+// isCold waits until nothing that the cache has of an image is more than cold.
+func (a *agent) isCold(im image) {
+	a.t.Helper()
+	eventually(a.t, "the image is cold", func() (bool, string) {
+		items := a.ls()
+		for _, d := range im.all() {
+			if i, ok := items[d]; ok && i.Tier != "cold" {
+				return false, fmt.Sprintf("%s is %s", d, i.Tier)
+			}
+		}
+		return true, ""
+	})
 }
 
 // count is how many of the images have their last layer in the cache.
