@@ -16,6 +16,8 @@ type Options struct {
 	Handler http.Handler
 	Grace   time.Duration // how long running requests may go on after the end; 0 = 30 s
 	Log     *slog.Logger
+	// ConnContext adds to the context of a connection's requests; nil: nothing. See http.Server.
+	ConnContext func(ctx context.Context, c net.Conn) context.Context
 }
 
 const (
@@ -52,6 +54,7 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext:       o.ConnContext,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
 

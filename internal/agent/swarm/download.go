@@ -41,6 +41,7 @@ type download struct {
 	orders    map[plan.Node][]*order
 	watched   map[plan.Node]context.CancelFunc
 	leader    plan.Node
+	ranked    *members           // by whom the leader was chosen; nil: choose anew at the next step
 	asked     bool               // other ranks were asked for neighbours
 	searching bool               // and are being waited for
 	searched  bool               // nobody is left to ask

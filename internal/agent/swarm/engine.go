@@ -177,7 +177,8 @@ func (e *Engine) Run(ctx context.Context, ln net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		// Watches of peers last as long as their downloads; nobody waits for them.
-		return httpserve.Serve(ctx, tls.NewListener(ln, e.tls), httpserve.Options{Handler: h, Grace: time.Second, Log: e.log})
+		return httpserve.Serve(ctx, tls.NewListener(&parcels{Listener: ln}, e.tls),
+			httpserve.Options{Handler: h, Grace: time.Second, Log: e.log, ConnContext: withParcel})
 	})
 	g.Go(func() error { e.follow(ctx); return nil })
 	g.Go(func() error { e.refresh(ctx); return nil })

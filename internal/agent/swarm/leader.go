@@ -37,6 +37,13 @@ func (e *Engine) leaderOf(blob string) plan.Node {
 	return plan.Rank(blob, well, 1)[0] // this node is always among them
 }
 
+// health returns the present view, and whether no leader of it is passed over.
+func (e *Engine) health() (view *members, well bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.view, len(e.unwell) == 0
+}
+
 func (e *Engine) noteUnwell(n plan.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -45,6 +52,14 @@ func (e *Engine) noteUnwell(n plan.Node) {
 
 // followLeader notes that another node leads now. d.mu is held.
 func (d *download) followLeader(now time.Duration) {
+	view, well := d.e.health()
+	if well && view == d.ranked {
+		return // to rank thousands of members at each step would cost more than pieces do
+	}
+	d.ranked = nil
+	if well {
+		d.ranked = view
+	}
 	n := d.e.leaderOf(string(d.b.Digest()))
 	if n != d.leader && d.leader != "" {
 		d.plan.Moved(now)

@@ -141,7 +141,7 @@ func (e *Engine) servePieces(w http.ResponseWriter, r *http.Request, peer plan.N
 		return err
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	s := &sender{e: e, b: b, w: w, rc: http.NewResponseController(w), peer: peer}
+	s := &sender{e: e, b: b, w: w, rc: http.NewResponseController(w), parcel: parcelOf(r.Context()), peer: peer}
 	ready := make(chan *plan.Ask, len(req.Pieces))
 	waiting := e.queue(s, req, ready)
 	defer e.withdraw(b.Digest(), waiting, ready)
@@ -243,12 +243,13 @@ func (e *Engine) withdraw(d oci.Digest, waiting map[*plan.Ask]bool, ready chan *
 
 // sender writes frames of one answer.
 type sender struct {
-	e    *Engine
-	b    *piece.Blob
-	w    http.ResponseWriter
-	rc   *http.ResponseController
-	peer plan.Node
-	head [headerLen]byte
+	e      *Engine
+	b      *piece.Blob
+	w      http.ResponseWriter
+	rc     *http.ResponseController
+	parcel *parcel
+	peer   plan.Node
+	head   [headerLen]byte
 }
 
 func (s *sender) frame(f frame, payload []byte) error {
@@ -281,20 +282,30 @@ func (s *sender) piece(ctx context.Context, i int) error {
 	if d := s.e.active(s.b.Digest()); d != nil && d.relayed(i) {
 		f.flags = flagRelayed
 	}
-	if err := s.frame(f, buf[:n]); err != nil {
-		return err
-	}
-	for p := buf[:n]; len(p) > 0; {
-		part := p[:min(grain, len(p))]
+	for from := 0; from < n; from += grain {
+		part := buf[from:min(from+grain, n)]
 		if err := s.e.up.wait(ctx, s.peer, len(part)); err != nil {
 			return err
 		}
-		_ = s.rc.SetWriteDeadline(time.Now().Add(writeIdle))
-		if _, err := s.w.Write(part); err != nil {
+		err := s.parcel.together(func() error {
+			if from == 0 {
+				if err := s.frame(f, buf[:n]); err != nil {
+					return err
+				}
+			}
+			_ = s.rc.SetWriteDeadline(time.Now().Add(writeIdle))
+			if _, err := s.w.Write(part); err != nil {
+				return err
+			}
+			if from+len(part) < n {
+				return nil
+			}
+			return s.rc.Flush()
+		})
+		if err != nil {
 			return err
 		}
-		p = p[len(part):]
 	}
 	s.e.tallySent(s.peer, n)
-	return s.rc.Flush()
+	return nil
 }
