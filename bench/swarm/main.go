@@ -78,6 +78,11 @@ func run() error {
 	}
 	began := time.Now()
 	b.head(*size)
+	type setting struct {
+		rate  int64
+		nodes int
+	}
+	var floors []setting
 	for _, r := range strings.Split(*rates, ",") {
 		rate, err := unit.ParseSize(r)
 		if err != nil {
@@ -92,6 +97,13 @@ func run() error {
 			if err := b.table(count); err != nil {
 				return err
 			}
+			floors = append(floors, setting{b.rate, count})
+		}
+	}
+	for _, r := range floors {
+		b.rate = r.rate
+		if err := b.floor(r.nodes); err != nil {
+			return err
 		}
 	}
 	if err := b.firstByte(); err != nil {
