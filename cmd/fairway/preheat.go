@@ -116,8 +116,13 @@ func (a *app) followPreheats(ctx context.Context, c *adminclient.Client, q *aski
 				}
 				return err
 			}
-			if ps[i] = now; board.out.tty && !q.json {
+			before := ps[i]
+			switch ps[i] = now; {
+			case q.json:
+			case board.out.tty:
 				board.draw(preheatRows(a.stderr, ps))
+			default:
+				a.tellSteps(before, now, first)
 			}
 		}
 	}
@@ -130,6 +135,19 @@ func (a *app) followPreheats(ctx context.Context, c *adminclient.Client, q *aski
 		a.stdout.table(preheatHeader, preheatRows(a.stdout, ps))
 	}
 	return preheatEnd(ps)
+}
+
+// tellSteps writes a line for each node that is in another state than before.
+func (a *app) tellSteps(before, now meta.Preheat, first bool) {
+	states := map[string]string{}
+	for _, n := range before.Nodes {
+		states[n.Node] = n.State
+	}
+	for _, n := range now.Nodes {
+		if first || states[n.Node] != n.State {
+			a.stderr.printf("%s on %s: %s, %s\n", now.Reference, n.Node, n.State, shareBar(a.stderr, n))
+		}
+	}
 }
 
 // preheatEnd is nil where every node has every image.
