@@ -233,11 +233,13 @@ func (m *Mirror) receive(ctx context.Context, a access, ref string, want oci.Dig
 // own. What it refuses is a *ociclient.StatusError.
 func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, question func() (*ociclient.Response, error)) (*ociclient.Response, error) {
 	for attempt := 0; ; attempt++ {
+		began := m.o.Now()
 		res, err := question()
 		if err != nil {
 			if ctx.Err() == nil {
 				m.metrics.upstreamFailed(err)
-				m.outages.note(ns, m.o.Now())
+				now := m.o.Now()
+				m.outages.note(ns, now, now.Sub(began))
 			}
 			return nil, err
 		}

@@ -86,7 +86,7 @@ func New(o Options) *Mirror {
 	}
 	m := &Mirror{
 		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.Now),
-		outages: outages{last: map[string]time.Time{}},
+		outages: outages{last: map[string]outage{}},
 	}
 	if o.Observer != nil {
 		for e, name := range names {

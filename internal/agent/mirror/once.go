@@ -37,16 +37,24 @@ func once[T any](ctx context.Context, m *Mirror, key string, fn func(context.Con
 // every request has to wait for the same silence.
 type outages struct {
 	mu   sync.Mutex
-	last map[string]time.Time
+	last map[string]outage
+}
+
+// outage is trusted from its end on, for a while.
+type outage struct {
+	at    time.Time
+	trust time.Duration
 }
 
 // outageTrust is how long an upstream counts as down after it gave no answer,
-// for requests that can do without it.
+// for requests that can do without it; at least as long as they waited for it,
+// twice: one that accepts and then hangs takes a timeout of whoever asks it.
 const outageTrust = 5 * time.Second
 
-func (o *outages) note(ns string, at time.Time) {
+// note notes at the time at that an upstream was silent for so long.
+func (o *outages) note(ns string, at time.Time, silent time.Duration) {
 	o.mu.Lock()
-	o.last[ns] = at
+	o.last[ns] = outage{at, max(outageTrust, 2*silent)}
 	o.mu.Unlock()
 }
 
@@ -60,5 +68,5 @@ func (o *outages) now(ns string, at time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	last, ok := o.last[ns]
-	return ok && at.Sub(last).Abs() < outageTrust
+	return ok && at.Sub(last.at).Abs() < last.trust
 }

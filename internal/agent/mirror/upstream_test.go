@@ -173,9 +173,11 @@ type counted struct {
 	n *atomic.Int64
 }
 
+// Write counts first, so that nobody has bytes that are not counted yet.
 func (c *counted) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
 	n, err := c.ResponseWriter.Write(p)
-	c.n.Add(int64(n))
+	c.n.Add(int64(n - len(p)))
 	return n, err
 }
 
