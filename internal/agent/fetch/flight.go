@@ -126,8 +126,9 @@ func (f *Fetcher) fly(fl *flight) {
 		} else if isStatus(err) {
 			err = &refusedError{err, fl.want}
 		}
-		f.land(fl, err)
-		return
+		if f.land(fl, err) {
+			return
+		}
 	}
 }
 
@@ -162,13 +163,18 @@ func (f *Fetcher) next(fl *flight, err error) bool {
 }
 
 // land ends a download. Under the lock, so that who waits for it hears of its
-// end before anybody begins the next.
-func (f *Fetcher) land(fl *flight, err error) {
+// end before anybody begins the next. False: a piece was found corrupt since all
+// was here, and somebody has joined to have it fetched again.
+func (f *Fetcher) land(fl *flight, err error) bool {
 	if err != nil {
 		f.o.Log.Warn("a blob could not be fetched", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "repository", fl.want.Repo,
 			"err", err)
 	}
 	f.mu.Lock()
+	if err == nil && !fl.b.Complete() && fl.waiting > 0 && fl.ctx.Err() == nil {
+		f.mu.Unlock()
+		return false
+	}
 	if err != nil {
 		fl.b.Failed(err)
 	}
@@ -181,6 +187,7 @@ func (f *Fetcher) land(fl *flight, err error) {
 	f.mu.Unlock()
 	fl.cancel()
 	fl.b.Close()
+	return true
 }
 
 // fill tries one source after another. The error is the upstream's, whose answer
