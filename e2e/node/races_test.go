@@ -78,15 +78,18 @@ func TestN3_RuntimeGone_BeforeDuringAfter(t *testing.T) {
 	c.mirror(u.host, a.host)
 	c.pull(ref)
 	id := c.run(ref)
-	fill := func() (last image) {
+	fill := func(answers bool) (last image) {
 		for range 5 {
 			last, ref = u.filler(10)
 			c.pull(ref)
 			c.removeImage(ref)
+			if answers {
+				a.isCold(last) // or the next may find no room: all would be as new as the answer
+			}
 		}
 		return last
 	}
-	before := fill()
+	before := fill(false)
 	first := a.digests()
 	a.keeps("before the runtime ever answered", im.all()...)
 	if gone := a.missing(before.layers[0].Digest); len(gone) == 0 {
@@ -103,14 +106,14 @@ func TestN3_RuntimeGone_BeforeDuringAfter(t *testing.T) {
 
 	g.refuse(false)
 	a.settled()
-	after := fill()
+	after := fill(true)
 	a.keeps("the runtime answers", im.all()...)
 	a.arrives("what fits again", after.layers[0].Digest)
 
 	g.refuse(true)
 	a.unsettled()
 	held := a.digests()
-	fill()
+	fill(false)
 	for _, d := range held {
 		if gone := a.missing(d); len(gone) > 0 {
 			t.Errorf("%s was evicted although the runtime is away", d)
@@ -119,7 +122,7 @@ func TestN3_RuntimeGone_BeforeDuringAfter(t *testing.T) {
 
 	g.refuse(false)
 	a.settled()
-	fill()
+	fill(true)
 	a.keeps("the runtime is back", im.all()...)
 	c.remove("default", id)
 	c.removeImage(u.host + "/" + im.repo)
