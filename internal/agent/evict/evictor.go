@@ -151,11 +151,14 @@ func (e *Evictor) Run(ctx context.Context) error {
 	defer tick.Stop()
 	changed := e.o.Tracker.Changed()
 	var swept, stuck time.Time
+	var aged <-chan time.Time
 	for {
 		known := true // nothing is new since the last pass but that time went by
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-aged:
+			known = false
 		case <-changed:
 			known = false
 		case <-e.kick:
@@ -175,8 +178,12 @@ func (e *Evictor) Run(ctx context.Context) error {
 			e.o.Log.Warn("a pass of the eviction failed", "error", err)
 			continue
 		}
-		swept, stuck = now, time.Time{}
-		if r.Evicted == 0 && r.Short > 0 {
+		swept, stuck, aged = now, time.Time{}, nil
+		switch {
+		case r.Short > 0 && r.Kept[Fresh] > 0:
+			// What was used a moment ago may go in another one.
+			aged = time.After(2 * skewMS * time.Millisecond)
+		case r.Evicted == 0 && r.Short > 0:
 			// To look again at what cannot go is of use only when something changes.
 			stuck = now
 		}

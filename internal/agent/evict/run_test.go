@@ -351,6 +351,40 @@ func TestN5_QuotaLoweredWhileItRuns(t *testing.T) {
 	}
 }
 
+// TestN5_WhatWasNewAtTheLastPassGoesSoon: a quota was lowered right after a burst
+// of pulls, when all was newer than the runtimes' answer. Nothing happens since but
+// that time goes by.
+func TestN5_WhatWasNewAtTheLastPassGoesSoon(t *testing.T) {
+	h := open(t, quota(20*mib))
+	for range 13 {
+		h.put(h.bytes(400_000), "")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	h.store.SetLimits(piece.Limits{Quota: 4 * mib, High: 0.9, Low: 0.8})
+	h.Kick()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	wait := func(what string, ok func() bool) {
+		deadline := time.After(20 * time.Second)
+		for !ok() {
+			select {
+			case <-deadline:
+				t.Fatalf("waited in vain: %s; the cache holds %s", what, size(h.store.Usage().Used))
+			case <-again.C:
+			}
+		}
+	}
+	wait("a pass that can evict nothing", func() bool { return h.Last().Short > 0 })
+	h.later(3 * time.Second)
+	wait("what was new goes", func() bool { return h.store.Usage().Used <= 4*mib*8/10 })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestN6_AllActiveAndOverQuota(t *testing.T) {
 	h := open(t, quota(4*mib))
 	var all []image
