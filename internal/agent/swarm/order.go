@@ -117,7 +117,7 @@ func (o *order) fromOrigin() error {
 	defer d.e.buffers.Put(buf)
 	for i := first; i <= last; i++ {
 		p := buf[:d.b.PieceLen(i)]
-		if err := d.e.read(o.ctx, body, p, "", nil); err != nil {
+		if err := d.e.read(o.ctx, body, p, ""); err != nil {
 			return fmt.Errorf("read piece %d of %s from the upstream: %w", i, d.b.Digest(), err)
 		}
 		o.closeOpen(i)
@@ -129,25 +129,12 @@ func (o *order) fromOrigin() error {
 	return nil
 }
 
-// noteEvery is how often the schedule hears that a piece is on its way.
-const noteEvery = 250 * time.Millisecond
-
-// read fills p at the pace of the token buckets. It calls arriving, unless that
-// is nil, when the first part has come, and on a slow link when others have.
-func (e *Engine) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node, arriving func()) error {
-	var noted time.Time
+// read fills p at the pace of the token buckets.
+func (e *Engine) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node) error {
 	for len(p) > 0 {
 		part := p[:min(grain, len(p))]
-		for n := 0; n < len(part); {
-			k, err := io.ReadFull(r, part[n:min(n+grain/4, len(part))])
-			if err != nil {
-				return err
-			}
-			n += k
-			if now := time.Now(); arriving != nil && now.Sub(noted) > noteEvery {
-				noted = now
-				arriving()
-			}
+		if _, err := io.ReadFull(r, part); err != nil {
+			return err
 		}
 		if err := e.down.wait(ctx, peer, len(part)); err != nil {
 			return err
@@ -155,12 +142,6 @@ func (e *Engine) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node
 		p = p[len(part):]
 	}
 	return nil
-}
-
-func (o *order) arriving(piece int) {
-	o.d.mu.Lock()
-	defer o.d.mu.Unlock()
-	o.d.plan.Arriving(o.d.e.now(), piece, o.from)
 }
 
 // fromPeer asks a neighbour and takes what it sends, in its order.
@@ -208,7 +189,7 @@ func (o *order) take(r io.Reader, f frame, began time.Time) error {
 		buf := d.e.buffers.Get().(*[piece.Size]byte)
 		defer d.e.buffers.Put(buf)
 		p := buf[:f.size]
-		if err := d.e.read(o.ctx, r, p, o.from, func() { o.arriving(f.piece) }); err != nil {
+		if err := d.e.read(o.ctx, r, p, o.from); err != nil {
 			return err
 		}
 		wanted := o.closeOpen(f.piece)

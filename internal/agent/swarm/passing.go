@@ -182,7 +182,7 @@ func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(
 			return brought, fmt.Errorf("%s sent a frame of kind %d with %d bytes as piece %d", n, f.kind, f.size, f.piece)
 		}
 		p := make([]byte, f.size)
-		if err := r.e.read(ctx, br, p, n, nil); err != nil {
+		if err := r.e.read(ctx, br, p, n); err != nil {
 			return brought, err
 		}
 		take(f.piece, p)

@@ -314,27 +314,3 @@ func TestLimits_ChangeWhileItRuns(t *testing.T) {
 		t.Fatal("the old limit still holds")
 	}
 }
-
-// TestSlowLink_WastesLittle: six neighbours share one slow link, each piece takes
-// seconds, and what has come of it is not thrown away.
-func TestSlowLink_WastesLittle(t *testing.T) {
-	t.Parallel()
-	const size, rate = 3 * mb, 512 << 10
-	c := swarmtest.New(t, swarmtest.NewOrigin(0))
-	d := c.Origin.Make(size, 1)
-	var holders []*swarmtest.Node
-	for i := range 6 {
-		holders = append(holders, c.Start(fmt.Sprintf("holder-%d", i), nil))
-	}
-	if _, err := c.Crowd(t.Context(), d, holders, func(int) time.Duration { return 0 }); err != nil {
-		t.Fatal(err)
-	}
-	node := c.Start("slow", func(o *swarm.Options) { o.Limits = swarm.Limits{Download: rate} })
-	began := time.Now()
-	if err := c.Pull(t.Context(), node, fetch.Want{Digest: d, Size: -1}); err != nil {
-		t.Fatal(err)
-	}
-	if took, bound := time.Since(began), time.Duration(size/rate)*time.Second; took > bound*3/2 {
-		t.Errorf("took %v, the link needs %v", took, bound)
-	}
-}

@@ -146,7 +146,7 @@ func (d *download) examine(i int) bool {
 	buf := d.e.buffers.Get().(*[piece.Size]byte)
 	defer d.e.buffers.Put(buf)
 	p := buf[:d.b.PieceLen(i)]
-	if err := d.e.read(d.ctx, body, p, "", nil); err != nil {
+	if err := d.e.read(d.ctx, body, p, ""); err != nil {
 		return false
 	}
 	_, lied := d.trust.compare(i, p)

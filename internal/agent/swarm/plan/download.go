@@ -21,7 +21,6 @@ const (
 	originStall  = 5 * time.Second // without one piece from the origin: it has failed
 	minTimeout   = 2 * time.Second
 	maxTimeout   = 20 * time.Second
-	arriving     = 2 * minTimeout // without another part of a piece that has begun to come
 	minBackoff   = time.Second
 	maxBackoff   = 30 * time.Second
 	busyMin      = 20 * time.Millisecond // a peer that refuses is left alone, longer each time in a row
@@ -60,7 +59,6 @@ type Cancel struct {
 type flight struct {
 	p       *peer
 	at, due time.Duration
-	came    time.Duration // when the last part of it did; 0: none has
 	on      bool
 }
 

@@ -53,25 +53,6 @@ func (d *Download) dueOf(f *flight) time.Duration {
 	return f.due
 }
 
-// Arriving notes that a part of a piece has come from a peer. However slow the
-// link, who sends is not given up, within reason, nor is what it will send next:
-// to ask another one would throw away what comes, and share the same link with
-// one more.
-func (d *Download) Arriving(now time.Duration, piece int, from Node) {
-	for _, i := range d.flying {
-		for k := range d.fly {
-			f := &d.fly[k][i]
-			if !f.on || f.p == nil || f.p.id != from {
-				continue
-			}
-			f.due = max(f.due, min(now+arriving, f.at+maxTimeout))
-			if i == piece {
-				f.came = now
-			}
-		}
-	}
-}
-
 // fromOrigin orders runs of leased pieces.
 func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
 	d.spare(now)
@@ -180,8 +161,8 @@ func (d *Download) endgame(now time.Duration, orders []Order, first int) []Order
 		if b.on {
 			a = b
 		}
-		if now-a.at < patience || a.came > 0 && now-a.came < patience && now-a.at < 4*patience {
-			continue // one that is coming gets longer: a second one would share the link
+		if now-a.at < patience {
+			continue
 		}
 		if p := d.second(now, i, a.p); p != nil {
 			d.launch(i, p, now, now+d.timeout(p))

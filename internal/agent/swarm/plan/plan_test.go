@@ -117,35 +117,6 @@ func TestNext_ASlowPeerIsGivenUpAndItsPieceAskedElsewhere(t *testing.T) {
 	}
 }
 
-func TestNext_APeerThatSendsIsNotGivenUpWithinReason(t *testing.T) {
-	d := newDownload(2)
-	d.AddPeer("slow", Elsewhere)
-	d.Holds("slow", FullBits(2))
-	if orders, _ := d.Next(0); len(orders) != 1 || len(orders[0].Pieces) != 2 {
-		t.Fatalf("%v", orders)
-	}
-	now := time.Duration(0)
-	for ; now < maxTimeout; now += minTimeout / 4 {
-		d.Arriving(now, 0, "slow") // and piece 1 comes after it
-		d.Arriving(now, 0, "another")
-		if _, late := d.Next(now); len(late) > 0 {
-			t.Fatalf("given up after %v: %v", now, late)
-		}
-	}
-	if _, late := d.Next(now); len(late) != 2 {
-		t.Errorf("a piece may take %v: %v", now, late)
-	}
-
-	d = newDownload(1)
-	d.AddPeer("stops", Elsewhere)
-	d.Holds("stops", FullBits(1))
-	d.Next(0)
-	d.Arriving(minTimeout/4, 0, "stops")
-	if _, late := d.Next(minTimeout/4 + arriving); len(late) != 1 {
-		t.Errorf("nothing more came for %v: %v", arriving, late)
-	}
-}
-
 func TestNext_EndgameAsksASecondSourceAndTheFirstToComeWins(t *testing.T) {
 	d := newDownload(3, 0, 1)
 	d.AddPeer("a", Elsewhere)
