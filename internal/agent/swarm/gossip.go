@@ -66,8 +66,9 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 	g := &Gossip{o: o, meta: meta, say: newGossipLog(o.Log), members: map[string]member{}, changed: make(chan struct{})}
 	c := memberlist.DefaultLANConfig()
 	// The default of 4 leaves one node in forty of a small cluster ignorant of a
-	// newcomer until states are exchanged in full, half a minute later.
+	// newcomer until states are exchanged in full.
 	c.RetransmitMult = 10
+	c.PushPullInterval = 15 * time.Second // of small clusters; memberlist stretches it in large ones
 	c.Name = string(o.Self.Node)
 	c.SecretKey = o.Keys.Gossip
 	c.Delegate, c.Events = g, g
