@@ -13,7 +13,7 @@ LISTEN  ?= 127.0.0.1:5000
 DATA    ?= ./data
 
 # The end-to-end tests start real servers and measure them, so they run when
-# nothing else does.
+# nothing else does, and always: Go cannot see that the binary they start has changed.
 UNIT = unit=$$(go list ./... | grep -v /e2e)
 
 .PHONY: help
@@ -30,7 +30,7 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -timeout 10m ./e2e , -timeout 15m ./e2e/node , -timeout 10m ./e2e/swarm
+	@$(UNIT); go run ./scripts/testcount -race -timeout 20m $$unit , -timeout 10m ./sim , -count=1 -timeout 10m ./e2e , -count=1 -timeout 15m ./e2e/node , -count=1 -timeout 10m ./e2e/swarm
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only
@@ -38,7 +38,7 @@ test-unit: ## Test everything but the end-to-end tests; needs Go only
 
 .PHONY: test-e2e
 test-e2e: e2e-tools ## Run only the tests with real clients and real container runtimes
-	@go run ./scripts/testcount -timeout 10m ./e2e , -timeout 15m ./e2e/node , -timeout 10m ./e2e/swarm
+	@go run ./scripts/testcount -count=1 -timeout 10m ./e2e , -count=1 -timeout 15m ./e2e/node , -count=1 -timeout 10m ./e2e/swarm
 
 .PHONY: fmt
 fmt: ## Fail when a Go file is not formatted
