@@ -49,6 +49,14 @@ func (h *head) after(i, from int) (p []byte, changed <-chan struct{}) {
 	return p, h.changed
 }
 
+// Show lets w's readers see p, the beginning of piece i, while the rest of it is
+// still coming in: what a Filler from elsewhere may do for the first piece. The
+// bytes must not change until Hide. Of two sources of one piece the last to show counts.
+func (w Want) Show(i int, p []byte) { w.head.show(i, p) }
+
+// Hide ends what Show began, after the piece was stored or given up.
+func (w Want) Hide() { w.head.hide() }
+
 // errChanged says that a piece came in otherwise than it began.
 var errChanged = errors.New("a piece that was handed out before it was complete has changed")
 

@@ -117,16 +117,51 @@ func (o *order) fromOrigin() error {
 	defer d.e.buffers.Put(buf)
 	for i := first; i <= last; i++ {
 		p := buf[:d.b.PieceLen(i)]
-		if err := d.e.read(o.ctx, body, p, ""); err != nil {
+		if err := d.read(o.ctx, body, i, p, plan.Origin); err != nil {
 			return fmt.Errorf("read piece %d of %s from the upstream: %w", i, d.b.Digest(), err)
 		}
 		o.closeOpen(i)
 		// What comes is paid for, wanted or not any more.
-		if !d.got(i, p, plan.Origin, false) {
+		kept := d.got(i, p, plan.Origin, false)
+		d.shown(i)
+		if !kept {
 			return errors.New("the cache takes no more of it")
 		}
 	}
 	return nil
+}
+
+// read fills p, which is piece i. The first piece of the blob is shown to readers
+// as it grows: who waits for the first byte need not wait for a whole piece.
+// Whoever called it calls shown when p was stored.
+func (d *download) read(ctx context.Context, r io.Reader, i int, p []byte, from plan.Node) error {
+	peer := from
+	if from == plan.Origin {
+		peer = ""
+	}
+	if i > 0 {
+		return d.e.read(ctx, r, p, peer)
+	}
+	for n := 0; n < len(p); {
+		m, err := io.ReadAtLeast(r, p[n:min(n+grain, len(p))], 1)
+		if err == nil {
+			err = d.e.down.wait(ctx, peer, m)
+		}
+		if err != nil {
+			d.shown(i)
+			return err
+		}
+		n += m
+		d.w.Show(i, p[:n])
+	}
+	return nil
+}
+
+// shown ends what read shows of piece i, so that its buffer may be used again.
+func (d *download) shown(i int) {
+	if i == 0 {
+		d.w.Hide()
+	}
 }
 
 // read fills p at the pace of the token buckets.
@@ -189,12 +224,14 @@ func (o *order) take(r io.Reader, f frame, began time.Time) error {
 		buf := d.e.buffers.Get().(*[piece.Size]byte)
 		defer d.e.buffers.Put(buf)
 		p := buf[:f.size]
-		if err := d.e.read(o.ctx, r, p, o.from); err != nil {
+		if err := d.read(o.ctx, r, f.piece, p, o.from); err != nil {
 			return err
 		}
 		wanted := o.closeOpen(f.piece)
 		d.e.metrics.piece.Observe(time.Since(began).Seconds())
-		if wanted && !d.got(f.piece, p, o.from, f.flags&flagRelayed != 0) {
+		kept := !wanted || d.got(f.piece, p, o.from, f.flags&flagRelayed != 0)
+		d.shown(f.piece)
+		if !kept {
 			return errors.New("the cache takes no more of it")
 		}
 	case kindBusy, kindGone:
