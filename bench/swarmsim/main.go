@@ -54,8 +54,8 @@ func run(nodes, svg string, others bool) error {
 	return os.WriteFile(svg, []byte(plot(curves)), 0o644)
 }
 
-// crowd is the benchmark's scenario. Beyond some hundred nodes the blob is
-// smaller and the model coarser, for the time that a run takes.
+// crowd is the benchmark's scenario. Beyond some hundred nodes the model is
+// coarser, for the time that a run takes.
 func crowd(n int) swarmsim.Config {
 	const rate = 50e6
 	c := swarmsim.Config{
@@ -66,7 +66,7 @@ func crowd(n int) swarmsim.Config {
 		c.Quanta = 2
 	}
 	if n > 2000 {
-		c.Pieces, c.Quanta = 128, 1
+		c.Quanta = 1
 	}
 	return c
 }

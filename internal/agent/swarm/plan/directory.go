@@ -149,18 +149,20 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 }
 
 // member returns the record of the announcing node. When the blob has more
-// members than may be recorded, each has the same chance to be among them.
+// members than may be recorded, each has about the same chance to be among them;
+// who is not gets neighbours and no leases.
 func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
 	m := e.members[a.Node]
 	if m == nil {
 		m = &member{Member: Member{a.Node, a.Zone}, have: NewBits(e.pieces)}
 		e.seen++
 		if len(e.list) >= d.lim.Members {
-			if d.rnd.IntN(e.seen) >= d.lim.Members {
+			x := d.dispensable(e)
+			if x == nil || d.rnd.IntN(e.seen) >= d.lim.Members {
 				m.seen = now
 				return m
 			}
-			e.remove(e.list[d.rnd.IntN(len(e.list))])
+			e.remove(x)
 		}
 		m.at, m.counted = len(e.list), true
 		e.members[a.Node] = m
@@ -171,6 +173,26 @@ func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
 		m.starved++
 	}
 	return m
+}
+
+// dispensable returns a random member whose record can go without anything being
+// fetched again for it: nothing is leased to it, and it is not the only one to
+// have some piece. nil: a few tries found none.
+func (d *Directory) dispensable(e *entry) *member {
+	for range 8 {
+		if x := e.list[d.rnd.IntN(len(e.list))]; x.leases == 0 && !e.needs(x) {
+			return x
+		}
+	}
+	return nil
+}
+
+// needs reports whether some piece is recorded of m only.
+func (e *entry) needs(m *member) (only bool) {
+	if m.counted {
+		m.have.Each(func(i int) { only = only || e.copies[i] == 1 })
+	}
+	return only
 }
 
 // told takes in what a member has, has fetched, hands back, and misses.

@@ -14,6 +14,10 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 		r.Retry = int((e.quiet - now).Milliseconds())
 		return
 	}
+	if e.members[m.Node] != m {
+		r.Retry = r.Next // nobody would hear that it came
+		return
+	}
 	fetchers := e.fetchers(now, m)
 	if fetchers > maxFetchers && m.leases == 0 {
 		r.Retry = r.Next

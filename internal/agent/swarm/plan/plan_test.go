@@ -376,6 +376,28 @@ func TestDirectory_IsBounded(t *testing.T) {
 	}
 }
 
+func TestN9_MoreMembersThanAreRecordedHaveNothingFetchedTwice(t *testing.T) {
+	const pieces = 64
+	d := NewDirectory(DirectoryLimits{Members: 20}, seeded(3))
+	fetched := make([]int, pieces)
+	got := map[int][]int{} // by node
+	for round := range 10 {
+		for i := range 200 {
+			now := time.Duration(round)*announceEvery + time.Duration(i)*time.Millisecond
+			r := announce(t, d, now, Announce{Blob: "b", Node: Node(fmt.Sprint("node-", i)), Pieces: pieces, Want: 4, Got: got[i]})
+			got[i] = append(got[i], r.Lease...)
+			for _, k := range r.Lease {
+				fetched[k]++
+			}
+		}
+	}
+	for k, n := range fetched {
+		if n != 1 {
+			t.Errorf("piece %d was leased %d times", k, n)
+		}
+	}
+}
+
 func TestDirectory_RefusesWhatContradictsItself(t *testing.T) {
 	d := newDirectory()
 	announce(t, d, 0, Announce{Node: "a"})
