@@ -144,7 +144,7 @@ func (f *Fetcher) Get(ctx context.Context, w Want) (*piece.Blob, error) {
 		b.Close()
 		return nil, err
 	}
-	if err := f.join(ctx, w); err != nil {
+	if err := f.join(ctx, w, b); err != nil {
 		b.Close()
 		return nil, err
 	}

@@ -60,8 +60,8 @@ type flight struct {
 }
 
 // join makes the asker, for as long as ctx lasts, one who waits for w's
-// download, and begins it if there is none.
-func (f *Fetcher) join(ctx context.Context, w Want) error {
+// download, and begins it if there is none. reader is what the asker reads from.
+func (f *Fetcher) join(ctx context.Context, w Want, reader *piece.Blob) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -86,6 +86,7 @@ func (f *Fetcher) join(ctx context.Context, w Want) error {
 		f.flights[w.Digest] = fl
 		f.running.Go(func() { f.fly(fl) })
 	}
+	reader.Attend() // before the download can end
 	fl.waiting++
 	if fl.linger != nil {
 		fl.linger.Stop()
@@ -175,7 +176,9 @@ func (f *Fetcher) land(fl *flight, err error) bool {
 		f.mu.Unlock()
 		return false
 	}
-	if err != nil {
+	if isStatus(err) {
+		fl.b.Refused(err)
+	} else if err != nil {
 		fl.b.Failed(err)
 	}
 	fl.release()

@@ -17,6 +17,7 @@ type Blob struct {
 	s      *Store
 	e      *entry
 	closed atomic.Bool
+	since  int // of the entry's refusals, when this handle's user began to attend; 0: it does not
 }
 
 // Close lets go of the blob.
@@ -137,16 +138,20 @@ func (b *Blob) Wait(ctx context.Context, i int) error {
 	if i < 0 || i >= b.e.count() {
 		return fmt.Errorf("wait for piece %d of %s: it has %d", i, b.e.d, b.e.count())
 	}
-	return b.e.wait(ctx, i)
+	return b.e.wait(ctx, i, b.since)
 }
 
-func (e *entry) wait(ctx context.Context, i int) error {
+// wait waits for piece i. since is when the asker began to attend, as in Blob.
+func (e *entry) wait(ctx context.Context, i, since int) error {
 	for {
 		e.mu.Lock()
 		here := e.complete || i < e.count()-1 && e.pieces.have.has(i)
 		doomed, failed, ch := e.doomed, e.failed, e.changed
+		refused := e.refusedSince(since)
 		e.mu.Unlock()
 		switch {
+		case refused != nil:
+			return refused
 		case here:
 			return nil
 		case doomed != nil:
@@ -184,6 +189,32 @@ func (b *Blob) Failed(err error) {
 		b.e.failed = err
 		b.e.wake()
 	}
+}
+
+// Attend makes b and its readers, from now on, fail for good when the download
+// that is under way is refused. Without it they go on when the next one begins.
+func (b *Blob) Attend() {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	b.since = b.e.refusals + 1
+}
+
+// Refused is Failed; besides, all that attend hear of it, also those who look
+// only when another has brought the rest, which is not theirs to read (R12).
+func (b *Blob) Refused(err error) {
+	b.e.mu.Lock()
+	b.e.refusals++
+	b.e.refusal = err
+	b.e.mu.Unlock()
+	b.Failed(err)
+}
+
+// refusedSince returns the last refusal since somebody began to attend. e.mu is held.
+func (e *entry) refusedSince(since int) error {
+	if since > 0 && e.refusals >= since {
+		return e.refusal
+	}
+	return nil
 }
 
 var errNobody = errors.New("the download ended before its end")

@@ -25,7 +25,7 @@ func (b *Blob) NewReader(ctx context.Context, off, n int64) io.ReadCloser {
 	if n >= 0 {
 		end = min(end, off+min(n, end))
 	}
-	r := &reader{s: b.s, e: b.e, pos: off, end: end, held: -1}
+	r := &reader{s: b.s, e: b.e, since: b.since, pos: off, end: end, held: -1}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	b.s.mu.Lock()
 	if r.shut = b.closed.Load(); !r.shut {
@@ -45,6 +45,7 @@ type reader struct {
 	ctx      context.Context // ends with Close too, which need not wait for a Read that waits
 	cancel   context.CancelFunc
 	pos, end int64
+	since    int  // as in Blob
 	gen      int  // of the entry when the first byte was handed out
 	begun    bool // something was handed out
 	buf      *[Size]byte
@@ -101,7 +102,7 @@ func (r *reader) next() ([]byte, error) {
 		if r.end <= int64(i+1)*Size {
 			need = r.e.count() - 1 // the reader ends with it, so the whole must be verified
 		}
-		if err := r.e.wait(r.ctx, need); err != nil {
+		if err := r.e.wait(r.ctx, need, r.since); err != nil {
 			return nil, err
 		}
 		err := r.fetch(i)
@@ -232,7 +233,7 @@ func (r *reader) run() int64 {
 	st, err := stampOf(e.files.data)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err != nil || !e.complete || e.stamp != st || r.gen != e.gen {
+	if err != nil || !e.complete || e.stamp != st || r.gen != e.gen || e.refusedSince(r.since) != nil {
 		return 0
 	}
 	to := r.pos
