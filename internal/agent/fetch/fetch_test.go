@@ -510,3 +510,66 @@ func TestLinger_SomebodyWhoComesJustWhenItIsGivenUpIsServed(t *testing.T) {
 		t.Errorf("who came late hears %v", err)
 	}
 }
+
+// TestR12_WhoWasRefusedSeesNothingOfTheNextDownloadsBeginning has a reader come
+// to it when another's download of the same, private blob is under way.
+func TestR12_WhoWasRefusedSeesNothingOfTheNextDownloadsBeginning(t *testing.T) {
+	all := content(3 * piece.Size)
+	stay := make(chan struct{})
+	f := &source{name: "upstream", fill: func(ctx context.Context, w fetch.Want, b *piece.Blob) error {
+		if w.Authorization == "" {
+			return &ociclient.StatusError{Status: http.StatusUnauthorized}
+		}
+		w.Show(0, all[:1000])
+		defer w.Hide()
+		select {
+		case <-stay:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return write(ctx, b, all, 0, b.Pieces()-1, "upstream")
+	}}
+	s := open(t, fetch.Options{Fillers: []fetch.Filler{f}})
+	refused, err := s.Get(t.Context(), want(all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	if err := refused.Wait(t.Context(), 0); err == nil {
+		t.Fatal("the download without credentials did not fail")
+	}
+	alice := want(all)
+	alice.Authorization, alice.Private = "alice", true
+	hers, err := s.Get(t.Context(), alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hers.Close()
+	first := make(firstWrite)
+	end := make(chan error, 1)
+	go func() {
+		_, err := s.Copy(t.Context(), first, hers, 0, -1)
+		end <- err
+	}()
+	<-first // the beginning is there to be seen
+	var got bytes.Buffer
+	if _, err := s.Copy(t.Context(), &got, refused, 0, -1); err == nil || got.Len() > 0 {
+		t.Errorf("whoever was refused reads %d bytes, %v", got.Len(), err)
+	}
+	close(stay)
+	if err := <-end; err != nil {
+		t.Error(err)
+	}
+}
+
+// firstWrite is closed when something was written.
+type firstWrite chan struct{}
+
+func (f firstWrite) Write(p []byte) (int, error) {
+	select {
+	case <-f:
+	default:
+		close(f)
+	}
+	return len(p), nil
+}

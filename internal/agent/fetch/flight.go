@@ -176,9 +176,7 @@ func (f *Fetcher) land(fl *flight, err error) bool {
 		f.mu.Unlock()
 		return false
 	}
-	if isStatus(err) {
-		fl.b.Refused(err)
-	} else if err != nil {
+	if err != nil {
 		fl.b.Failed(err)
 	}
 	fl.release()

@@ -106,6 +106,10 @@ func (f *Fetcher) ahead(ctx context.Context, dst io.Writer, b *piece.Blob, off, 
 	for {
 		p, changed := h.after(i, from+len(shown))
 		if len(p) > 0 {
+			// It may be the beginning of the next download, which is another's.
+			if err := b.Barred(); err != nil {
+				return shown, err
+			}
 			m, err := dst.Write(p)
 			shown = append(shown, p[:m]...)
 			if err != nil {

@@ -17,7 +17,7 @@ type Blob struct {
 	s      *Store
 	e      *entry
 	closed atomic.Bool
-	since  int // of the entry's refusals, when this handle's user began to attend; 0: it does not
+	since  int // 1 + the entry's failures when this handle began to attend; 0: it does not
 }
 
 // Close lets go of the blob.
@@ -141,17 +141,17 @@ func (b *Blob) Wait(ctx context.Context, i int) error {
 	return b.e.wait(ctx, i, b.since)
 }
 
-// wait waits for piece i. since is when the asker began to attend, as in Blob.
+// wait waits for piece i. since is as in Blob.
 func (e *entry) wait(ctx context.Context, i, since int) error {
 	for {
 		e.mu.Lock()
 		here := e.complete || i < e.count()-1 && e.pieces.have.has(i)
 		doomed, failed, ch := e.doomed, e.failed, e.changed
-		refused := e.refusedSince(since)
+		barred := e.barred(since)
 		e.mu.Unlock()
 		switch {
-		case refused != nil:
-			return refused
+		case barred != nil:
+			return barred
 		case here:
 			return nil
 		case doomed != nil:
@@ -181,38 +181,41 @@ func (b *Blob) ReadPiece(i int, p []byte) (int, error) {
 }
 
 // Failed tells those who wait for missing pieces that nobody brings them. It
-// holds until a piece is written or somebody begins to fill again.
+// holds until a piece is written or somebody begins to fill again; for those who
+// attend and what is private it holds for good.
 func (b *Blob) Failed(err error) {
 	b.e.mu.Lock()
 	defer b.e.mu.Unlock()
+	b.e.failures++
+	b.e.failure = err
 	if !b.e.complete {
 		b.e.failed = err
 		b.e.wake()
 	}
 }
 
-// Attend makes b and its readers, from now on, fail for good when the download
-// that is under way is refused. Without it they go on when the next one begins.
+// Attend says that b's user reads on the strength of the download that is under
+// way. If that fails, the next one may be another's, and of what is private it
+// brings nothing to b and the readers that are made from now on (R12). Without
+// Attend they go on with the next one.
 func (b *Blob) Attend() {
 	b.e.mu.Lock()
 	defer b.e.mu.Unlock()
-	b.since = b.e.refusals + 1
+	b.since = b.e.failures + 1
 }
 
-// Refused is Failed; besides, all that attend hear of it, also those who look
-// only when another has brought the rest, which is not theirs to read (R12).
-func (b *Blob) Refused(err error) {
+// Barred returns why nothing more of the blob is for b, which attended: what
+// became of its download. nil: it may read.
+func (b *Blob) Barred() error {
 	b.e.mu.Lock()
-	b.e.refusals++
-	b.e.refusal = err
-	b.e.mu.Unlock()
-	b.Failed(err)
+	defer b.e.mu.Unlock()
+	return b.e.barred(b.since)
 }
 
-// refusedSince returns the last refusal since somebody began to attend. e.mu is held.
-func (e *entry) refusedSince(since int) error {
-	if since > 0 && e.refusals >= since {
-		return e.refusal
+// barred is Barred for a handle with this since. e.mu is held.
+func (e *entry) barred(since int) error {
+	if since > 0 && e.failures >= since && e.private {
+		return e.failure
 	}
 	return nil
 }

@@ -37,8 +37,8 @@ type entry struct {
 	gen      int   // counts the times that what was handed out turned out wrong
 	wrong    error // why gen was counted up last
 	failed   error // who brings the rest has given up
-	refusals int   // downloads that were refused
-	refusal  error // the last of them
+	failures int   // downloads that failed
+	failure  error // the last of these
 	doomed   error // nothing more comes, say because the disk is full; it goes with its last handle
 	// resets counts the times that all pieces were thrown away, and mismatched is
 	// why that was so the last time.

@@ -233,7 +233,7 @@ func (r *reader) run() int64 {
 	st, err := stampOf(e.files.data)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err != nil || !e.complete || e.stamp != st || r.gen != e.gen || e.refusedSince(r.since) != nil {
+	if err != nil || !e.complete || e.stamp != st || r.gen != e.gen || e.barred(r.since) != nil {
 		return 0
 	}
 	to := r.pos
