@@ -38,6 +38,12 @@ func TestR12_WhoseDownloadFailedReadsNothingPrivateThatAnotherBrings(t *testing.
 			others.Attend()
 			write(t, others, all, 0, 1)
 			release()
+			right := others.NewReader(t.Context(), 0, -1)
+			defer right.Close()
+			var got bytes.Buffer
+			if _, err := io.Copy(&got, right); err != nil || !bytes.Equal(got.Bytes(), all) {
+				t.Errorf("who came afterwards reads %d bytes, %v", got.Len(), err)
+			}
 			want, n := error(nil), len(all)
 			if private {
 				want, n = refusal, 0
@@ -55,12 +61,6 @@ func TestR12_WhoseDownloadFailedReadsNothingPrivateThatAnotherBrings(t *testing.
 					t.Errorf("%T: whose download failed reads %d bytes, %v; want %d, %v", dst, m, err, n, want)
 				}
 				_ = r.Close()
-			}
-			right := others.NewReader(t.Context(), 0, -1)
-			defer right.Close()
-			var got bytes.Buffer
-			if _, err := io.Copy(&got, right); err != nil || !bytes.Equal(got.Bytes(), all) {
-				t.Errorf("who came afterwards reads %d bytes, %v", got.Len(), err)
 			}
 		})
 	}
