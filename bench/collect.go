@@ -172,7 +172,8 @@ func (b *bench) latency(r *report) error {
 		if err := garbage(s.server, batch, 1000); err != nil {
 			return err
 		}
-		// The window protects the pushes that are measured; the garbage is older.
+		// The window protects the pushes that are measured; the garbage is older, once
+		// this time is over: nothing but time makes it so.
 		time.Sleep(window + 500*time.Millisecond)
 
 		ms, bad := pushFor(b.ctx, s.addr, perSecond, pick(b, 5*time.Second, time.Second), nil)

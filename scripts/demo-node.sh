@@ -6,10 +6,10 @@
 set -euo pipefail
 if [ "$(id -u)" -ne 0 ]; then
   command -v sudo >/dev/null || { echo "containerd needs root: run this as root" >&2; exit 1; }
-  exec sudo env "PATH=$PATH" "TMPDIR=${TMPDIR:-/tmp}" "$0" "$@"
+  exec sudo env "PATH=$PATH" "TMPDIR=${TMPDIR:-}" "$0" "$@"
 fi
 fairway=$(realpath "${1:-bin/fairway}")
-dir=$(mktemp -d "${TMPDIR:-/tmp}/fairway-demo.XXXXXX")
+dir=$(mktemp -dt fairway-demo.XXXXXX) # the X are mktemp's
 space=demo-${dir##*.} # containerd's namespace; runc keeps names by it
 registry='' containerd='' node=''
 
@@ -115,16 +115,12 @@ T
 echo "  $(ctr version | awk '/Server/ { s = 1 } s && /Version/ { print "containerd " $2 }'), the node at $listen is its mirror for $host"
 
 step "2. Run BusyBox from an image that containerd pulls through the node."
-mkdir -p "$dir/root/bin"
-cp "$(command -v busybox)" "$dir/root/bin/busybox"
-for applet in $("$dir/root/bin/busybox" --list); do
-  [ "$applet" = busybox ] || ln -s busybox "$dir/root/bin/$applet"
-done
+"$(dirname "$0")/rootfs.sh" "$dir/rootfs"
 umoci init --layout "$dir/empty"
 umoci new --image "$dir/empty:1"
 umoci config --image "$dir/empty:1" --config.env PATH=/bin --os linux
 cp -r "$dir/empty" "$dir/base"
-umoci insert --rootless --image "$dir/base:1" "$dir/root" /
+umoci insert --rootless --image "$dir/base:1" "$dir/rootfs" /
 image busybox 8 base
 show "ctr image pull --hosts-dir … $host/demo/busybox:1; ctr run -d … busybox"
 ctr i pull --hosts-dir "$dir/certs.d" "$host/demo/busybox:1" >/dev/null

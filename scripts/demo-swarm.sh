@@ -4,7 +4,7 @@
 # temporary directory and ends with the script. usage: demo-swarm.sh [FAIRWAY]
 set -euo pipefail
 fairway=$(realpath "${1:-bin/fairway}")
-dir=$(mktemp -d "${TMPDIR:-/tmp}/fairway-demo.XXXXXX")
+dir=$(mktemp -dt fairway-demo.XXXXXX) # the X are mktemp's
 pids=()
 
 finish() {

@@ -4,7 +4,7 @@
 # and lives in a temporary directory. usage: demo.sh [FAIRWAY]
 set -euo pipefail
 fairway=$(realpath "${1:-bin/fairway}")
-dir=$(mktemp -d "${TMPDIR:-/tmp}/fairway-demo.XXXXXX")
+dir=$(mktemp -dt fairway-demo.XXXXXX) # the X are mktemp's
 server='' pusher=''
 
 finish() {
@@ -60,14 +60,10 @@ curl -sfo /dev/null "$url/readyz" || fail "the server is not ready"
 echo "  ready at $host"
 
 step "2. Build an image out of Debian's busybox-static and push it."
-mkdir -p "$dir/root/bin"
-cp "$(command -v busybox)" "$dir/root/bin/busybox"
-for applet in $("$dir/root/bin/busybox" --list); do
-  [ "$applet" = busybox ] || ln -s busybox "$dir/root/bin/$applet"
-done
+"$(dirname "$0")/rootfs.sh" "$dir/rootfs"
 umoci init --layout "$dir/image"
 umoci new --image "$dir/image:1"
-umoci insert --rootless --image "$dir/image:1" "$dir/root" /
+umoci insert --rootless --image "$dir/image:1" "$dir/rootfs" /
 umoci config --image "$dir/image:1" --config.cmd /bin/sh --os linux
 umoci gc --layout "$dir/image"
 copy image:1 demo/busybox:1

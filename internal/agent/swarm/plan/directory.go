@@ -149,16 +149,19 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 }
 
 // member returns the record of the announcing node. When the blob has more
-// members than may be recorded, each has about the same chance to be among them;
-// who is not gets neighbours and no leases.
+// members than may be recorded, each has about the same chance to be among them, but
+// for who comes with leases of another leader; who is not gets neighbours and no leases.
 func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
 	m := e.members[a.Node]
 	if m == nil {
 		m = &member{Member: Member{a.Node, a.Zone}, have: NewBits(e.pieces)}
 		e.seen++
 		if len(e.list) >= d.lim.Members {
-			x := d.dispensable(e)
-			if x == nil || d.rnd.IntN(e.seen) >= d.lim.Members {
+			var x *member
+			if len(a.Held) > 0 || d.rnd.IntN(e.seen) < d.lim.Members {
+				x = d.dispensable(e)
+			}
+			if x == nil {
 				m.seen = now
 				return m
 			}

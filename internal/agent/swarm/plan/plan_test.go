@@ -398,6 +398,21 @@ func TestN9_MoreMembersThanAreRecordedHaveNothingFetchedTwice(t *testing.T) {
 	}
 }
 
+func TestN9_WhoComesWithLeasesIsRecordedHoweverManyThereAre(t *testing.T) {
+	d := NewDirectory(DirectoryLimits{Members: 20}, seeded(3))
+	for i := range 200 {
+		announce(t, d, 0, Announce{Node: Node(fmt.Sprint("node-", i)), Moved: true, Have: NewBits(10)})
+	}
+	for k := range 9 {
+		announce(t, d, 1, Announce{Node: Node(fmt.Sprint("fetcher-", k)), Moved: true, Have: NewBits(10), Held: []int{k}})
+		announce(t, d, 2, Announce{Node: Node(fmt.Sprint("fetcher-", k)), Got: []int{k}})
+	}
+	announce(t, d, movedGrace, Announce{Node: "fetcher-0"})
+	if r := announce(t, d, movedGrace+time.Hour, Announce{Node: "fetcher-0", Want: 10}); !slices.Equal(r.Lease, []int{9}) {
+		t.Errorf("leased %v; all but 9 is fetched", r.Lease)
+	}
+}
+
 func TestDirectory_RefusesWhatContradictsItself(t *testing.T) {
 	d := newDirectory()
 	announce(t, d, 0, Announce{Node: "a"})

@@ -55,7 +55,7 @@ func (n *node) die() {
 	n.dead = true
 	n.up.down, n.down.down = true, true
 	n.s.alive = slices.DeleteFunc(n.s.alive, func(x plan.Node) bool { return x == n.name })
-	n.s.led = nil
+	n.s.chief = nil
 	// The neighbours' connections break at once; the gossip needs a second.
 	for _, w := range n.s.nodes {
 		if w.dl == nil || w.dead || !w.watching[n.name] {

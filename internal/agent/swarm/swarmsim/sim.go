@@ -94,7 +94,7 @@ type sim struct {
 	nodes  []*node
 	byName map[plan.Node]*node
 	alive  []plan.Node
-	led    *node // the leader among alive; nil: not known
+	chief  *node // the leader among alive; nil: not known
 	origin *link
 	res    Result
 	left   int // nodes that are expected to complete and have not
@@ -182,7 +182,7 @@ func (s *sim) plant(i int) {
 		s.left++
 	}
 	// A node is a member of the cluster before it wants the blob.
-	s.alive, s.led = append(s.alive, n.name), nil
+	s.alive, s.chief = append(s.alive, n.name), nil
 	s.after(arrive, n.start)
 	if kill >= 0 {
 		s.after(kill, n.die)
@@ -192,10 +192,10 @@ func (s *sim) plant(i int) {
 // leader is who leads the blob among those alive. Everybody asks before every step,
 // and only a death changes it.
 func (s *sim) leader() *node {
-	if s.led == nil {
-		s.led = s.byName[plan.Rank(s.blob, s.alive, 1)[0]]
+	if s.chief == nil {
+		s.chief = s.byName[plan.Rank(s.blob, s.alive, 1)[0]]
 	}
-	return s.led
+	return s.chief
 }
 
 func size(v any) int64 {
