@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +72,7 @@ func (a *Agent) openSwarm(ctx context.Context, origin fetch.Origin) error {
 	a.closers = append(a.closers, s.gossip.Close)
 	s.set = a.cfg.Swarm.rates()
 	s.engine, err = swarm.New(swarm.Options{
-		Self: self, Keys: keys, Roster: s.gossip, Store: a.store, Origin: origin, Allowed: a.allowed,
+		Self: s.gossip.Self(), Keys: keys, Roster: s.gossip, Store: a.store, Origin: origin, Allowed: a.allowed,
 		Small: int64(a.cfg.Swarm.Small), Limits: s.set, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
@@ -108,61 +106,6 @@ func (a *Agent) readSecret(path string) ([]byte, error) {
 		return nil, setting.Errorf("swarm.secret", "%s cannot be read, or is far too large: %v", path, err)
 	}
 	return content, nil
-}
-
-// addresses says who this node is to others, where it listens for gossip, and
-// how others reach that; "" leaves the latter to the gossip.
-func (a *Agent) addresses(ctx context.Context, ln net.Listener) (self swarm.Peer, bind, advertise string, err error) {
-	cfg := a.cfg.Swarm
-	self = swarm.Peer{Node: plan.Node(a.name), Addr: ln.Addr().String(), Zone: cfg.Zone, Host: machine(), Born: time.Now().UnixMilli()}
-	host, port, err := net.SplitHostPort(cfg.Gossip)
-	if err != nil {
-		return self, "", "", setting.Errorf("swarm.gossip", "%v", err)
-	}
-	if host == "" {
-		host = "0.0.0.0"
-	}
-	if host, err = addressOf(ctx, "swarm.gossip", host); err != nil {
-		return self, "", "", err
-	}
-	bind = net.JoinHostPort(host, port)
-	if cfg.Advertise != "" {
-		known, err := addressOf(ctx, "swarm.advertise", cfg.Advertise)
-		if err != nil {
-			return self, "", "", err
-		}
-		advertise = net.JoinHostPort(known, port)
-		_, listens, _ := net.SplitHostPort(self.Addr) // of a listener
-		self.Addr = net.JoinHostPort(known, listens)
-	}
-	return self, bind, advertise, nil
-}
-
-// addressOf is the address of a host: gossip goes between addresses.
-func addressOf(ctx context.Context, key, host string) (string, error) {
-	if net.ParseIP(host) != nil {
-		return host, nil
-	}
-	found, err := net.DefaultResolver.LookupHost(ctx, host)
-	if err != nil {
-		return "", setting.Errorf(key, "%v", err)
-	}
-	return found[0], nil
-}
-
-// machine tells machines apart. Containers on one machine see the same, other
-// than with its name.
-func machine() string {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil || len(id) == 0 {
-		name, err := os.Hostname()
-		if err != nil {
-			return "" // as far from itself as from others
-		}
-		id = []byte(name)
-	}
-	sum := sha256.Sum256(id)
-	return hex.EncodeToString(sum[:8])
 }
 
 // allowed tells whether a private blob may be exchanged with other nodes now.

@@ -101,6 +101,10 @@ func hostPort(addr string) (string, int, error) {
 	return host, n, nil
 }
 
+// Self is this node as the others see it: with an address that they can reach,
+// where it listens on all of the machine's.
+func (g *Gossip) Self() Peer { return memberOf(g.list.LocalNode()).peer }
+
 // Addr is the address that others may join.
 func (g *Gossip) Addr() string { return g.list.LocalNode().Address() }
 
