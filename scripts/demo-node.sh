@@ -41,7 +41,7 @@ show() { printf '  $ %s\n' "$*"; }
 fail() { echo "  WRONG: $*"; exit 1; }
 size() { numfmt --to=iec-i --suffix=B "$1"; }
 ctr() { command ctr --address "$dir/containerd.sock" -n "$space" "$@"; }
-port=$(( 20000 + RANDOM % 20000 ))
+port=$(( 20000 + RANDOM % 12000 )) # below those that connections are given
 address() {
   while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
   echo "127.0.0.1:$port"

@@ -24,7 +24,7 @@ trap finish EXIT
 step() { printf '\n%s\n' "$*"; }
 show() { printf '  $ %s\n' "$*"; }
 fail() { echo "  WRONG: $*"; exit 1; }
-port=$(( 20000 + RANDOM % 20000 ))
+port=$(( 20000 + RANDOM % 12000 )) # below those that connections are given
 address() {
   port=$((port + 1))
   while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done

@@ -44,7 +44,7 @@ verify() {
 }
 
 step "1. Start a registry on an empty directory, with no configuration."
-port=$(( 20000 + RANDOM % 20000 ))
+port=$(( 20000 + RANDOM % 12000 )) # below those that connections are given
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 host=127.0.0.1:$port url=http://127.0.0.1:$port
 export FAIRWAY_SERVER=$url
