@@ -232,6 +232,9 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 			}
 		}
 	}
+	if len(a.Back) > 0 {
+		m.relief, m.starved = 0, 0 // a neighbour has them after all, or the origin does not bring them
+	}
 	for _, i := range a.Back {
 		if l, ok := e.leases[i]; ok && l.m == m {
 			e.unlease(i)

@@ -50,6 +50,9 @@ func (d *Download) dueOf(f *flight) time.Duration {
 	if f.p == nil {
 		return max(f.due, d.origin.last+max(originStall, 8*d.origin.gap))
 	}
+	if f.p.latency == 0 {
+		return f.at + d.timeout(f.p) // by what others have shown since it was asked
+	}
 	return f.due
 }
 

@@ -157,8 +157,8 @@ func (d *Download) timeout(p *peer) time.Duration {
 		usual = min(p.latency, 4*d.latency)
 	}
 	least := minTimeout
-	if p.latency == 0 {
-		least /= 2 // a stranger gets less of a chance than one who has delivered
+	if p.latency == 0 && d.latency > 0 {
+		least /= 2 // a stranger gets less of a chance than one who has delivered, once somebody has
 	}
 	return min(max(least, 4*usual), maxTimeout)
 }

@@ -117,6 +117,37 @@ func TestNext_ASlowPeerIsGivenUpAndItsPieceAskedElsewhere(t *testing.T) {
 	}
 }
 
+// TestNext_AStrangersTimeIsThatOfTheOthers has a peer that has not delivered yet
+// given up by what the link turns out to bring, not by a guess.
+func TestNext_AStrangersTimeIsThatOfTheOthers(t *testing.T) {
+	for name, tc := range map[string]struct{ other, due time.Duration }{
+		"nobody has delivered": {0, minTimeout},
+		"the other was fast":   {100 * time.Millisecond, minTimeout / 2},
+		"the other was slow":   {900 * time.Millisecond, 4 * 900 * time.Millisecond},
+		"the other was so-so":  {400 * time.Millisecond, 4 * 400 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDownload(2)
+			for i, n := range []Node{"stranger", "other"} {
+				d.AddPeer(n, Elsewhere)
+				have := NewBits(2)
+				have.Set(i)
+				d.Holds(n, have)
+			}
+			d.Next(0)
+			if tc.other > 0 {
+				d.Got(tc.other, 1, "other")
+			}
+			if _, late := d.Next(tc.due - 1); len(late) > 0 {
+				t.Errorf("given up before its time: %v", late)
+			}
+			if _, late := d.Next(tc.due); !slices.Contains(late, Cancel{"stranger", 0}) {
+				t.Errorf("not given up in time: %v", late)
+			}
+		})
+	}
+}
+
 func TestNext_EndgameAsksASecondSourceAndTheFirstToComeWins(t *testing.T) {
 	d := newDownload(3, 0, 1)
 	d.AddPeer("a", Elsewhere)
@@ -348,6 +379,20 @@ func TestLease_StarvedInTheEndGetsWhatOthersHave(t *testing.T) {
 		}
 	}
 	t.Error("never")
+}
+
+// TestLease_ReliefEndsWithTheFirstLeaseThatComesBack is about two sides that
+// each were right: the node handed back what a neighbour has, and asked again.
+func TestLease_ReliefEndsWithTheFirstLeaseThatComesBack(t *testing.T) {
+	d := newDirectory()
+	announce(t, d, 0, Announce{Node: "holder", Have: FullBits(10), Done: true})
+	var lease []int
+	for now := time.Duration(0); len(lease) == 0; now += time.Second {
+		lease = announce(t, d, now, Announce{Node: "a", Want: 2, Starved: true}).Lease
+	}
+	if r := announce(t, d, starvedLong*time.Second, Announce{Node: "a", Want: 2, Back: lease}); len(r.Lease) > 0 || r.Retry == 0 {
+		t.Errorf("handed back %v, and got %v, to ask again after %d ms", lease, r.Lease, r.Retry)
+	}
 }
 
 func TestMoved_ANewLeaderLearnsOfLeasesBeforeItGivesSome(t *testing.T) {
