@@ -31,6 +31,35 @@ func checkKeys(content []byte) error {
 	return checkValue(dec, documentKeys())
 }
 
+// checkTypeKey is checkKeys for nothing but the mediaType of a document that may
+// be of any type: readers must agree on what it is. content is a JSON object.
+func checkTypeKey(content []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(content))
+	seen := false
+	if _, err := dec.Token(); err != nil {
+		return jsonError(err)
+	}
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return jsonError(err)
+		}
+		switch key, _ := token.(string); {
+		case key == "mediaType" && seen:
+			return manifestError("the key mediaType occurs twice")
+		case key == "mediaType":
+			seen = true
+		case strings.EqualFold(key, "mediaType"):
+			return manifestError("the key %q must be written \"mediaType\"", key)
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return jsonError(err)
+		}
+	}
+	return nil
+}
+
 // checkValue reads one value. known is of the value, if it is an object, or of
 // the objects in it, if it is an array.
 func checkValue(dec *json.Decoder, known *keys) error {

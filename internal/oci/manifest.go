@@ -69,26 +69,20 @@ type rawDescriptor struct {
 }
 
 // ParseManifest reads content, which a client sent with contentType (its
-// parameters are ignored; "" lets the document's own mediaType decide).
+// parameters are ignored; "" where it sent none). The content decides what it
+// is: a contentType that contradicts its mediaType field or its form is refused.
+// Only where it says nothing of itself contentType decides.
 // Errors are Invalid with the code MANIFEST_INVALID.
 func ParseManifest(contentType string, content []byte) (Manifest, error) {
 	if len(content) > ManifestMax {
 		return Manifest{}, manifestError("it has %d bytes, more than the %d allowed", len(content), ManifestMax)
 	}
-	contentType, _, _ = strings.Cut(contentType, ";")
-	contentType = strings.TrimSpace(contentType)
-
+	contentType, err := settleType(contentType, content)
+	if err != nil {
+		return Manifest{}, err
+	}
 	var doc document
 	jsonErr := json.Unmarshal(content, &doc)
-	if contentType == "" {
-		contentType = doc.impliedMediaType()
-	}
-	if contentType == "" {
-		return Manifest{}, manifestError("neither a Content-Type header nor a mediaType field says what it is")
-	}
-	if !isMediaType(contentType) {
-		return Manifest{}, manifestError("%.64q is no media type", contentType)
-	}
 	strict := isStrict(contentType)
 	if strict {
 		if jsonErr != nil {
@@ -96,9 +90,6 @@ func ParseManifest(contentType string, content []byte) (Manifest, error) {
 		}
 		if err := checkKeys(content); err != nil {
 			return Manifest{}, err
-		}
-		if doc.MediaType != "" && doc.MediaType != contentType {
-			return Manifest{}, manifestError("its mediaType %q differs from the Content-Type %q", doc.MediaType, contentType)
 		}
 		if doc.SchemaVersion != 2 {
 			return Manifest{}, manifestError("its schemaVersion is %d, want 2", doc.SchemaVersion)
@@ -115,6 +106,15 @@ func ParseManifest(contentType string, content []byte) (Manifest, error) {
 		m.Mentions = mentions(content)
 	}
 	return m, nil
+}
+
+// ReadManifest is ParseManifest for what a registry serves: a Content-Type that
+// contradicts the content is the registry's mistake, and counts for nothing.
+func ReadManifest(contentType string, content []byte) (Manifest, error) {
+	if said, err := DetectType(content); err == nil && said != "" {
+		contentType = ""
+	}
+	return ParseManifest(contentType, content)
 }
 
 // mentions finds the digests in content, whatever its form, each once.
@@ -139,30 +139,6 @@ func mentions(content []byte) (found []Digest) {
 		}
 	}
 	return found
-}
-
-func (d *document) impliedMediaType() string {
-	switch {
-	case d.MediaType != "":
-		return d.MediaType
-	case d.SchemaVersion == 2 && d.Manifests != nil:
-		return MediaTypeIndex
-	case d.SchemaVersion == 2 && d.Config != nil:
-		return MediaTypeImage
-	}
-	return ""
-}
-
-// isMediaType checks that s can be told as a Content-Type again: the characters
-// of RFC 9110 §5.6.2 and a slash, and not too many.
-func isMediaType(s string) bool {
-	const mediaTypeMax = 255 // RFC 6838 §4.2 allows 127 on either side of the slash
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return s != "" && len(s) <= mediaTypeMax
 }
 
 func isStrict(mediaType string) bool {
@@ -294,12 +270,25 @@ func jsonError(err error) error {
 		if wrongType.Field != "" {
 			field = "its field " + wrongType.Field
 		}
-		if given, _, number := strings.Cut(wrongType.Value, " "); !number {
-			return manifestError("%s must be %s, and is of the kind %s", field, wanted(wrongType.Type), given)
-		}
-		return manifestError("%s must be %s, and is %.64s", field, wanted(wrongType.Type), wrongType.Value)
+		return wrongKind(field, wrongType)
 	}
 	return manifestError("it is no valid JSON")
+}
+
+// jsonErrorIn is jsonError for the value of one field that was read by itself.
+func jsonErrorIn(field string, err error) error {
+	var wrongType *json.UnmarshalTypeError
+	if errors.As(err, &wrongType) {
+		return wrongKind("its field "+field, wrongType)
+	}
+	return jsonError(err)
+}
+
+func wrongKind(what string, err *json.UnmarshalTypeError) error {
+	if given, _, number := strings.Cut(err.Value, " "); !number {
+		return manifestError("%s must be %s, and is of the kind %s", what, wanted(err.Type), given)
+	}
+	return manifestError("%s must be %s, and is %.64s", what, wanted(err.Type), err.Value)
 }
 
 // wanted names what t is called in JSON.

@@ -96,13 +96,84 @@ func TestParseManifest_WithoutContentTypeTheDocumentDecides(t *testing.T) {
 		`{"schemaVersion":2,"config":` + desc("x", d1, 1) + `,"layers":[]}`: MediaTypeImage,
 		`{"schemaVersion":2,"manifests":[]}`:                                MediaTypeIndex,
 		`{"mediaType":"application/x.other"}`:                               "application/x.other",
+		`{"schemaVersion":1,"fsLayers":[]}`:                                 MediaTypeDockerSchema1,
+		`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`:                 MediaTypeDockerSchema1Signed,
 	} {
 		if got := parse(t, "", content).MediaType; got != want {
 			t.Errorf("%s: media type %q, want %q", content, got, want)
 		}
+		if got, err := DetectType([]byte(content)); got != want || err != nil {
+			t.Errorf("%s: detected %q, %v; want %q", content, got, err, want)
+		}
 	}
-	_, err := ParseManifest("", []byte(`{}`))
-	wantInvalid(t, err, CodeManifestInvalid)
+	for _, content := range []string{`{}`, ``, `[]`, `"x"`, `null`, `{"mediaType":null}`, `{"schemaVersion":"2","manifests":[]}`} {
+		_, err := ParseManifest("", []byte(content))
+		wantInvalid(t, err, CodeManifestInvalid)
+	}
+}
+
+func TestR16_TheBodyDeterminesTheType(t *testing.T) {
+	bare := strings.Replace(image(""), `"mediaType":"`+MediaTypeImage+`",`, "", 1)
+	index := `{"schemaVersion":2,"manifests":[]}`
+	schema1 := `{"schemaVersion":1,"fsLayers":[]}`
+	for _, c := range []struct{ contentType, content, want string }{ // "" is refused
+		{MediaTypeImage, image(""), MediaTypeImage},
+		{strings.ToUpper(MediaTypeImage), image(""), MediaTypeImage},
+		{MediaTypeImage + " ; q=1", image(""), MediaTypeImage},
+		{" ", image(""), MediaTypeImage},
+		{"application/x-www-form-urlencoded", image(""), ""},
+		{"application/json", image(""), ""},
+		{MediaTypeDockerImage, image(""), ""},
+		{"application/x.other", image(`,"annotations":{"a":1}`), ""}, // a mistake elsewhere hides nothing
+		{"application/x.other", strings.Replace(image(""), `"schemaVersion":2`, `"schemaVersion":"x"`, 1), ""},
+		{"application/x.other", strings.Replace(image(""), "oci.image.manifest", "OCI.image.manifest", 1), ""},
+		{"", strings.Replace(image(""), "oci.image.manifest", "OCI.image.manifest", 1), ""},
+		{"application/x.other", strings.Replace(image(""), `"mediaType":"`+MediaTypeImage, `"MediaType":"`+MediaTypeImage, 1), ""},
+		{"application/x.other", strings.TrimSuffix(image(""), "}") + `,"mediaType":"application/x.other"}`, ""},
+		{"application/x.other", `{"mediaType":7}`, ""},
+
+		{MediaTypeImage, bare, MediaTypeImage},
+		{MediaTypeDockerImage, bare, MediaTypeDockerImage},
+		{strings.ToUpper(MediaTypeDockerImage), bare, MediaTypeDockerImage},
+		{MediaTypeIndex, bare, ""},
+		{"application/x.other", bare, ""},
+		{"application/x.other", strings.Replace(bare, `"schemaVersion":2`, `"schemaVersion":2.0`, 1), ""},
+		{"application/x.other", bare[:len(bare)-1] + `,"annotations":{"a":1}}`, ""},
+		{MediaTypeIndex, index, MediaTypeIndex},
+		{MediaTypeDockerList, index, MediaTypeDockerList},
+		{MediaTypeImage, index, ""},
+		{"text/plain", index, ""},
+		{MediaTypeDockerSchema1Signed, schema1, MediaTypeDockerSchema1Signed},
+		{MediaTypeImage, schema1, ""},
+
+		{"application/x.other", `{"layers":[]}`, "application/x.other"},
+		{"application/x.other", "no JSON", "application/x.other"},
+		{"application/x-www-form-urlencoded", "no JSON", ""},
+		{"multipart/form-data; boundary=x", `{"layers":[]}`, ""},
+		{"image", `{"layers":[]}`, ""},
+		{"/x", `{"layers":[]}`, ""},
+		{"a/b/c", `{"layers":[]}`, ""},
+	} {
+		m, err := ParseManifest(c.contentType, []byte(c.content))
+		if m.MediaType != c.want {
+			t.Errorf("%q with %s: media type %q, want %q; error %v", c.contentType, c.content, m.MediaType, c.want, err)
+		}
+		if c.want == "" {
+			wantInvalid(t, err, CodeManifestInvalid)
+		}
+	}
+}
+
+func TestReadManifest_TheContentCountsAndNotTheHeader(t *testing.T) {
+	for _, contentType := range []string{"", "application/json", MediaTypeIndex, "nonsense", MediaTypeImage} {
+		m, err := ReadManifest(contentType, []byte(image("")))
+		if err != nil || m.MediaType != MediaTypeImage || len(m.Blobs) != 2 {
+			t.Errorf("%q: %+v, %v", contentType, m, err)
+		}
+	}
+	if m, err := ReadManifest("application/x.other", []byte("opaque")); err != nil || m.MediaType != "application/x.other" {
+		t.Errorf("opaque content: %+v, %v", m, err)
+	}
 }
 
 func badManifests() []string {

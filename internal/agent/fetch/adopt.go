@@ -14,7 +14,7 @@ import (
 // Edges says what a manifest is, and what it needs. One that cannot be read
 // needs nothing that this node knows of, and is handed on all the same.
 func Edges(d oci.Digest, mediaType string, content []byte) (string, []index.Edge) {
-	parsed, err := oci.ParseManifest(mediaType, content)
+	parsed, err := oci.ReadManifest(mediaType, content)
 	if err != nil {
 		return "", nil
 	}
@@ -28,7 +28,7 @@ func Edges(d oci.Digest, mediaType string, content []byte) (string, []index.Edge
 	image := parsed.MediaType == oci.MediaTypeImage || parsed.MediaType == oci.MediaTypeDockerImage
 	for i, c := range parsed.Blobs {
 		if i == 0 && image {
-			add(c, index.RoleConfig) // ParseManifest puts it first
+			add(c, index.RoleConfig) // ReadManifest puts it first
 			continue
 		}
 		add(c, index.RoleLayer)

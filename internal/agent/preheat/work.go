@@ -197,7 +197,7 @@ func (p *plan) add(ctx context.Context, ref oci.Reference, depth int) error {
 	if err != nil {
 		return err
 	}
-	parsed, err := oci.ParseManifest(m.MediaType, m.Content)
+	parsed, err := oci.ReadManifest(m.MediaType, m.Content)
 	if err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, name oci.N
 	} else if found := d.Algorithm().FromBytes(content); found != d {
 		return fault.New(fault.Invalid, "the manifest has the digest %s, not %s", found, d).WithCode(oci.CodeDigestInvalid)
 	}
-	m, err := oci.ParseManifest(r.Header.Get("Content-Type"), content)
+	m, err := parseManifest(r.Header["Content-Type"], content)
 	if err != nil {
 		return err
 	}
@@ -101,6 +101,22 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, name oci.N
 	}
 	empty(w, http.StatusCreated)
 	return nil
+}
+
+// parseManifest reads what a client pushes with these Content-Type headers.
+func parseManifest(contentType []string, content []byte) (oci.Manifest, error) {
+	var given string
+	for i, t := range contentType {
+		if i > 0 && t != given {
+			return oci.Manifest{}, fault.New(fault.Invalid, "more than one Content-Type header").WithCode(oci.CodeManifestInvalid)
+		}
+		given = t
+	}
+	m, err := oci.ParseManifest(given, content)
+	if err == nil && oci.IsSchema1(m.MediaType) {
+		return m, fault.New(fault.Invalid, "Docker image manifests of schema 1 are not supported: push the image again with a client that writes schema 2 or OCI manifests").WithCode(oci.CodeManifestInvalid)
+	}
+	return m, err
 }
 
 // pushTags returns the tags that a manifest PUT names, each once.

@@ -359,10 +359,8 @@ func TestSpec_PushingManifests_DockerTypesAndUnknownTypes(t *testing.T) {
 	list := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 		oci.MediaTypeDockerList, oci.MediaTypeDockerImage, sha256Of(docker), len(docker)))
 	s.putManifest("a", "list", oci.MediaTypeDockerList, list).want(201)
-	signed := []byte(`{"schemaVersion":1,"name":"a","tag":"t","fsLayers":[{"blobSum":"` + string(sha256Of(layer)) + `"}],"signatures":[]}`)
-	s.putManifest("a", "schema1", "application/vnd.docker.distribution.manifest.v1+prettyjws", signed).want(201)
 	s.putManifest("a", "blobby", "application/x-unknown", []byte{0, 1, 2, 255}).want(201)
-	for tag, body := range map[string][]byte{"docker": docker, "list": list, "schema1": signed, "blobby": {0, 1, 2, 255}} {
+	for tag, body := range map[string][]byte{"docker": docker, "list": list, "blobby": {0, 1, 2, 255}} {
 		s.do("GET", "/v2/a/manifests/"+tag, nil).want(200).wantBody(body)
 	}
 }
@@ -441,4 +439,52 @@ func TestSpec_ErrorCodes_JSONForm(t *testing.T) {
 	if len(body) != 1 || len(body["errors"]) != 1 || !code.Match(body["errors"][0]["code"]) {
 		t.Errorf("body %s is not of the form {errors:[{code}]}", a.body)
 	}
+}
+
+func TestR16_TypeOfADigestNeverChanges(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "v1", "one", "")
+	other := manifestOf([]byte("absent"), []byte("absent too"), "")
+	served := func() {
+		t.Helper()
+		for _, ref := range []string{"v1", string(i.digest)} {
+			s.do("GET", "/v2/a/manifests/"+ref, nil).want(200).wantHeader("Content-Type", oci.MediaTypeImage).wantBody(i.content)
+		}
+	}
+	for _, mediaType := range []string{"application/x-www-form-urlencoded", "application/json", oci.MediaTypeDockerImage, oci.MediaTypeIndex, "text/plain"} {
+		for _, ref := range []string{"v2", string(i.digest)} {
+			s.putManifest("a", ref, mediaType, i.content).wantError(400, oci.CodeManifestInvalid)
+		}
+		s.putManifest("a", "v2", mediaType, other).wantError(400, oci.CodeManifestInvalid)
+		served()
+	}
+	s.do("PUT", "/v2/a/manifests/v2", i.content, "Content-Type", oci.MediaTypeImage, "Content-Type", "text/plain").wantError(400, oci.CodeManifestInvalid)
+	s.do("PUT", "/v2/a/manifests/v2", i.content, "Content-Type", "").want(201)
+	s.do("PUT", "/v2/a/manifests/v2", other, "Content-Type", "").wantError(400, oci.CodeManifestBlobUnknown)
+	served()
+
+	// Nothing but the first push says what opaque bytes are.
+	opaque := []byte("opaque")
+	s.putManifest("a", "o1", "application/x.one", opaque).want(201)
+	s.putManifest("a", "o2", "application/x.two", opaque).wantError(400, oci.CodeManifestInvalid)
+	s.putManifest("a", "o2", "Application/X.one", opaque).want(201)
+	for _, ref := range []string{"o1", "o2", string(sha256Of(opaque))} {
+		s.do("GET", "/v2/a/manifests/"+ref, nil).want(200).wantHeader("Content-Type", "application/x.one")
+	}
+	s.do("DELETE", "/v2/a/manifests/"+string(sha256Of(opaque)), nil).want(202)
+	s.putManifest("a", "o3", "application/x.two", opaque).want(201)
+	s.do("GET", "/v2/a/manifests/o3", nil).want(200).wantHeader("Content-Type", "application/x.two")
+}
+
+func TestSpec_PushingManifests_DockerSchema1IsRefused(t *testing.T) {
+	s := serve(t)
+	layer := s.push("a", []byte("layer"))
+	body := []byte(fmt.Sprintf(`{"schemaVersion":1,"name":"a","tag":"v1","fsLayers":[{"blobSum":%q}],"signatures":[]}`, layer))
+	for _, mediaType := range []string{oci.MediaTypeDockerSchema1, oci.MediaTypeDockerSchema1Signed, ""} {
+		a := s.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", mediaType).wantError(400, oci.CodeManifestInvalid)
+		if !strings.Contains(string(a.body), "schema 1") {
+			t.Errorf("%s: %s", mediaType, a.body)
+		}
+	}
+	s.do("GET", "/v2/a/manifests/v1", nil).want(404)
 }

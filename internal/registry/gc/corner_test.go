@@ -119,13 +119,13 @@ func TestR9_ItemThatAlwaysFailsDoesNotKeepARunGoing(t *testing.T) {
 	h.wants(run.Failed == 0 && run.Collected == 1 && len(h.objects()) == 0, "the run after it was mended: %+v", run.Counts)
 }
 
-func TestCacheForgetsTheMediaTypeUnderEachTag(t *testing.T) {
+func TestR16_PushMendsAMistakenTypeUnderEachTag(t *testing.T) {
 	h := newHouse(t)
-	raw := []byte(`{"schemaVersion":2}`)
-	put := func(mediaType string, tag oci.Tag) {
+	raw := []byte(`{"schemaVersion":2,"mediaType":"` + oci.MediaTypeIndex + `","manifests":[]}`)
+	m, err := oci.ParseManifest("", raw)
+	h.must(err)
+	put := func(tag oci.Tag) {
 		t.Helper()
-		m, err := oci.ParseManifest(mediaType, raw)
-		h.must(err)
 		_, err = h.store.PutManifest(h.ctx(), meta.Push{Repo: "a", Tags: []oci.Tag{tag}, Digest: digest.FromBytes(raw), Manifest: m, Content: raw})
 		h.must(err)
 	}
@@ -135,10 +135,12 @@ func TestCacheForgetsTheMediaTypeUnderEachTag(t *testing.T) {
 		h.must(err)
 		return m.MediaType
 	}
-	put("application/x", "one")
-	h.wants(get() == "application/x", "media type %s", get())
-	put("application/y", "two")
-	h.wants(get() == "application/y", "media type %s after it was pushed with another", get())
+	put("one")
+	_, err = h.raw().Exec("UPDATE manifests SET media_type = 'application/x-www-form-urlencoded'") // as an earlier version did
+	h.must(err)
+	h.wants(get() == "application/x-www-form-urlencoded", "media type %s", get())
+	put("two")
+	h.wants(get() == oci.MediaTypeIndex, "media type %s after it was pushed again", get())
 }
 
 func TestLeaseThatIsTakenBackLetsGo(t *testing.T) {

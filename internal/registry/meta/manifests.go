@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -128,7 +129,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err != nil {
 			return err
 		}
-		id, isNew, err := writeManifest(tx, repo, p)
+		id, isNew, err := s.writeManifest(tx, repo, p)
 		if err != nil {
 			return err
 		}
@@ -141,12 +142,6 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		s.dropPush(tx, p)
-		if !isNew {
-			// Tags that name it already must not go on serving another media type.
-			if err := s.dropTagsOf(tx, p.Repo, id); err != nil {
-				return err
-			}
-		}
 		kin, err := looseKinOf(tx, repo, id, p.Digest)
 		if err != nil {
 			return err
@@ -254,9 +249,10 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
 
 // writeManifest inserts the manifest, or revives it from the trash, or
 // confirms it. Whatever it was an orphan of, it is now here for its own sake.
-func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err error) {
+func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err error) {
 	var trashed bool
-	err = tx.Row("SELECT id, trashed_at IS NOT NULL FROM manifests WHERE repo_id = ? AND digest = ?", repo, string(p.Digest)).Scan(&id, &trashed)
+	var was string
+	err = tx.Row("SELECT id, media_type, trashed_at IS NOT NULL FROM manifests WHERE repo_id = ? AND digest = ?", repo, string(p.Digest)).Scan(&id, &was, &trashed)
 	if errors.Is(err, sql.ErrNoRows) {
 		annotations, err := json.Marshal(p.Manifest.Annotations)
 		if err != nil {
@@ -274,9 +270,19 @@ func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err 
 	if err != nil {
 		return 0, false, err
 	}
+	mediaType, err := keptType(p, was, trashed)
+	if err != nil {
+		return 0, false, err
+	}
+	if mediaType != was {
+		// Tags that name it already must not go on serving the other type.
+		if err := s.dropTagsOf(tx, p.Repo, id); err != nil {
+			return 0, false, err
+		}
+	}
 	if _, err := tx.Exec(`UPDATE manifests SET media_type = ?, artifact_type = ?, touched_at = max(touched_at, ?), trashed_at = NULL,
 		orphaned_at = NULL, orphan_reason = NULL, version = version + 1 WHERE id = ?`,
-		p.Manifest.MediaType, p.Manifest.ArtifactType, tx.Now(), id); err != nil {
+		mediaType, p.Manifest.ArtifactType, tx.Now(), id); err != nil {
 		return 0, false, fmt.Errorf("revive manifest: %w", err)
 	}
 	if trashed {
@@ -286,6 +292,22 @@ func writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err 
 	}
 	_, err = tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", id)
 	return id, trashed, err
+}
+
+// keptType returns the type that a repeated push leaves a manifest with. It
+// refuses to change the type that a digest is served with. That concerns
+// manifests which do not say what they are: of all others the content decides,
+// and a stored type which the content contradicts is a mistake of an earlier
+// version that the push mends. A manifest in the trash is not served.
+func keptType(p Push, was string, trashed bool) (string, error) {
+	if strings.EqualFold(was, p.Manifest.MediaType) {
+		return was, nil
+	}
+	if _, err := oci.ParseManifest(was, p.Content); err != nil || trashed {
+		return p.Manifest.MediaType, nil
+	}
+	return "", fault.New(fault.Invalid, "invalid manifest: repository %s has %s with the media type %q, which cannot be changed to %q", p.Repo, p.Digest, was, p.Manifest.MediaType).
+		WithCode(oci.CodeManifestInvalid)
 }
 
 // outOfTrash brings a manifest's references back to life.
