@@ -31,6 +31,21 @@ type rogue struct {
 	content func(d oci.Digest) []byte
 	// send writes the answer to a request for pieces.
 	send func(w http.ResponseWriter, r *http.Request, content []byte, pieces []int)
+
+	mu    sync.Mutex
+	asked []string // paths of requests
+}
+
+// askedFor counts the requests so far whose path contains part.
+func (g *rogue) askedFor(part string) (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, path := range g.asked {
+		if strings.Contains(path, part) {
+			n++
+		}
+	}
+	return n
 }
 
 func startRogue(t *testing.T, c *swarmtest.Cluster, name string, send func(http.ResponseWriter, *http.Request, []byte, []int)) *rogue {
@@ -38,7 +53,12 @@ func startRogue(t *testing.T, c *swarmtest.Cluster, name string, send func(http.
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/watch", g.watch)
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/pieces", g.pieces)
-	srv := httptest.NewUnstartedServer(mux)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		g.asked = append(g.asked, r.URL.Path)
+		g.mu.Unlock()
+		mux.ServeHTTP(w, r)
+	}))
 	srv.TLS = serverTLS(t, name)
 	srv.StartTLS()
 	t.Cleanup(srv.CloseClientConnections)
