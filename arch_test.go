@@ -25,6 +25,7 @@ var floors = map[string]int{
 	"internal/unit":                 0,
 	"internal/setting":              0,
 	"internal/daemon":               0,
+	"internal/disk":                 0,
 	"internal/crowd":                1,
 	"internal/sqldb":                1,
 	"internal/httpserve":            1,

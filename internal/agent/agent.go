@@ -177,11 +177,12 @@ func (a *Agent) openCache(ctx context.Context) error {
 		a.log.Warn("the quota is smaller than most layers, which are then passed on without being cached; a size without a unit is in bytes: 10GB is ten gigabytes",
 			"quota_bytes", limits.Quota)
 	}
-	if a.index, err = index.Open(ctx, index.Options{Path: filepath.Join(a.cfg.Data, "index.db"), Log: a.log}); err != nil {
+	owner := fmt.Sprintf("node %s on %s", a.name, a.listener.Addr())
+	if a.index, err = index.Open(ctx, index.Options{Path: filepath.Join(a.cfg.Data, "index.db"), Log: a.log, Owner: owner}); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.index.Close)
-	if a.store, err = piece.Open(ctx, piece.Options{Dir: a.cfg.Data, Index: a.index, Limits: limits, Log: a.log, Metrics: a.metrics}); err != nil {
+	if a.store, err = piece.Open(ctx, piece.Options{Dir: a.cfg.Data, Index: a.index, Owner: owner, Limits: limits, Log: a.log, Metrics: a.metrics}); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.store.Close)

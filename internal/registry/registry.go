@@ -13,15 +13,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
@@ -136,22 +133,15 @@ func (r *Registry) openData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.blobs, err = fsblob.Open(dir, fsblob.Options{Reserve: int64(r.cfg.Reserve), MinFree: int64(r.cfg.MinFree)}); err != nil {
+	owner := fmt.Sprintf("registry on %s, database %s, storage %s", r.listener.Addr(), path, dir)
+	if r.blobs, err = fsblob.Open(dir, fsblob.Options{Reserve: int64(r.cfg.Reserve), MinFree: int64(r.cfg.MinFree), Owner: owner}); err != nil {
 		return err
 	}
 	r.closers = append(r.closers, r.blobs.Close)
 	if err := r.checkSpace(); err != nil {
 		return err
 	}
-	if filepath.Dir(path) != filepath.Clean(dir) {
-		// The lock of the storage does not guard a database elsewhere.
-		lock, err := lockDatabase(path)
-		if err != nil {
-			return err
-		}
-		r.closers = append(r.closers, lock.Close)
-	}
-	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release}); err != nil {
+	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release, Owner: owner}); err != nil {
 		return err
 	}
 	r.closers = append(r.closers, r.store.Close)
@@ -178,24 +168,6 @@ func (r *Registry) checkSpace() error {
 			"free_bytes", sp.Free, "min_free_bytes", sp.MinFree, "reserve_filled", sp.Reserve != 0)
 	}
 	return nil
-}
-
-func lockDatabase(path string) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("directory of the database: %w", err)
-	}
-	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the database: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: another process holds %s", fsblob.ErrInUse, path)
-		}
-		return nil, fmt.Errorf("lock the database: %w", err)
-	}
-	return f, nil
 }
 
 // Addr is the address that is listened on.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -17,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
-	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -57,27 +58,76 @@ func ask(r *Registry, path string) *httptest.ResponseRecorder {
 	return w
 }
 
-func TestOpen_SecondServerOnOneDataDirectoryIsRefused(t *testing.T) {
-	cfg := testConfig(t)
-	r := mustOpen(t, cfg)
-	if _, err := open(t, cfg); !errors.Is(err, fsblob.ErrInUse) {
-		t.Errorf("error %v, want ErrInUse", err)
+// wantInUse fails unless a registry of cfg is refused with a message that names
+// the one that is open.
+func wantInUse(t *testing.T, cfg Config, first *Registry) {
+	t.Helper()
+	_, err := open(t, cfg)
+	if !errors.Is(err, disk.ErrInUse) {
+		t.Fatalf("error %v, want ErrInUse", err)
 	}
-	if err := r.Close(); err != nil {
+	for _, want := range []string{fmt.Sprint("process ", os.Getpid()), "registry on " + first.Addr().String()} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not name %q", err, want)
+		}
+	}
+}
+
+func TestR15_TwoServersShareNoDirectory(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		second func(t *testing.T, first Config, second *Config)
+	}{
+		{"the data directory", func(_ *testing.T, first Config, second *Config) { second.Data = first.Data }},
+		{"the data directory, storage elsewhere", func(t *testing.T, first Config, second *Config) {
+			second.Data, second.Storage = first.Data, "file:"+filepath.Join(t.TempDir(), "s")
+		}},
+		{"the data directory through a link, storage elsewhere", func(t *testing.T, first Config, second *Config) {
+			link := filepath.Join(t.TempDir(), "link")
+			if err := os.Symlink(first.Data, link); err != nil {
+				t.Fatal(err)
+			}
+			second.Data, second.Storage = link, "file:"+filepath.Join(t.TempDir(), "s")
+		}},
+		{"the database with another data directory", func(_ *testing.T, first Config, second *Config) {
+			second.Database = "sqlite:" + filepath.Join(first.Data, "fairway.db")
+		}},
+		{"the database through a link", func(t *testing.T, first Config, second *Config) {
+			link := filepath.Join(t.TempDir(), "link.db")
+			if err := os.Symlink(filepath.Join(first.Data, "fairway.db"), link); err != nil {
+				t.Fatal(err)
+			}
+			second.Database = "sqlite:" + link
+		}},
+		{"the storage with another data directory", func(_ *testing.T, first Config, second *Config) {
+			second.Storage = "file:" + first.Data
+		}},
+		{"the directory of the objects through a link", func(t *testing.T, first Config, second *Config) {
+			if err := os.Mkdir(second.Data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(filepath.Join(first.Data, "blobs"), filepath.Join(second.Data, "blobs")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			first, second := testConfig(t), testConfig(t)
+			r := mustOpen(t, first)
+			c.second(t, first, &second)
+			wantInUse(t, second, r)
+		})
+	}
+}
+
+func TestR15_AClosedServerLeavesItsDirectoriesFree(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Database = "sqlite:" + filepath.Join(t.TempDir(), "deep", "fairway.db")
+	if err := mustOpen(t, cfg).Close(); err != nil {
 		t.Fatal(err)
 	}
 	mustOpen(t, cfg)
-}
-
-func TestOpen_SecondServerOnOneDatabaseElsewhereIsRefused(t *testing.T) {
-	a, b := testConfig(t), testConfig(t)
-	a.Database = "sqlite:" + filepath.Join(t.TempDir(), "deep", "fairway.db")
-	b.Database = a.Database
-	mustOpen(t, a)
-	if _, err := open(t, b); !errors.Is(err, fsblob.ErrInUse) {
-		t.Errorf("error %v, want ErrInUse", err)
-	}
-	if _, err := os.Stat(filepath.Join(a.Data, "fairway.db")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(cfg.Data, "fairway.db")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a database in the data directory although it is elsewhere: %v", err)
 	}
 }

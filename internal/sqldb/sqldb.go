@@ -7,8 +7,11 @@
 // them. A function that fails undoes itself alone. Nobody who called Write or
 // Maintain is told of success before the commit is on disk (synchronous=FULL).
 //
-// It refuses: writes through a reading connection, and a success of Write or
-// Maintain that is not durable.
+// A database has one owner: Open locks the file by its real path, so that
+// neither another path, a link nor another process leads to it meanwhile.
+//
+// It refuses: a file that somebody else has open, writes through a reading
+// connection, and a success of Write or Maintain that is not durable.
 package sqldb
 
 import (
@@ -18,13 +21,18 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/fairway-registry/fairway/internal/disk"
 )
 
 // Options says what to open.
@@ -32,6 +40,7 @@ type Options struct {
 	Path       string       // of the SQLite file; created if missing
 	Migrations fs.FS        // goose migrations at its root
 	Driver     string       // database/sql driver name; "" = "sqlite". Tests wrap the real one.
+	Owner      string       // what opens it, for the message to whoever is refused meanwhile
 	Now        func() int64 // ms since the epoch; nil = a Clock of its own
 
 	// Release is called when a Maintain write found the disk full. It frees
@@ -42,6 +51,7 @@ type Options struct {
 // DB is an open database.
 type DB struct {
 	opts    Options
+	lock    *disk.Lock
 	pool    *sql.DB
 	readers chan *conn
 	writer  *conn
@@ -66,7 +76,8 @@ const (
 
 // Open opens and migrates the database. On a full disk, where not even the
 // files of the write-ahead log can be made, it uses the space held in reserve:
-// a server must start to free any.
+// a server must start to free any. The error is disk.ErrInUse where somebody
+// else has the database.
 func Open(ctx context.Context, o Options) (*DB, error) {
 	if o.Driver == "" {
 		o.Driver = "sqlite"
@@ -79,12 +90,30 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 }
 
 func openOnce(ctx context.Context, o Options) (*DB, error) {
+	if err := os.MkdirAll(filepath.Dir(o.Path), 0o700); err != nil {
+		return nil, fmt.Errorf("directory of the database: %w", err)
+	}
+	lock, path, err := disk.LockFile(o.Path, disk.Claim{What: "the database", Owner: o.Owner, Remedy: "use another database (--database, --data)"})
+	if err != nil {
+		return nil, err
+	}
+	given := o.Path
+	o.Path = path
+	db, err := openLocked(ctx, o)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", given, err), lock.Close())
+	}
+	db.lock = lock
+	return db, nil
+}
+
+func openLocked(ctx context.Context, o Options) (*DB, error) {
 	dsn := "file:" + (&url.URL{Path: o.Path}).EscapedPath() +
 		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=wal_autocheckpoint(16384)&_pragma=cache_size(-4096)"
 	pool, err := sql.Open(o.Driver, dsn)
 	if err != nil {
-		return nil, fmt.Errorf("open database %s: %w", o.Path, err)
+		return nil, err
 	}
 	pool.SetMaxIdleConns(readConns + 2)
 	db := &DB{
@@ -96,7 +125,7 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 	db.asked.Store(int64(-contendedFor))
 	if err := db.open(ctx); err != nil {
 		_ = pool.Close() // the first error is the one that matters
-		return nil, fmt.Errorf("open database %s: %w", o.Path, err)
+		return nil, err
 	}
 	return db, nil
 }
@@ -166,7 +195,8 @@ func (db *DB) Close() error {
 		for range readConns {
 			(<-db.readers).close()
 		}
-		err = db.pool.Close()
+		// The lock goes last: until then nobody else may open the file.
+		err = errors.Join(db.pool.Close(), db.lock.Close())
 	})
 	return err
 }
@@ -270,10 +300,12 @@ func IsFull(err error) bool {
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
-// noRoom is IsFull for opening: making the log's index fails in a way of its own.
+// noRoom is IsFull for opening, where making the log's index and the lock file
+// fail in ways of their own.
 func noRoom(err error) bool {
 	var e *sqlite.Error
-	return IsFull(err) || errors.As(err, &e) && e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE
+	return IsFull(err) || errors.As(err, &e) && e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE ||
+		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // Tx is what a function under Read, Snapshot or Write works with.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
@@ -313,5 +315,32 @@ func BenchmarkWrite_Parallel16(b *testing.B) {
 	})
 	if err := db.Close(); err != nil {
 		b.Fatal(err)
+	}
+}
+
+func TestR15_ADatabaseHasOneOwner(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "t.db")
+	first := open(t, sqldb.Options{Path: path, Owner: "the first"})
+	if err := first.Write(t.Context(), insert(1, "a")); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link.db")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{path, link} {
+		_, err := sqldb.Open(t.Context(), sqldb.Options{Path: p, Migrations: migrations(), Owner: "the second"})
+		if !errors.Is(err, disk.ErrInUse) || !strings.Contains(err.Error(), "the first") {
+			t.Fatalf("%s: error %v, want ErrInUse that names the first", p, err)
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The log is found beside the real file: through the link nothing is lost.
+	second := open(t, sqldb.Options{Path: link, Owner: "the second"})
+	if n := count(t, second); n != 1 {
+		t.Errorf("%d rows through the link, want 1", n)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -61,25 +61,10 @@ func (x *Index) savePins(ctx context.Context) error {
 	}
 	content, err := json.MarshalIndent(list, "", "  ")
 	if err == nil {
-		err = replaceFile(x.pins, append(content, '\n'))
+		err = disk.Replace(x.pins, append(content, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("keep a copy of the pins: %w", err)
-	}
-	return nil
-}
-
-func replaceFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
 
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -25,12 +25,13 @@ type Options struct {
 	Log    *slog.Logger // nil: none
 	Now    func() int64 // ms since the Unix epoch; nil: the database's own clock
 	Driver string       // database/sql driver; "" = sqlite
+	Owner  string       // what opens it, for the message to whoever is refused meanwhile
 }
 
 // Index is the open database. All methods may be called at once.
 type Index struct {
 	db      *sqldb.DB
-	lock    *os.File
+	lock    *disk.Lock
 	reserve *reserve
 	log     *slog.Logger
 	anew    string // path of the mark that it was begun anew
@@ -52,7 +53,7 @@ func (x *Index) openDB(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	x.db, err = sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: x.reserve.release})
+	x.db, err = sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: x.reserve.release, Owner: o.Owner})
 	if err != nil {
 		return err
 	}

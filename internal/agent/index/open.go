@@ -26,7 +26,7 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the cache's index: %w", err)
 	}
-	lock, err := LockDir(dir)
+	lock, err := LockDir(dir, o.Owner)
 	if err != nil {
 		return nil, err
 	}

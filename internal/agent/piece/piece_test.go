@@ -17,6 +17,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -372,10 +373,10 @@ func TestBlob_FailedWakesThoseWhoWait(t *testing.T) {
 
 func TestOpen_OneProcessPerDirectory(t *testing.T) {
 	c := open(t, piece.Options{})
-	if _, err := index.Open(t.Context(), index.Options{Path: filepath.Join(c.dir, "index.db")}); !errors.Is(err, index.ErrInUse) {
+	if _, err := index.Open(t.Context(), index.Options{Path: filepath.Join(c.dir, "index.db")}); !errors.Is(err, disk.ErrInUse) {
 		t.Errorf("a second index: %v", err)
 	}
-	if _, err := piece.Open(t.Context(), piece.Options{Dir: c.dir, Index: c.index}); !errors.Is(err, index.ErrInUse) {
+	if _, err := piece.Open(t.Context(), piece.Options{Dir: c.dir, Index: c.index}); !errors.Is(err, disk.ErrInUse) {
 		t.Errorf("a second store: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -23,7 +24,7 @@ type Store struct {
 	metrics *metrics
 	fsSpace func() (free, total int64, err error)
 	now     func() time.Time
-	lock    *os.File
+	lock    *disk.Lock
 	step    func(string) // called between any two changes of the disk; see export_test.go
 	buffers sync.Pool    // of *[Size]byte
 	// takenBack is written by recover only.
@@ -79,7 +80,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open the cache: %w", err)
 	}
 	var err error
-	if s.lock, err = index.LockDir(s.dir); err != nil {
+	if s.lock, err = index.LockDir(s.dir, o.Owner); err != nil {
 		return nil, err
 	}
 	if s.metrics, err = newMetrics(o.Metrics, s); err == nil {

@@ -28,6 +28,7 @@ type Limits struct {
 type Options struct {
 	Dir     string
 	Index   *index.Index
+	Owner   string // what opens it, for the message to whoever is refused meanwhile
 	Limits  Limits
 	Log     *slog.Logger          // nil: none
 	Metrics prometheus.Registerer // nil: none

@@ -23,6 +23,7 @@ type Options struct {
 	Driver  string       // database/sql driver; "" = sqlite
 	Now     func() int64 // ms since the Unix epoch; nil = the database's own clock
 	Release func() bool  // frees disk space held in reserve for maintenance
+	Owner   string       // what opens it, for the message to whoever is refused meanwhile
 }
 
 // Store is the metadata of a registry. All methods may be called at once.
@@ -47,7 +48,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release})
+	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner})
 	if err != nil {
 		return nil, err
 	}

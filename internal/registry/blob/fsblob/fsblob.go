@@ -1,11 +1,11 @@
-// Package fsblob keeps blobs as files in a local directory, the data directory
-// that the database lives in as well.
+// Package fsblob keeps blobs as files in a local directory, which may be the one
+// that the database lives in.
 //
 // It owns
 //
-//	DIR/blobs/ab/<id>   the objects, in up to 256 directories made when needed
-//	DIR/lock            held (flock) by the one process that uses DIR
-//	DIR/reserve         disk space held back for the database
+//	DIR/blobs/ab/<id>         the objects, in up to 256 directories made when needed
+//	DIR/lock, DIR/blobs/lock  held (flock) by the one process that uses DIR
+//	DIR/reserve               disk space held back for the database
 //
 // What Commit acknowledged survives a loss of power: the bytes and the name
 // are on disk. A Delete is not forced to disk: after a loss of power an object
@@ -31,6 +31,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 )
 
@@ -42,6 +43,8 @@ type Options struct {
 	// MinFree is how many bytes must be free on the disk for uploads to go on.
 	// 0 = 64 MiB or 2 % of the disk, the lesser; < 0 = none.
 	MinFree int64
+	// Owner is what opens the store, for the message to whoever is refused meanwhile.
+	Owner string
 }
 
 const (
@@ -55,7 +58,7 @@ const (
 // Store is a data directory. It implements blob.Store.
 type Store struct {
 	dir     string
-	lock    *os.File
+	locks   []*disk.Lock
 	reserve int64
 	minFree int64
 	root    names         // of the shards in DIR/blobs
@@ -67,24 +70,22 @@ type Store struct {
 	syncFile func(*os.File) error
 }
 
-// Open takes dir, making it (mode 0700) where it is missing. Open it before
-// the database: its lock guards both.
+// Open takes dir, making it (mode 0700) where it is missing. The error is
+// disk.ErrInUse where another process has it.
 func Open(dir string, o Options) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	s := &Store{dir: dir, reserve: o.Reserve, minFree: o.MinFree, syncFile: (*os.File).Sync}
+	if err := os.MkdirAll(s.objects(), 0o700); err != nil {
 		return nil, dirError(dir, err)
 	}
-	lock, err := lockDir(dir)
-	if err != nil {
-		return nil, err
+	if err := s.lockDir(o.Owner); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
-	s := &Store{dir: dir, lock: lock, reserve: o.Reserve, minFree: o.MinFree, syncFile: (*os.File).Sync}
 	if err := s.prepare(); err != nil {
-		_ = lock.Close() // the first error is the one that matters
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -122,7 +123,7 @@ func (s *Store) prepare() error {
 // used. The shards in it are made as they are needed, so that a first start is
 // as quick as any; what would keep them from being made or used is found here.
 func (s *Store) makeRoot() error {
-	root := filepath.Join(s.dir, "blobs")
+	root := s.objects()
 	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -163,7 +164,16 @@ func (s *Store) makeShard(dir string) error {
 }
 
 // Close gives the directory to the next process.
-func (s *Store) Close() error { return s.lock.Close() }
+func (s *Store) Close() error {
+	var err error
+	for _, l := range s.locks {
+		err = errors.Join(err, l.Close())
+	}
+	return err
+}
+
+// objects is the directory of the objects.
+func (s *Store) objects() string { return filepath.Join(s.dir, "blobs") }
 
 // Dir is the data directory, absolute.
 func (s *Store) Dir() string { return s.dir }

@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
@@ -103,7 +106,7 @@ func TestConformance(t *testing.T) {
 func TestOpenMakesTheDirectoryForItsOwnerOnly(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
 	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
-	if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); err != nil || len(shards) != 0 {
+	if shards, err := filepath.Glob(filepath.Join(dir, "blobs", "??")); err != nil || len(shards) != 0 {
 		t.Errorf("%d shards at the first start, which each cost time, want none before they are needed; %v", len(shards), err)
 	}
 	blobtest.Put(t, s, "blobs/7f/x", []byte("x"))
@@ -145,7 +148,7 @@ func TestSecondProcessIsToldWhoHoldsTheDirectory(t *testing.T) {
 	dir := t.TempDir()
 	first := holder(t, dir)
 	_, err := fsblob.Open(dir, fsblob.Options{})
-	if !errors.Is(err, fsblob.ErrInUse) {
+	if !errors.Is(err, disk.ErrInUse) {
 		t.Fatalf("open of a directory in use: %v", err)
 	}
 	for _, part := range []string{dir, "process " + strconv.Itoa(first.Process.Pid), "--data"} {
@@ -158,7 +161,7 @@ func TestSecondProcessIsToldWhoHoldsTheDirectory(t *testing.T) {
 func TestSecondOpenInOneProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, fsblob.Options{Reserve: 1 << 20})
-	if _, err := fsblob.Open(dir, fsblob.Options{}); !errors.Is(err, fsblob.ErrInUse) {
+	if _, err := fsblob.Open(dir, fsblob.Options{}); !errors.Is(err, disk.ErrInUse) {
 		t.Fatalf("second open: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -321,4 +324,16 @@ func FuzzKeyStaysInsideTheStore(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestR15_TheLockOfFormerVersionsIsHeldToo(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+	f, err := os.Open(filepath.Join(s.Dir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Fatalf("DIR/lock, which is all that an older version looks at: %v", err)
+	}
 }

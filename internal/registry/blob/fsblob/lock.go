@@ -4,53 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairway-registry/fairway/internal/disk"
 )
 
-// lockDir takes the lock that makes this process the only one on dir. The
-// kernel drops it when the process ends, however it ends, so the file stays
-// and says nothing by being there.
-func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, dirError(dir, err)
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
+// lockDir makes this process the only one on the data directory and on the
+// directory of the objects in it, which a link may share with another one.
+func (s *Store) lockDir(owner string) error {
+	for _, dir := range []string{s.dir, s.objects()} {
+		l, err := disk.LockDir(dir, disk.Claim{What: "the data directory", Owner: owner, Remedy: "use another directory (--data, --storage)"})
+		if err != nil {
+			return dirError(dir, err)
 		}
+		s.locks = append(s.locks, l)
 	}
-	if err != nil {
-		defer func() { _ = f.Close() }() // nothing was written
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w; the data directory must be on a file system that has flock", path, err)
-		}
-		return nil, inUse(dir, path)
-	}
-	if err := f.Truncate(0); err == nil {
-		// A disk that is too full for the pid must still start: only the text of
-		// the message above depends on it.
-		_, _ = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
-	}
-	return f, nil
-}
-
-// ErrInUse says that another process has the data directory.
-var ErrInUse = errors.New("the data directory is in use")
-
-func inUse(dir, path string) error {
-	holder := "another process"
-	if b, err := os.ReadFile(path); err == nil {
-		if pid := strings.TrimSpace(string(b)); pid != "" {
-			holder = "process " + pid
-		}
-	}
-	return fmt.Errorf("%w: %s is held by %s; stop that process, or use another directory (--data)", ErrInUse, dir, holder)
+	return nil
 }
 
 // writable returns an error if this process may make nothing in dir.
@@ -64,6 +34,8 @@ func writable(dir string) error {
 // dirError explains why a data directory cannot be used.
 func dirError(dir string, err error) error {
 	switch {
+	case errors.Is(err, disk.ErrInUse):
+		return err
 	case errors.Is(err, os.ErrPermission):
 		who := ""
 		var st unix.Stat_t
