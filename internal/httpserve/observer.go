@@ -63,6 +63,8 @@ type Observer struct {
 	other    *Route
 	ids      idSource
 	pool     sync.Pool // of *response
+
+	lingerTime time.Duration
 }
 
 // NewObserver returns an Observer whose metrics are registered.
@@ -70,7 +72,7 @@ func NewObserver(o ObserverOptions) *Observer {
 	if o.BodyIdle <= 0 {
 		o.BodyIdle = bodyIdleDefault
 	}
-	ob := &Observer{log: o.Log, level: o.Level, bodyIdle: o.BodyIdle, metrics: newMetrics(o.Metrics), ids: newIDSource()}
+	ob := &Observer{log: o.Log, level: o.Level, bodyIdle: o.BodyIdle, metrics: newMetrics(o.Metrics), ids: newIDSource(), lingerTime: lingerTime}
 	ob.other = ob.Route("other")
 	ob.pool.New = func() any { return new(response) }
 	return ob
@@ -126,7 +128,7 @@ func (o *Observer) Wrap(h http.Handler) http.Handler {
 		if r.ContentLength != 0 {
 			// The wrapper is not pooled with the response: net/http may still read
 			// from the body after the handler has returned.
-			rw.body = &body{ReadCloser: r.Body, idle: o.bodyIdle, conn: http.NewResponseController(w)}
+			rw.body = newBody(w, r, o.bodyIdle)
 			r.Body = rw.body
 		}
 		defer o.finish(rw, r, start)
@@ -154,8 +156,15 @@ func (o *Observer) finish(rw *response, r *http.Request, start time.Time) {
 	if o.wants(r.Method, status) || p != nil {
 		o.logRequest(rw, r, status, took, received)
 	}
+	unread := rw.unread()
+	if unread != nil && !aborted {
+		rw.Flush()
+	}
 	rw.reset(nil, nil)
 	o.pool.Put(rw)
+	if unread != nil && !aborted {
+		unread.linger(o.lingerTime)
+	}
 	if aborted {
 		panic(http.ErrAbortHandler) // closes the connection, so that the client sees a broken answer
 	}

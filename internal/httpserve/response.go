@@ -37,7 +37,7 @@ func (w *response) reset(inner http.ResponseWriter, route *Route) {
 // WriteHeader notes the first final status.
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
-		w.status = status
+		w.begin(status)
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -106,8 +106,28 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 
 func (w *response) implicitOK() {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.begin(http.StatusOK)
 	}
+}
+
+// begin notes the status. A response to a request whose body was not read goes
+// out at once, and is the last one on its connection: net/http would wait for up
+// to 256 KiB of the body first, from a client that may never send them.
+func (w *response) begin(status int) {
+	w.status = status
+	if w.unread() != nil {
+		w.Header()["Connection"] = closeConnection
+	}
+}
+
+var closeConnection = []string{"close"}
+
+// unread returns the request's body unless it was read to its end.
+func (w *response) unread() *body {
+	if w.body == nil || w.body.whole {
+		return nil
+	}
+	return w.body
 }
 
 // Flush sends what is buffered.

@@ -458,7 +458,7 @@ func TestR16_TypeOfADigestNeverChanges(t *testing.T) {
 		s.putManifest("a", "v2", mediaType, other).wantError(400, oci.CodeManifestInvalid)
 		served()
 	}
-	s.do("PUT", "/v2/a/manifests/v2", i.content, "Content-Type", oci.MediaTypeImage, "Content-Type", "text/plain").wantError(400, oci.CodeManifestInvalid)
+	s.do("PUT", "/v2/a/manifests/v2", i.content, "Content-Type", "text/plain", "Content-Type", oci.MediaTypeImage).wantError(400, oci.CodeManifestInvalid)
 	s.do("PUT", "/v2/a/manifests/v2", i.content, "Content-Type", "").want(201)
 	s.do("PUT", "/v2/a/manifests/v2", other, "Content-Type", "").wantError(400, oci.CodeManifestBlobUnknown)
 	served()
