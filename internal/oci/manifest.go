@@ -25,11 +25,16 @@ const (
 // ManifestMax is the largest manifest accepted, in bytes (dist-spec v1.1 §Pushing Manifests).
 const ManifestMax = 4 << 20
 
+// SizeMax bounds what a manifest may state as the size of one of its descriptors,
+// and as the sum of them, in bytes. A size is a claim; sums of many such claims
+// stay far below what an int64 holds.
+const SizeMax int64 = 1 << 44
+
 // Descriptor is one reference out of a manifest.
 type Descriptor struct {
 	MediaType string
 	Digest    Digest
-	Size      int64 // bytes, as the manifest claims; 0 where it does not say (Docker schema 1)
+	Size      int64 // bytes, as the manifest claims, at most SizeMax; 0 where it does not say (Docker schema 1)
 	// Optional descriptors bind what exists in the repository and may be
 	// missing: foreign layers, and all references of a type not known here.
 	Optional bool
@@ -117,6 +122,18 @@ func ReadManifest(contentType string, content []byte) (Manifest, error) {
 	return ParseManifest(contentType, content)
 }
 
+// Salvage is what a document names that ReadManifest refuses. It has no type, and
+// what it says of itself and of sizes is not to be believed.
+func Salvage(content []byte) Manifest {
+	var doc document
+	if len(content) > ManifestMax || json.Unmarshal(content, &doc) != nil {
+		return Manifest{}
+	}
+	var m Manifest
+	_ = m.collect(&doc, false) // refuses nothing that is not strict
+	return m
+}
+
 // mentions finds the digests in content, whatever its form, each once.
 func mentions(content []byte) (found []Digest) {
 	seen := map[Digest]bool{}
@@ -192,14 +209,18 @@ func (m *Manifest) collect(doc *document, strict bool) error {
 	}
 	m.Blobs, m.Children = blobs.out, children.out
 
+	subject := newCollector(strict)
 	if doc.Subject != nil {
-		d, err := ParseDigest(doc.Subject.Digest)
-		switch {
-		case err == nil:
-			m.Subject = d
-		case strict:
-			return manifestError("subject: %w", err)
-		}
+		subject.add("subject", *doc.Subject)
+	}
+	if subject.err != nil {
+		return subject.err
+	}
+	for _, s := range subject.out {
+		m.Subject = s.Digest
+	}
+	if total := blobs.total + children.total + subject.total; strict && total > SizeMax {
+		return manifestError("the sizes that it states add up to %d bytes, more than the %d allowed", total, SizeMax)
 	}
 	return nil
 }
@@ -209,6 +230,7 @@ type collector struct {
 	strict bool
 	seen   map[Digest]int // digest → index in out
 	out    []Descriptor
+	total  int64 // of the sizes in out; bounded as ManifestMax bounds their number
 	err    error
 }
 
@@ -226,17 +248,23 @@ func (c *collector) add(field string, d rawDescriptor) {
 	case err != nil:
 		c.err = manifestError("%s: %w", field, err)
 		return
-	case d.Size < 0:
+	case d.Size < 0 && c.strict:
 		c.err = manifestError("%s: its size is negative", field)
 		return
+	case d.Size > SizeMax && c.strict:
+		c.err = manifestError("%s: its size is %d bytes, more than the %d allowed", field, d.Size, SizeMax)
+		return
+	case d.Size < 0 || d.Size > SizeMax:
+		d.Size = 0 // the document is of a type not known here: what its field says may be anything
 	}
 	if i, ok := c.seen[dg]; ok {
-		if c.out[i].Size != d.Size {
+		if c.strict && c.out[i].Size != d.Size {
 			c.err = manifestError("%s: %s is named twice, with sizes %d and %d", field, dg, c.out[i].Size, d.Size)
 		}
 		return
 	}
 	c.seen[dg] = len(c.out)
+	c.total += d.Size
 	c.out = append(c.out, Descriptor{MediaType: d.MediaType, Digest: dg, Size: d.Size, Optional: !c.strict || isForeign(d.MediaType)})
 }
 

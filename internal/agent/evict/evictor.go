@@ -128,10 +128,18 @@ func New(o Options) (*Evictor, error) {
 	}
 	e.metrics = newMetrics(o.Metrics)
 	e.events.now = o.Now
-	o.Store.SetRoom(e.MakeRoom)
-	o.Store.SetSpareRoom(e.MakeSpareRoom)
+	o.Store.SetRoom(room{e.MakeRoom, e.CouldMakeRoom})
+	o.Store.SetSpareRoom(room{e.MakeSpareRoom, e.CouldMakeSpareRoom})
 	return e, nil
 }
+
+// room is a piece.Room.
+type room struct {
+	make, could func(ctx context.Context, bytes int64) bool
+}
+
+func (r room) Make(ctx context.Context, bytes int64) bool  { return r.make(ctx, bytes) }
+func (r room) Could(ctx context.Context, bytes int64) bool { return r.could(ctx, bytes) }
 
 func (e *Evictor) limits() Limits {
 	l := e.o.Store.Limits()
@@ -236,15 +244,27 @@ func (e *Evictor) take(ctx context.Context) error {
 
 func (e *Evictor) give() { e.turn <- struct{}{} }
 
-// MakeRoom evicts because an admission lacks so many bytes, and reports whether
-// to try it again makes sense. As any pass it goes on to the low watermark, so
-// that the next admissions need none. Nothing goes if that would not be enough.
+// MakeRoom evicts because bytes have arrived for which so many are lacking, and
+// reports whether to try again makes sense. As any pass it goes on to the low
+// watermark, so that what arrives next needs none. Nothing goes if that would not
+// be enough.
+func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
+	return e.soon(ctx, lack, e.makeRoom)
+}
+
+// CouldMakeRoom reports whether MakeRoom could free so many bytes. Nothing goes
+// for them: none has arrived yet (N12).
+func (e *Evictor) CouldMakeRoom(ctx context.Context, lack int64) bool {
+	return e.soon(ctx, lack, e.couldMakeRoom)
+}
+
+// soon has do find room, and does not wait for it for long.
 //
 // Whoever asks is a client that waits for its first byte, and can be served
 // without the cache. So where a runtime is known not to answer, by which nothing
 // may go, the answer is no at once; and it is no as well when the pass takes
 // long, which then goes on for those who come later.
-func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
+func (e *Evictor) soon(ctx context.Context, lack int64, do func(ctx context.Context, need int64) bool) bool {
 	need := lack + e.headroom() // the size of what is to be admitted
 	if e.futile(need) || e.silent() {
 		return false
@@ -267,7 +287,7 @@ func (e *Evictor) MakeRoom(ctx context.Context, lack int64) bool {
 		defer e.give()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roomMax)
 		defer cancel()
-		made <- e.makeRoom(ctx, need)
+		made <- do(ctx, need)
 	}()
 	select {
 	case ok := <-made:
@@ -304,9 +324,49 @@ func (e *Evictor) makeRoom(ctx context.Context, need int64) bool {
 	return false
 }
 
-// MakeSpareRoom is for an admission of need bytes that nobody waits for: cold
-// data alone goes, no more than is needed, and only if the admission then leaves
-// the cache below its high watermarks, so that nothing goes for it later either.
+// couldMakeRoom is for who has the turn.
+func (e *Evictor) couldMakeRoom(ctx context.Context, need int64) bool {
+	usage := e.o.Tracker.Usage()
+	g, err := e.gather(ctx, need)
+	if err == nil {
+		if l := e.limits(); l.Validate() == nil && !Judge(g.facts, g.situation, l).Refused {
+			return true
+		}
+		// A refusal is reported as that of any pass.
+		_, err = e.passOver(ctx, g, false)
+	}
+	if err != nil {
+		e.o.Log.Warn("whether there is room in the cache is not known", "bytes", need, "error", err)
+	}
+	silent := ctx.Err() != nil || g != nil && g.situation.Unknown != ""
+	e.failed.Store(&failure{need: need, at: e.o.Now(), usage: usage, silent: silent})
+	return false
+}
+
+// CouldMakeSpareRoom is to MakeSpareRoom what CouldMakeRoom is to MakeRoom.
+func (e *Evictor) CouldMakeSpareRoom(ctx context.Context, need int64) bool {
+	ctx, cancel := context.WithTimeout(ctx, roomMax)
+	defer cancel()
+	if e.take(ctx) != nil {
+		return false
+	}
+	defer e.give()
+	g, err := e.gather(ctx, need)
+	l := e.limits()
+	if err == nil {
+		err = l.Validate()
+	}
+	if err != nil {
+		e.o.Log.Warn("whether there is room for what nobody waits for is not known", "bytes", need, "error", err)
+		return false
+	}
+	g.situation.ColdOnly = true
+	return !Judge(g.facts, g.situation, l.spare(g.situation.Usage.FSTotal)).Refused
+}
+
+// MakeSpareRoom is for need bytes that have arrived and that nobody waits for:
+// cold data alone goes, no more than is needed, and only if the cache is then below its
+// high watermarks, so that nothing goes for them later either.
 func (e *Evictor) MakeSpareRoom(ctx context.Context, need int64) bool {
 	ctx, cancel := context.WithTimeout(ctx, roomMax)
 	defer cancel()

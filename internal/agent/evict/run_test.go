@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
@@ -654,5 +656,65 @@ func TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs(t *testing.T) {
 	}
 	if n := h.runtime.Readings() - asked; n != 0 {
 		t.Errorf("a runtime that is known not to answer was asked %d times", n)
+	}
+}
+
+// TestN12_AClaimEvictsNothing: a manifest that claimed 3 MB for a layer emptied the
+// cache before a byte of it had come.
+func TestN12_AClaimEvictsNothing(t *testing.T) {
+	h := open(t, quota(4*mib))
+	cold := h.pull("cold", nil, 1_700_000, 1_700_000)
+	h.later(3 * time.Hour)
+	content := h.bytes(3_000_000)
+	b, err := h.store.Create(t.Context(), digest.FromBytes(content), int64(len(content)), piece.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stays(cold, "for a claim")
+	if r := h.evicts(); r.Evicted != 0 {
+		t.Errorf("a pass evicted for a claim: %+v", r)
+	}
+	b.Close()
+	h.stays(cold, "after a download that did not start")
+	if b, err = h.store.Create(t.Context(), digest.FromBytes(content), int64(len(content)), piece.Meta{}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	write := func(i int) {
+		t.Helper()
+		if err := b.WritePiece(t.Context(), i, content[i*piece.Size:min(len(content), (i+1)*piece.Size)], "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0)
+	h.stays(cold, "while what has come fits")
+	write(1)
+	write(2)
+	write(3)
+	if !h.has(cold.layers[0]) && !h.has(cold.layers[1]) {
+		t.Error("both layers went for 1 MiB")
+	}
+	for i := 4; i < b.Pieces(); i++ {
+		write(i)
+	}
+	if !b.Complete() || h.store.Usage().Used > 4*mib {
+		t.Errorf("complete %v, %+v", b.Complete(), h.store.Usage())
+	}
+}
+
+// TestN6_WhatHasNoRoomAsAWholeEvictsNothing: a part of it would find room.
+func TestN6_WhatHasNoRoomAsAWholeEvictsNothing(t *testing.T) {
+	h := open(t, quota(4*mib))
+	cold := h.pull("cold", nil, 1_000_000)
+	active := h.pull("active", nil, 2_000_000)
+	h.run(active, "abc", inuse.Running)
+	h.later(3 * time.Hour)
+	content := h.bytes(3_000_000)
+	if _, err := h.store.Create(t.Context(), digest.FromBytes(content), int64(len(content)), piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) {
+		t.Errorf("admitted: %v", err)
+	}
+	h.stays(cold, "for what cannot fit as a whole")
+	if h.told(EventFull) != 1 {
+		t.Errorf("events %+v", h.Events())
 	}
 }

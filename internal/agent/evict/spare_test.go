@@ -40,11 +40,12 @@ func TestSpare_ColdMakesWayAndNothingElse(t *testing.T) {
 	if err := h.store.Fits(t.Context(), []int64{4 * mib}); err != nil {
 		t.Error(err)
 	}
-	if n := h.whole(cold); n != len(cold.all())-1 {
-		t.Errorf("%d of %d cold blobs are left: one was enough", n, len(cold.all()))
-	}
+	h.stays(cold, "for a claim, of which nothing has arrived")
 	if !h.spare(4 * mib) {
 		t.Error("what fits was not admitted")
+	}
+	if n := h.whole(cold); n != len(cold.all())-1 {
+		t.Errorf("%d of %d cold blobs are left: one was enough", n, len(cold.all()))
 	}
 	h.later(10 * time.Minute)
 	if h.spare(6 * mib) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -15,11 +16,17 @@ import (
 // needs nothing that this node knows of, and is handed on all the same.
 func Edges(d oci.Digest, mediaType string, content []byte) (string, []index.Edge) {
 	parsed, err := oci.ReadManifest(mediaType, content)
-	if err != nil {
-		return "", nil
+	wrong := err != nil
+	if wrong {
+		// What it names is needed all the same, by whoever runs it. How large that is
+		// it cannot be believed.
+		parsed = oci.Salvage(content)
 	}
 	var edges []index.Edge
 	add := func(child oci.Descriptor, role string) {
+		if wrong {
+			child.Size = -1
+		}
 		edges = append(edges, index.Edge{Parent: d, Child: child.Digest, Role: role, Size: child.Size, MediaType: child.MediaType})
 	}
 	for _, c := range parsed.Children {
@@ -27,7 +34,7 @@ func Edges(d oci.Digest, mediaType string, content []byte) (string, []index.Edge
 	}
 	image := parsed.MediaType == oci.MediaTypeImage || parsed.MediaType == oci.MediaTypeDockerImage
 	for i, c := range parsed.Blobs {
-		if i == 0 && image {
+		if i == 0 && image || wrong && strings.Contains(c.MediaType, ".config.") || wrong && c.MediaType == dockerConfig {
 			add(c, index.RoleConfig) // ReadManifest puts it first
 			continue
 		}
@@ -36,8 +43,13 @@ func Edges(d oci.Digest, mediaType string, content []byte) (string, []index.Edge
 	if parsed.Subject != "" {
 		add(oci.Descriptor{Digest: parsed.Subject}, index.RoleSubject)
 	}
+	if wrong {
+		return "", edges
+	}
 	return parsed.MediaType, edges
 }
+
+const dockerConfig = "application/vnd.docker.container.image.v1+json"
 
 // readopt finds the manifests among the blobs that were taken back without an
 // index, and what they need. Without that nobody knows what a container uses.

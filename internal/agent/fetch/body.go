@@ -46,11 +46,10 @@ func (b *body) align(res *ociclient.Response, size, from, to int64) error {
 	if at > from {
 		return fmt.Errorf("the upstream was asked for bytes from %d and sends them from %d", from, at)
 	}
-	if res.Status != 206 {
-		if b.size = res.Size; b.size >= 0 && size >= 0 && b.size != size {
-			return fmt.Errorf("%w: %d instead of %d", ErrWrongLength, b.size, size)
-		}
+	if err := checkTotal(res, size); err != nil {
+		return err
 	}
+	b.size = res.Total()
 	if to < 0 {
 		if to = size; to < 0 {
 			to = b.size

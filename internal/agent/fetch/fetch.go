@@ -131,18 +131,28 @@ func (f *Fetcher) Close() {
 // Get returns a handle of the blob, from which can be read at once. If it is not
 // complete, the one download of it has begun or goes on, at least until ctx
 // ends. fault.Full: the cache has no room, Stream has. The caller closes the
-// handle. w.Size must be known unless some of the blob is here.
+// handle. w.Size must be known unless some of the blob is here. Where the upstream
+// states another size, this or reading ends with an error that SizeOf knows.
 func (f *Fetcher) Get(ctx context.Context, w Want) (*piece.Blob, error) {
 	b, err := f.open(ctx, w)
 	if err != nil || b.Complete() {
 		return b, err
 	}
 	if w.Size >= 0 && w.Size != b.Size() {
-		// Some manifest said otherwise before. Which one is right shows only when
-		// the bytes are here.
-		err := fmt.Errorf("fetch %s: its download is for %d bytes and not %d: %w", w.Digest, b.Size(), w.Size, ErrWrongLength)
-		b.Close()
-		return nil, err
+		// Some manifest said otherwise before.
+		err := f.settle(ctx, w, b)
+		if err != nil || b.Superseded() {
+			b.Close()
+			if err == nil {
+				b, err = f.create(ctx, w)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	if !w.Background {
+		b.Urgent()
 	}
 	if err := f.join(ctx, w, b); err != nil {
 		b.Close()
@@ -153,6 +163,10 @@ func (f *Fetcher) Get(ctx context.Context, w Want) (*piece.Blob, error) {
 
 func (f *Fetcher) open(ctx context.Context, w Want) (*piece.Blob, error) {
 	b, err := f.o.Store.Open(ctx, w.Digest)
+	if err == nil && b.Superseded() {
+		b.Close()
+		return f.create(ctx, w)
+	}
 	if err == nil && w.Private && !b.Private() && !b.Complete() {
 		// Somebody began it in the belief that everybody may have it, and was
 		// refused: what comes now is not everybody's.
@@ -164,10 +178,14 @@ func (f *Fetcher) open(ctx context.Context, w Want) (*piece.Blob, error) {
 	if err == nil || !errors.Is(err, fault.NotFound) {
 		return b, err
 	}
+	return f.create(ctx, w)
+}
+
+func (f *Fetcher) create(ctx context.Context, w Want) (*piece.Blob, error) {
 	if w.Size < 0 {
 		return nil, fmt.Errorf("fetch %s: its size is not known", w.Digest)
 	}
-	b, err = f.o.Store.Create(ctx, w.Digest, w.Size, piece.Meta{MediaType: w.MediaType, Private: w.Private, Spare: w.Background})
+	b, err := f.o.Store.Create(ctx, w.Digest, w.Size, piece.Meta{MediaType: w.MediaType, Private: w.Private, Spare: w.Background})
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", w.Digest, err)
 	}

@@ -177,6 +177,9 @@ func (f *Fetcher) land(fl *flight, err error) bool {
 		return false
 	}
 	if err != nil {
+		if _, ok := SizeOf(err); ok {
+			fl.b.Supersede(err)
+		}
 		fl.b.Failed(err)
 	}
 	fl.release()
@@ -198,6 +201,9 @@ func (f *Fetcher) fill(fl *flight) error {
 	for _, source := range f.o.Fillers {
 		if err = f.from(fl, source); err == nil || fl.ctx.Err() != nil {
 			return err
+		}
+		if _, ok := SizeOf(err); ok {
+			return err // nobody has a blob of that size
 		}
 	}
 	var status *ociclient.StatusError

@@ -121,7 +121,12 @@ func (f *Fetcher) Stream(ctx context.Context, w Want) (*Verified, error) {
 	if f.o.Last != nil && trusted {
 		src.places = append(src.places, place{f.o.Last, true})
 	}
-	if err := src.reopen(); err != nil {
+	err := src.reopen()
+	if size, ok := SizeOf(err); ok && size != src.want.Size {
+		src.want.Size, src.places = size, []place{{f.o.Origin, false}}
+		err = src.reopen()
+	}
+	if err != nil {
 		return nil, err
 	}
 	if sized, ok := src.rc.(*body); ok && src.want.Size < 0 {

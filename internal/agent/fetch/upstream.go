@@ -113,6 +113,10 @@ func (u *Upstream) open(ctx context.Context, w Want, from, to int64) (*body, err
 	}
 	if !res.OK() {
 		defer cancel(nil)
+		if err := checkTotal(res, w.Size); err != nil {
+			_ = res.Body.Close() // what it says of the range is all there is to know
+			return nil, err
+		}
 		return nil, client.Refusal(res)
 	}
 	b := newBody(ctx, cancel, res.Body, u.o.Idle, u.received.WithLabelValues(w.Namespace))
@@ -127,7 +131,7 @@ func (u *Upstream) open(ctx context.Context, w Want, from, to int64) (*body, err
 func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 	w.Size = b.Size()
 	for attempt, any, lied := 0, false, false; ; {
-		before := len(b.Missing())
+		before := b.Lacks()
 		err := u.once(ctx, w, b)
 		if err == nil && b.Complete() {
 			return nil
@@ -139,6 +143,9 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 			err = errDropped
 		}
 		u.retries.WithLabelValues(w.Namespace, kind(err)).Inc()
+		if _, ok := SizeOf(err); ok {
+			return err
+		}
 		var mismatch *piece.MismatchError
 		switch {
 		case errors.As(err, &mismatch):
@@ -147,7 +154,7 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 				return err
 			}
 			lied = true
-		case len(b.Missing()) < before:
+		case b.Lacks() < before:
 			attempt, any = 0, true
 		default:
 			attempt++

@@ -51,6 +51,9 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the cache's index: %w", err), lock.Close())
 	}
+	if err := x.sanitize(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the cache's index: %w", err), x.Close())
+	}
 	if err := x.recallPins(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the cache's index: %w", err), x.Close())
 	}

@@ -29,7 +29,7 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, a access, last str
 	}
 	p := &pull{m: m, w: w, r: r, a: a, may: may, began: m.o.Now(), n: -1, from: map[string]int64{}}
 	p.want = fetch.Want{
-		Digest: d, Size: may.size, MediaType: may.mediaType, Namespace: a.ns, Repo: a.repo,
+		Digest: d, Size: fetch.Claimed(d, may.size), MediaType: may.mediaType, Namespace: a.ns, Repo: a.repo,
 		Authorization: a.auth, Private: !may.public,
 	}
 	if etagIn(r.Header.Values("If-None-Match"), `"`+string(d)+`"`) {
@@ -129,6 +129,8 @@ func (p *pull) get(ctx context.Context) error {
 		if errors.Is(err, piece.ErrCorrupt) {
 			p.m.metrics.refetch.Inc()
 			p.m.o.Log.Warn("a blob in the cache was corrupt; fetching it again", "digest", p.want.Digest, "at", p.off+p.sent)
+		} else if size, ok := fetch.SizeOf(err); ok && !p.begun {
+			p.want.Size, p.coming = size, nil
 		} else if !fetch.RefusedAnother(err, p.want) {
 			break
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -28,17 +29,31 @@ func (s *Store) Open(ctx context.Context, d oci.Digest) (*Blob, error) {
 	return &Blob{s: s, e: e}, nil
 }
 
-// Create opens a blob, or admits and makes it. ErrNoRoom if it does not fit;
-// Conflict if it is being fetched with another size.
+// Create opens a blob, or admits one of size bytes. ErrNoRoom if room for all of
+// it could not be made; Conflict if it is being fetched with another size.
+//
+// A size is a claim until the bytes have arrived: nothing is written, counted as
+// used or evicted for a new blob before its first piece is written, and then
+// room is made for what arrives only (N12). A blob of which no piece was written
+// is forgotten with its last handle.
 func (s *Store) Create(ctx context.Context, d oci.Digest, size int64, meta Meta) (*Blob, error) {
+	return s.create(ctx, d, size, meta, s.admit)
+}
+
+// create is Create with another way to be admitted.
+func (s *Store) create(ctx context.Context, d oci.Digest, size int64, meta Meta, admit admission) (*Blob, error) {
 	if _, err := oci.ParseDigest(string(d)); err != nil {
 		return nil, err
 	}
-	if size < 0 {
+	switch {
+	case size < 0:
 		return nil, fmt.Errorf("create %s: its size is not known", d)
+	case size > SizeMax:
+		s.metrics.refused.Inc()
+		return nil, fmt.Errorf("create %s: %d bytes are more than any cached blob may have: %w", d, size, ErrNoRoom)
 	}
 	for {
-		e, err := s.acquire(ctx, d, func(e *entry) error { return s.loadOrAdmit(ctx, e, size, meta) })
+		e, err := s.acquire(ctx, d, func(e *entry) error { return s.loadOrAdmit(ctx, e, size, meta, admit) })
 		if err != nil {
 			return nil, fmt.Errorf("create %s: %w", d, err)
 		}
@@ -47,11 +62,33 @@ func (s *Store) Create(ctx context.Context, d oci.Digest, size int64, meta Meta)
 			s.touch(d)
 			return &Blob{s: s, e: e}, nil
 		}
+		e.mu.Lock()
+		superseded := e.superseded
+		e.mu.Unlock()
 		s.release(e)
+		if superseded && s.awaitGone(ctx, e) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("create %s: %w", d, err)
 		}
 	}
+}
+
+// goneWait is how long Create waits for the handles of a superseded blob, which
+// are about to be closed: who has one gets nothing more.
+const goneWait = 2 * time.Second
+
+func (s *Store) awaitGone(ctx context.Context, e *entry) bool {
+	t := time.NewTimer(goneWait)
+	defer t.Stop()
+	select {
+	case <-e.gone:
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // suits tells whether an entry is what Create was asked for. It is to be tried
@@ -90,7 +127,7 @@ func (s *Store) Put(ctx context.Context, d oci.Digest, content []byte, meta Meta
 	if d.Algorithm().FromBytes(content) != d {
 		return fmt.Errorf("put %s: %w", d, &MismatchError{Digest: d})
 	}
-	b, err := s.Create(ctx, d, int64(len(content)), meta)
+	b, err := s.create(ctx, d, int64(len(content)), meta, s.arrived)
 	if err != nil {
 		return err
 	}
@@ -104,7 +141,7 @@ func (s *Store) Put(ctx context.Context, d oci.Digest, content []byte, meta Meta
 	return nil
 }
 
-func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta) error {
+func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta, admit admission) error {
 	row, err := s.index.Blob(ctx, e.d)
 	switch {
 	case err == nil && (row.Size == size || row.State != index.Partial):
@@ -119,142 +156,19 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	case !errors.Is(err, fault.NotFound):
 		return err
 	}
-	if err := s.reserve(ctx, e.d, size, meta.Spare); err != nil {
+	if err := admit(ctx, e, size, meta.Spare); err != nil {
 		return err
 	}
-	if err := s.make(ctx, e, size, meta); err != nil {
-		return errors.Join(noRoomFor(err), s.discard(e.d, size))
-	}
-	return nil
-}
-
-// make writes the row and then the files of a blob that was admitted.
-func (s *Store) make(ctx context.Context, e *entry, size int64, meta Meta) error {
-	now := s.now()
-	_, err := s.index.PutBlob(ctx, index.Blob{Digest: e.d, Size: size, State: index.Partial,
-		MediaType: meta.MediaType, Private: meta.Private, CreatedAt: now.UnixMilli(), UsedAt: now.UnixMilli()})
-	if err != nil {
-		return err
-	}
-	s.step("row put")
-	f, err := s.makeFiles(e.d, size)
-	if err != nil {
-		return fmt.Errorf("make the files of %s: %w", e.d, full(err))
-	}
-	e.size, e.mediaType, e.private, e.files, e.began = size, meta.MediaType, meta.Private, f, now
-	e.pieces = newSidecar(size)
-	e.checked = newBitmap(e.count())
+	e.size, e.mediaType, e.private, e.spare, e.began = size, meta.MediaType, meta.Private, meta.Spare, s.now()
 	e.hash = e.d.Algorithm().Hash()
-	return nil
-}
-
-// reserve takes the space for a blob out of quota and disk, and has room made if
-// there is too little. What would not fit into an empty cache is refused at
-// once: nothing would be won by emptying it.
-func (s *Store) reserve(ctx context.Context, d oci.Digest, size int64, spare bool) error {
-	err := s.fit(ctx, cost(size), spare, func() {
-		s.totals.Used += cost(size)
-		s.totals.Blobs++
-		s.pending += size
-		s.partial[d] = 0
-	})
-	if errors.Is(err, fault.Full) {
-		s.metrics.refused.Inc()
+	if size > 0 {
+		return nil
 	}
-	return err
-}
-
-// Fits is ErrNoRoom unless blobs of these sizes, none of which is here, would all
-// be admitted with Meta.Spare, for which cold data makes way. It reserves nothing.
-func (s *Store) Fits(ctx context.Context, sizes []int64) error {
-	var need int64
-	for _, size := range sizes {
-		need += cost(size)
+	// An empty blob is all here, so nothing of it will arrive.
+	if err := s.grow(ctx, e, 0); err != nil {
+		return err
 	}
-	return s.fit(ctx, need, true, func() {})
-}
-
-// fit calls take, with s.mu held, when need bytes fit.
-func (s *Store) fit(ctx context.Context, need int64, spare bool, take func()) error {
-	const tries = 3
-	for range tries {
-		lack, room, err := s.tryFit(need, spare, take)
-		if err != nil || lack == 0 {
-			return err
-		}
-		if room == nil || !room(ctx, lack) {
-			break
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-	return ErrNoRoom
-}
-
-// tryFit returns how many bytes are lacking, or what room is to be asked for, and
-// who may free them.
-func (s *Store) tryFit(need int64, spare bool, take func()) (lack int64, room Room, err error) {
-	free, total, err := s.fsSpace()
-	if err != nil {
-		return 0, nil, fmt.Errorf("ask for the free space: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	quota, margin, room := s.limits.Quota, s.limits.MinFree, s.room
-	if spare {
-		room = s.spare
-		if high := s.limits.High; high > 0 { // eviction begins at it, and not above
-			quota = int64(high*float64(quota)) - 1
-			margin = max(margin, total-int64(high*float64(total))+1)
-		}
-	}
-	if s.limits.Quota > 0 {
-		lack = max(lack, s.totals.Used+need-quota)
-		if need > quota {
-			return need, nil, nil
-		}
-	}
-	lack = max(lack, margin+need-(free-s.pending))
-	switch {
-	case need+margin > total:
-		return need, nil, nil
-	case lack <= 0:
-		take()
-		return 0, nil, nil
-	case spare:
-		return need, room, nil
-	}
-	return lack, room, nil
-}
-
-// unreserve gives the space of a blob back.
-func (s *Store) unreserve(d oci.Digest, size int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.totals.Used -= cost(size)
-	s.totals.Blobs--
-	s.setPresent(d, size, size)
-	delete(s.touched, d)
-}
-
-// setPresent notes how many bytes of a blob are here. s.mu is held.
-func (s *Store) setPresent(d oci.Digest, size, present int64) {
-	if before, ok := s.partial[d]; ok {
-		s.pending -= size - before
-		delete(s.partial, d)
-	}
-	if present < size {
-		s.partial[d] = present
-		s.pending += size - present
-	}
-}
-
-// unclaimed takes a blob out of what is about to go.
-func (s *Store) unclaimed(size int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.totals.Claimed -= cost(size)
+	return s.materialize(ctx, e)
 }
 
 // load fills an entry with what is on disk, and wins it back from a claim.
@@ -275,7 +189,7 @@ func (s *Store) load(ctx context.Context, e *entry, row index.Blob) error {
 	if err != nil {
 		return err
 	}
-	e.size, e.mediaType, e.private, e.files, e.began = row.Size, row.MediaType, row.Private, f, s.now()
+	e.size, e.mediaType, e.private, e.files, e.began, e.made = row.Size, row.MediaType, row.Private, f, s.now(), true
 	if err = s.loadPieces(ctx, e, row.State == index.Complete); err != nil {
 		return errors.Join(err, f.close())
 	}

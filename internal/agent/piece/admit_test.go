@@ -28,12 +28,20 @@ func metric(t testing.TB, reg *prometheus.Registry, name string) float64 {
 	return 0
 }
 
+// room makes room by a function, and says that it could before it is asked to.
+type room struct {
+	make func(ctx context.Context, bytes int64) bool
+}
+
+func (r room) Could(context.Context, int64) bool          { return true }
+func (r room) Make(ctx context.Context, bytes int64) bool { return r.make(ctx, bytes) }
+
 func TestN6_WhatDoesNotFitIsRefusedAndNothingIsRemoved(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	quota := piece.Cost(3*piece.Size) + piece.Cost(piece.Size)
 	c := open(t, piece.Options{Limits: piece.Limits{Quota: quota}, Metrics: reg})
 	a, da := content(1, 3*piece.Size)
-	b := create(t, c, da, len(a)) // reserved in full, though nothing is written
+	b := create(t, c, da, len(a)) // promised in full, though nothing is written
 	defer b.Close()
 	x, dx := content(2, 2*piece.Size)
 	_, err := c.Create(t.Context(), dx, int64(len(x)), piece.Meta{})
@@ -45,10 +53,13 @@ func TestN6_WhatDoesNotFitIsRefusedAndNothingIsRemoved(t *testing.T) {
 	}
 	fits, df := content(3, piece.Size)
 	put(t, c, fits, df)
-	if u := c.Usage(); u.Used != quota || u.Blobs != 2 {
+	if u := c.Usage(); u.Used != piece.Cost(piece.Size) || u.Blobs != 1 {
 		t.Errorf("%+v", u)
 	}
 	write(t, b, a, 0, 1, 2)
+	if u := c.Usage(); u.Used != quota || u.Blobs != 2 || c.Promised() != 0 {
+		t.Errorf("%+v, promised %d", u, c.Promised())
+	}
 	for name, want := range map[string]float64{"admissions_refused_total": 1, "bytes": float64(quota), "quota_bytes": float64(quota), "blobs": 2, "corrupt_pieces_total": 0} {
 		if got := metric(t, reg, "fairway_node_cache_"+name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
@@ -62,11 +73,11 @@ func TestCreate_AsksForRoomAndTriesAgain(t *testing.T) {
 	a, da := content(1, 2*piece.Size)
 	put(t, c, a, da)
 	var asked []int64
-	c.SetRoom(func(ctx context.Context, need int64) bool {
+	c.SetRoom(room{func(ctx context.Context, need int64) bool {
 		asked = append(asked, need)
 		_, err := c.Remove(ctx, claim(t, c, da))
 		return err == nil
-	})
+	}})
 	x, dx := content(2, piece.Size)
 	put(t, c, x, dx)
 	if len(asked) != 1 || asked[0] != piece.Cost(piece.Size) {
@@ -76,9 +87,13 @@ func TestCreate_AsksForRoomAndTriesAgain(t *testing.T) {
 	if _, err := c.Create(t.Context(), huge, quota, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) || len(asked) != 1 {
 		t.Errorf("what would not fit into an empty cache: %v, asked for %v", err, asked)
 	}
-	c.SetRoom(func(context.Context, int64) bool { asked = append(asked, 0); return true })
-	if _, err := c.Create(t.Context(), huge, 2*piece.Size-1, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) || len(asked) > 5 {
+	c.SetRoom(room{func(context.Context, int64) bool { asked = append(asked, 0); return true }})
+	y, dy := content(4, 2*piece.Size-1)
+	if err := c.Put(t.Context(), dy, y, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) || len(asked) > 5 {
 		t.Errorf("room that is promised and never there: %v, asked %d times", err, len(asked))
+	}
+	if u := c.Usage(); u.Used != piece.Cost(piece.Size) || u.Blobs != 1 || c.Pending() != 0 || c.Promised() != 0 {
+		t.Errorf("%+v, pending %d, promised %d", u, c.Pending(), c.Promised())
 	}
 	c.SetLimits(piece.Limits{Quota: 10 * quota})
 	put(t, c, a, da)
@@ -95,7 +110,7 @@ func TestCreate_KeepsTheMarginOfTheDisk(t *testing.T) {
 	if _, err := c.Create(t.Context(), d2, 3*mib, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) {
 		t.Errorf("into the margin: %v", err)
 	}
-	if u := c.Usage(); u.FSFree != 6*mib || u.FSTotal != 100*mib {
+	if u := c.Usage(); u.FSFree != 10*mib || u.FSTotal != 100*mib {
 		t.Errorf("%+v", u)
 	}
 	b2 := create(t, c, d2, mib)

@@ -45,13 +45,18 @@ func (b *Blob) Private() bool {
 
 // MarkPrivate notes that what comes of it now comes from such a repository.
 func (b *Blob) MarkPrivate(ctx context.Context) error {
-	if err := b.s.index.SetPrivate(ctx, b.e.d); err != nil {
-		return err
-	}
+	// In this order: whoever makes the row meanwhile looks at it afterwards.
+	b.e.mu.Lock()
+	b.e.private = true
+	b.e.mu.Unlock()
+	return b.s.index.SetPrivate(ctx, b.e.d)
+}
+
+// Urgent says that somebody waits for the blob: what Meta.Spare meant ends.
+func (b *Blob) Urgent() {
 	b.e.mu.Lock()
 	defer b.e.mu.Unlock()
-	b.e.private = true
-	return nil
+	b.e.spare = false
 }
 
 // Pieces is the number of pieces of the whole.
@@ -79,6 +84,9 @@ func (b *Blob) Has(i int) bool {
 func (b *Blob) Bitmap() []byte {
 	b.e.mu.Lock()
 	defer b.e.mu.Unlock()
+	if b.e.pieces.have == nil {
+		return newBitmap(b.e.count())
+	}
 	return slices.Clone(b.e.pieces.have)
 }
 
@@ -92,6 +100,31 @@ func (b *Blob) Missing() (missing []int) {
 		}
 	}
 	return missing
+}
+
+// Lacks is the number of pieces that are not here.
+func (b *Blob) Lacks() int {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.count() - b.e.pieces.n
+}
+
+// Supersede ends a blob that is not complete because it has another size: all who
+// read or write it get why, and it is gone with its last handle.
+func (b *Blob) Supersede(why error) {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	if !b.e.complete && b.e.doomed == nil {
+		b.e.doomed, b.e.superseded = why, true
+		b.e.wake()
+	}
+}
+
+// Superseded tells that Supersede has ended the blob.
+func (b *Blob) Superseded() bool {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.superseded
 }
 
 // Sources counts n bytes from off by the source that WritePiece was told of. ""

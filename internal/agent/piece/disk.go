@@ -20,8 +20,11 @@ const (
 	sidecarSuffix = ".pieces"
 )
 
-// cost is what a blob of size bytes takes on disk when it is whole.
-func cost(size int64) int64 { return rounded(size) + rounded(sidecarLen(size)) }
+// cost is what a blob of size bytes takes on disk when present bytes of it are
+// here: both files are sparse. It grows with present.
+func cost(size, present int64) int64 {
+	return rounded(present) + min(rounded(sidecarLen(size)), block*int64(1+pieces(present)))
+}
 
 func rounded(n int64) int64 { return (n + block - 1) / block * block }
 
@@ -154,7 +157,7 @@ func diskSpace(dir string) (free, total int64, err error) {
 
 // full gives an error for the lack of space its kind.
 func full(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG) {
 		return fault.Wrap(fault.Full, err, "the disk of the node's cache is full")
 	}
 	return err

@@ -16,8 +16,10 @@
 // What holds:
 //   - N2: a blob that somebody has a handle on is neither claimed nor removed.
 //   - N4: whoever opens a claimed blob wins it back; the removal then fails.
-//   - N6: what does not fit is refused at admission, where the whole size of a
-//     blob is reserved; nothing is removed to make it fit but by who judges.
+//   - N6: what does not fit is refused at admission, which asks the judge whether
+//     room for the whole could be made; nothing is removed but by the judge.
+//   - N12: room is made for bytes that have arrived, piece by piece. A size is a
+//     claim: it writes, counts and evicts nothing.
 //   - N7: the last piece of what is read of a blob, all of it or a part, is handed
 //     out only when the whole matched its digest, so nothing that was not verified
 //     is ever read to its end; and no piece is handed out that does not match its

@@ -21,9 +21,19 @@ type entry struct {
 	files     files
 
 	// Guarded by Store.mu.
-	refs   int
-	busy   chan struct{} // not nil while it is being loaded, closed, claimed or removed
-	idleAt *list.Element // its place in Store.idle
+	refs     int
+	busy     chan struct{} // not nil while it is being loaded, closed, claimed or removed
+	gone     chan struct{} // closed when it is not in memory any more
+	idleAt   *list.Element // its place in Store.idle
+	admitted bool          // it was admitted, and has been open since
+	promise  int64         // bytes of disk that it was admitted for and does not take yet
+	writes   int64         // bytes that are being written
+
+	// made says that the row and the files exist; making, that a writer is making
+	// them. Until then nothing on disk knows of the blob. Both are guarded by mu.
+	made, making bool
+	// spare is Meta.Spare; guarded by mu.
+	spare bool
 
 	mu       sync.Mutex // guards what follows; never held across disk or database
 	changed  chan struct{}
@@ -40,6 +50,8 @@ type entry struct {
 	failures int   // downloads that failed
 	failure  error // the last of these
 	doomed   error // nothing more comes, say because the disk is full; it goes with its last handle
+	// superseded says that doomed is because of its size.
+	superseded bool
 	// resets counts the times that all pieces were thrown away, and mismatched is
 	// why that was so the last time.
 	resets     int
@@ -67,7 +79,7 @@ func (e *entry) wake() {
 	e.changed = make(chan struct{})
 }
 
-func (e *entry) count() int { return len(e.pieces.crc) }
+func (e *entry) count() int { return pieces(e.size) }
 
 // acquire returns the entry of a blob with a handle counted on it. load fills an
 // entry that is not in memory yet, while whoever else wants it waits.
@@ -112,7 +124,7 @@ func (s *Store) acquire(ctx context.Context, d oci.Digest, load func(*entry) err
 // occupy puts an entry in the place of a blob that is not in memory, so that
 // nobody opens it meanwhile. s.mu is held, as for the next four.
 func (s *Store) occupy(d oci.Digest) *entry {
-	e := &entry{d: d, busy: make(chan struct{}), changed: make(chan struct{}), writing: map[int]bool{}}
+	e := &entry{d: d, busy: make(chan struct{}), gone: make(chan struct{}), changed: make(chan struct{}), writing: map[int]bool{}}
 	s.open[d] = e
 	return e
 }
@@ -148,16 +160,18 @@ func (s *Store) overIdle() *entry {
 // release gives back a handle's count. The last one leaves the entry idle, so
 // that what was checked and hashed need not be again for the next one.
 func (s *Store) release(e *entry) {
-	e.mu.Lock()
-	doomed := e.doomed != nil
-	e.mu.Unlock()
 	s.mu.Lock()
 	e.refs--
 	var over *entry
 	if e.refs == 0 {
+		e.admitted = false
+		s.setPromise(e)
+		e.mu.Lock()
+		ends := e.doomed != nil || !e.made
+		e.mu.Unlock()
 		e.idleAt = s.idle.PushFront(e)
 		s.kept += e.count()
-		if over = e; doomed {
+		if over = e; ends {
 			s.takeIdle(e)
 		} else {
 			over = s.overIdle()
@@ -178,18 +192,22 @@ func (s *Store) release(e *entry) {
 // to an end.
 func (s *Store) settle(e *entry) error {
 	err := e.files.close()
-	if e.doomed != nil {
+	if e.made && e.doomed != nil {
 		err = errors.Join(err, s.discard(e.d, e.size))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !e.made {
+		s.unmade(e.d)
+	}
 	delete(s.open, e.d)
+	close(e.gone)
 	s.vacate(e)
 	return err
 }
 
 // discard removes a blob that nobody has open and nobody judged: what is left of
-// an admission that failed. The row goes first.
+// a download that failed. The row goes first.
 func (s *Store) discard(d oci.Digest, size int64) error {
 	ctx := context.Background() // whoever asked may be gone; the space must be given back all the same
 	if err := s.index.Forget(ctx, d); err != nil {
@@ -198,6 +216,8 @@ func (s *Store) discard(d oci.Digest, size int64) error {
 	if err := s.removeFiles(d); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.unreserve(d, size)
 	return nil
 }

@@ -10,7 +10,17 @@ func (s *Store) SetStep(fn func(string)) { s.step = fn }
 func (s *Store) Path(d oci.Digest) string { return s.path(d) }
 
 // Cost is what a blob of a size takes on disk.
-func Cost(size int64) int64 { return cost(size) }
+func Cost(size int64) int64 { return cost(size, size) }
+
+// CostOf is what a blob of a size takes when some bytes of it are here.
+func CostOf(size, present int64) int64 { return cost(size, present) }
+
+// Promised is what was admitted and has not arrived, in bytes.
+func (s *Store) Promised() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.promised
+}
 
 // InMemory is the number of blobs that the store holds state of.
 func (s *Store) InMemory() int {
@@ -19,11 +29,11 @@ func (s *Store) InMemory() int {
 	return len(s.open)
 }
 
-// Pending is what is reserved and not written yet, in bytes.
+// Pending is what is being written, in bytes.
 func (s *Store) Pending() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pending
+	return s.writing
 }
 
 // Sidecar is what a .pieces file says, for the fuzzer.

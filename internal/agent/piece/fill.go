@@ -39,7 +39,7 @@ func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from strin
 	e.mu.Unlock()
 
 	crc := checksum(p)
-	err := s.store(e, i, p, crc)
+	err := s.place(ctx, e, i, p, crc)
 
 	e.mu.Lock()
 	delete(e.writing, i)
@@ -59,12 +59,28 @@ func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from strin
 	e.came(i, from)
 	e.wake()
 	e.mu.Unlock()
-	s.account(e)
+	s.account(e, int64(len(p)))
 
 	if err := s.advance(ctx, e, i, p); err != nil {
 		return err
 	}
 	return e.verdict(ctx, resets)
+}
+
+// place stores the piece where there is room for it, and has the blob exist.
+func (s *Store) place(ctx context.Context, e *entry, i int, p []byte, crc uint32) error {
+	n := int64(len(p))
+	if err := s.grow(ctx, e, n); err != nil {
+		return err
+	}
+	err := s.materialize(ctx, e)
+	if err == nil {
+		err = s.store(e, i, p, crc)
+	}
+	if err != nil {
+		s.unwritten(e, n)
+	}
+	return err
 }
 
 // store writes the piece, then the record that says so.
@@ -92,19 +108,6 @@ func (e *entry) came(i int, from string) {
 		e.sources = append(e.sources, from)
 	}
 	e.from[i] = uint16(max(k, 0))
-}
-
-// account notes how much of a blob is reserved and not written yet.
-func (s *Store) account(e *entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e.mu.Lock()
-	present, complete := e.pieces.present(e.size), e.complete
-	e.mu.Unlock()
-	s.setPresent(e.d, e.size, present)
-	if !complete {
-		s.partial[e.d] = present // also if all is here and was not found right yet
-	}
 }
 
 // verdict waits, if all pieces are here, until whoever hashes them has come to
@@ -186,13 +189,17 @@ func (s *Store) rehash(e *entry, k int) {
 // readPiece reads a piece that is here into p, which has its length, and checks
 // it. One that is not right is dropped, and the error is ErrCorrupt.
 func (s *Store) readPiece(e *entry, i int, p []byte) error {
-	st, stErr := stampOf(e.files.data)
 	e.mu.Lock()
-	crc, here := e.pieces.crc[i], e.pieces.have.has(i)
+	here := e.pieces.have.has(i)
+	var crc uint32
+	if here {
+		crc = e.pieces.crc[i]
+	}
 	e.mu.Unlock()
 	if !here {
 		return fmt.Errorf("read piece %d of %s: %w", i, e.d, ErrCorrupt) // dropped since
 	}
+	st, stErr := stampOf(e.files.data) // before the bytes, so that a change since shows
 	_, err := e.files.data.ReadAt(p, int64(i)*Size)
 	if errors.Is(err, io.EOF) && len(p) > 0 || err == nil && checksum(p) != crc {
 		err = ErrCorrupt // also where the file has become too short
@@ -318,7 +325,7 @@ func (s *Store) dropAll(e *entry, bad []int, why error) {
 	}
 	e.wake()
 	e.mu.Unlock()
-	s.account(e)
+	s.account(e, 0)
 	var rowErr error
 	if wasComplete {
 		rowErr = s.index.Become(context.Background(), e.d, index.Partial, 0, "")
@@ -353,7 +360,7 @@ func (s *Store) finish(ctx context.Context, e *entry, epoch int) error {
 	e.wake()
 	e.mu.Unlock()
 	s.step("verified")
-	s.account(e)
+	s.account(e, 0)
 	// A small blob that a power failure takes is found out by its checksum and
 	// costs little to get again; waiting for the disk would cost each of them.
 	var err error
@@ -415,12 +422,15 @@ func (s *Store) mismatch(e *entry) error {
 	e.gen++
 	e.resets++
 	e.wrong, e.mismatched = wrong, wrong
+	if e.count() == 0 {
+		e.doomed = wrong // nothing will ever come that could be right
+	}
 	e.wake()
 	e.mu.Unlock()
-	s.account(e)
+	s.shrink(e)
 	s.log.Warn("a blob does not match its digest; all of it is dropped", "digest", e.d, "sources", slices.Sorted(maps.Keys(wrong.From)), "error", resetErr)
 	if e.count() == 0 {
-		return wrong // nothing will ever come that could be right
+		return wrong
 	}
 	return errors.Join(wrong, resetErr)
 }
@@ -451,7 +461,7 @@ func (s *Store) resume(ctx context.Context, e *entry) error {
 		next = 0
 	}
 	e.frontier = next
-	s.account(e)
+	s.account(e, 0)
 	var wrong *MismatchError
 	if err := s.advance(ctx, e, -1, nil); err != nil && !errors.As(err, &wrong) {
 		return err

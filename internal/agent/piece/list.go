@@ -40,11 +40,12 @@ func (s *Store) Info(ctx context.Context, d oci.Digest) (Info, error) {
 }
 
 func (s *Store) info(b index.Blob) Info {
-	i := Info{Blob: b, Cost: cost(b.Size), Present: b.Size}
+	i := Info{Blob: b, Present: b.Size}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if present, ok := s.partial[b.Digest]; ok {
-		i.Present = present
+	i.Cost = s.takes(b.Digest, b.Size)
+	if h, ok := s.partial[b.Digest]; ok {
+		i.Present = h.present
 	}
 	if e := s.open[b.Digest]; e != nil {
 		i.Readers = e.refs

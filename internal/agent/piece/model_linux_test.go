@@ -29,9 +29,26 @@ type modelBlob struct {
 	handles  []*piece.Blob
 	claim    piece.Claim
 	claimed  bool
+	promised bool // it was admitted and has been open since
+	doomed   bool // there was no room for a piece of it
 }
 
-func (b *modelBlob) cost() int64 { return piece.Cost(int64(len(b.all))) }
+func (b *modelBlob) present() (n int64) {
+	for k := range b.have {
+		n += int64(len(part(b.all, k)))
+	}
+	return n
+}
+
+// cost is what it takes with n more bytes.
+func (b *modelBlob) cost(n int64) int64 {
+	if !b.here && n == 0 {
+		return 0
+	}
+	return piece.CostOf(int64(len(b.all)), b.present()+n)
+}
+
+func (b *modelBlob) whole() int64 { return piece.Cost(int64(len(b.all))) }
 
 // model runs a store beside a picture of it.
 type model struct {
@@ -62,25 +79,27 @@ func (m *model) reopen(t testing.TB) {
 	m.c = openAt(t, m.dir(), piece.Options{Limits: piece.Limits{Quota: m.quota}})
 }
 
-func (m *model) used() (used, claimed int64) {
+func (m *model) used() (used, claimed, promised int64) {
 	for _, b := range m.blobs {
-		if b.here {
-			used += b.cost()
-		}
+		used += b.cost(0)
 		if b.claimed {
-			claimed += b.cost()
+			claimed += b.cost(0)
+		}
+		if b.promised {
+			promised += b.whole() - b.cost(0)
 		}
 	}
-	return used, claimed
+	return used, claimed, promised
 }
 
 func (m *model) pick(t *rapid.T) *modelBlob { return rapid.SampledFrom(m.blobs).Draw(t, "blob") }
 
 func (m *model) create(t *rapid.T) {
 	b := m.pick(t)
-	used, _ := m.used()
+	used, _, promised := m.used()
 	h, err := m.c.Create(context.Background(), b.d, int64(len(b.all)), piece.Meta{})
-	if !b.here && used+b.cost() > m.quota {
+	fresh := !b.here && len(b.handles) == 0
+	if b.doomed || fresh && used+promised+b.whole() > m.quota {
 		if !errors.Is(err, piece.ErrNoRoom) {
 			t.Fatalf("create past the quota: %v", err)
 		}
@@ -89,15 +108,17 @@ func (m *model) create(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.here, b.claimed = true, false
-	b.complete = b.complete || len(b.all) == 0
+	b.claimed, b.promised = false, b.promised || fresh && len(b.all) > 0
+	if len(b.all) == 0 {
+		b.here, b.complete = true, true
+	}
 	b.handles = append(b.handles, h)
 }
 
 func (m *model) open(t *rapid.T) {
 	b := m.pick(t)
 	h, err := m.c.Open(context.Background(), b.d)
-	if !b.here {
+	if !b.here && len(b.handles) == 0 {
 		if !errors.Is(err, fault.NotFound) {
 			t.Fatalf("open of what is not here: %v", err)
 		}
@@ -135,7 +156,17 @@ func (m *model) write(t *rapid.T) {
 	if lie {
 		from = b.lie
 	}
+	used, _, _ := m.used()
+	tooMuch := !b.have[i] && used-b.cost(0)+b.cost(int64(len(part(from, i)))) > m.quota
 	err := b.handles[0].WritePiece(context.Background(), i, part(from, i), fmt.Sprint(lie))
+	if b.doomed || tooMuch {
+		if !errors.Is(err, fault.Full) {
+			t.Fatalf("a piece past the quota: %v", err)
+		}
+		b.doomed = true
+		return
+	}
+	b.here = true
 	if !b.have[i] {
 		b.have[i] = true
 		if lie {
@@ -154,6 +185,7 @@ func (m *model) write(t *rapid.T) {
 		t.Fatal(err)
 	default:
 		b.complete = all
+		b.promised = b.promised && !all
 	}
 }
 
@@ -176,7 +208,7 @@ func (m *model) read(t *rapid.T) {
 		}
 		return
 	}
-	if !errors.Is(err, context.Canceled) || len(got) >= len(b.all) {
+	if !errors.Is(err, context.Canceled) && !(b.doomed && errors.Is(err, fault.Full)) || len(got) >= len(b.all) {
 		t.Fatalf("read %d of %d bytes of what is not complete: %v", len(got), len(b.all), err)
 	}
 }
@@ -185,6 +217,20 @@ func (m *model) close(t *rapid.T) {
 	if b := m.opened(t); b != nil {
 		b.handles[0].Close()
 		b.handles = b.handles[1:]
+		b.left()
+	}
+}
+
+// left is what becomes of a blob whose last handle was closed.
+func (b *modelBlob) left() {
+	if len(b.handles) > 0 {
+		return
+	}
+	b.promised = false
+	if b.doomed {
+		b.here, b.doomed = false, false
+		clear(b.have)
+		clear(b.lies)
 	}
 }
 
@@ -248,11 +294,15 @@ func (m *model) restart(t *rapid.T, tt testing.TB) {
 		if err := os.RemoveAll(old); err != nil {
 			t.Fatal(err)
 		}
+		for _, b := range m.blobs {
+			b.doomed = false // of which the disk knows nothing
+		}
 	} else {
 		m.end(tt)
 	}
 	for _, b := range m.blobs {
 		b.claimed = false
+		b.left()
 	}
 	m.reopen(tt)
 }
@@ -268,9 +318,9 @@ func (m *model) end(t testing.TB) {
 }
 
 func (m *model) check(t *rapid.T) {
-	used, claimed := m.used()
-	if u := m.c.Usage(); u.Used != used || u.Claimed != claimed || u.Used > m.quota {
-		t.Fatalf("%+v, want used %d, claimed %d", u, used, claimed)
+	used, claimed, promised := m.used()
+	if u := m.c.Usage(); u.Used != used || u.Claimed != claimed || u.Used > m.quota || m.c.Promised() != promised {
+		t.Fatalf("%+v, promised %d, want used %d, claimed %d, promised %d", u, m.c.Promised(), used, claimed, promised)
 	}
 	list, err := m.c.List(context.Background())
 	if err != nil {
@@ -286,10 +336,7 @@ func (m *model) check(t *rapid.T) {
 		if b.claimed {
 			state = index.Claimed
 		}
-		var present int64
-		for k := range b.have {
-			present += int64(len(part(b.all, k)))
-		}
+		present := b.present()
 		if ok != b.here || ok && (i.State != state || i.Readers != len(b.handles) || i.Present != present) {
 			t.Fatalf("%+v (%v), want here %v, %s, %d handles, %d bytes", i, ok, b.here, state, len(b.handles), present)
 		}

@@ -230,6 +230,12 @@ func (r *reader) run() int64 {
 		return 0
 	}
 	e := r.e
+	e.mu.Lock()
+	complete := e.complete
+	e.mu.Unlock()
+	if !complete {
+		return 0
+	}
 	st, err := stampOf(e.files.data)
 	e.mu.Lock()
 	defer e.mu.Unlock()

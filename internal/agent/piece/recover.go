@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -48,8 +49,8 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	var lost []index.Blob
 	anew := s.index.Anew()
 	err = s.index.BlobsFrom(ctx, alg+":"+shard, func(b index.Blob) error {
-		if f := there[b.Digest]; !f.data || !f.side {
-			lost = append(lost, b)
+		if f := there[b.Digest]; !f.data || !f.side || b.Size < 0 || b.Size > SizeMax {
+			lost = append(lost, b) // files that are there go below
 			return nil
 		}
 		delete(there, b.Digest)
@@ -64,7 +65,7 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	}
 	for _, b := range lost {
 		if b.State == index.Complete {
-			s.corrupt(b.Digest, pieces(b.Size), "its files are gone")
+			s.corrupt(b.Digest, pieces(min(max(b.Size, 0), SizeMax)), "its files are gone")
 		}
 		if err := s.index.Forget(ctx, b.Digest); err != nil {
 			return err
@@ -100,7 +101,7 @@ func (s *Store) takeBack(ctx context.Context, d oci.Digest) error {
 		return fmt.Errorf("take %s back: %w", d, err)
 	}
 	size, ok := sizeIn(head)
-	if !ok || err != nil {
+	if !ok || err != nil || size > SizeMax {
 		s.corrupt(d, 0, "neither the index nor its file of checksums says what it is")
 		return s.removeFiles(d)
 	}
@@ -125,23 +126,22 @@ func (s *Store) adopt(b index.Blob) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.totals.Used += cost(b.Size)
 	s.totals.Blobs++
-	if b.State == index.Complete {
-		return
+	if b.State != index.Complete {
+		s.partial[b.Digest] = held{present: present, cost: cost(b.Size, present)}
 	}
-	s.partial[b.Digest] = present
-	s.pending += b.Size - present
+	s.totals.Used += s.takes(b.Digest, b.Size)
 }
 
 // presentOnDisk is how much of a partial blob its sidecar says to be here. What
 // cannot be read counts as nothing; opening the blob looks closer.
 func (s *Store) presentOnDisk(b index.Blob) int64 {
-	content, err := os.ReadFile(s.path(b.Digest) + sidecarSuffix)
+	f, err := os.Open(s.path(b.Digest) + sidecarSuffix)
 	if err != nil {
 		return 0
 	}
-	sc, err := parseSidecar(content, b.Size)
+	defer func() { _ = f.Close() }() // it was only read
+	sc, err := files{side: f}.readSidecar(b.Size)
 	if err != nil {
 		return 0
 	}
@@ -155,19 +155,33 @@ func (s *Store) scan(dir, alg string) (map[oci.Digest]found, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, s.clear(filepath.Dir(dir))
+	}
 	if err != nil {
 		return nil, err
 	}
-	names, err := f.Readdirnames(-1)
-	if err = errors.Join(err, f.Close()); err != nil {
+	entries, err := f.ReadDir(-1)
+	if err = errors.Join(err, f.Close()); errors.Is(err, syscall.ENOTDIR) {
+		return nil, s.clear(dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	there := map[oci.Digest]found{}
-	for _, name := range names {
+	for _, entry := range entries {
+		name := entry.Name()
 		hex, isSide := strings.CutSuffix(name, sidecarSuffix)
 		d, err := oci.ParseDigest(alg + ":" + hex)
 		if err != nil || hex[:2] != filepath.Base(dir) {
 			s.log.Warn("a file in the cache's directory is not of the cache", "path", filepath.Join(dir, name))
+			continue
+		}
+		if !entry.Type().IsRegular() {
+			// To open a pipe would wait for whoever is at its other end.
+			if err := s.clear(filepath.Join(dir, name)); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		has := there[d]
@@ -175,4 +189,17 @@ func (s *Store) scan(dir, alg string) (map[oci.Digest]found, error) {
 		there[d] = has
 	}
 	return there, nil
+}
+
+// clear moves aside what stands where only the cache's own files and directories
+// may: nobody can tell what it is, and nothing could be cached in its place.
+func (s *Store) clear(path string) error {
+	for n := 1; ; n++ {
+		aside := filepath.Join(s.dir, fmt.Sprintf("%s.moved-%d", filepath.Base(path), n))
+		if _, err := os.Lstat(aside); err == nil {
+			continue
+		}
+		s.log.Warn("something in the cache's directory is not of the cache, and is moved aside", "path", path, "moved_to", aside)
+		return os.Rename(path, aside)
+	}
 }

@@ -42,7 +42,7 @@ func (s *Store) Claim(ctx context.Context, d oci.Digest, version int64) (Claim, 
 	if !noted {
 		s.unnoted[d] = b.Version
 	}
-	s.totals.Claimed += cost(b.Size)
+	s.totals.Claimed += s.takes(d, b.Size)
 	s.step("claimed")
 	return Claim{Digest: d, Version: b.Version}, nil
 }
@@ -70,8 +70,7 @@ func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
 		// next start removes them.
 		return 0, fmt.Errorf("remove the files of %s: %w", c.Digest, err)
 	}
-	s.unclaimed(size)
-	s.unreserve(c.Digest, size)
+	s.removed(c.Digest, size, true)
 	return freed, nil
 }
 
@@ -93,8 +92,18 @@ func (s *Store) removeUnnoted(ctx context.Context, c Claim) (freed int64, err er
 	if err := s.index.Forget(ctx, c.Digest); err != nil {
 		return 0, err // whoever opens it finds its files gone, and has the row go then
 	}
-	s.unreserve(c.Digest, b.Size)
+	s.removed(c.Digest, b.Size, false)
 	return freed, nil
+}
+
+// removed takes a blob that is gone out of the accounts.
+func (s *Store) removed(d oci.Digest, size int64, claimed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if claimed {
+		s.totals.Claimed -= s.takes(d, size)
+	}
+	s.unreserve(d, size)
 }
 
 func (s *Store) isUnnoted(c Claim) bool {
@@ -110,7 +119,7 @@ func (s *Store) forgetUnnoted(d oci.Digest, size int64) {
 	defer s.mu.Unlock()
 	if _, ok := s.unnoted[d]; ok {
 		delete(s.unnoted, d)
-		s.totals.Claimed -= cost(size)
+		s.totals.Claimed -= s.takes(d, size)
 	}
 }
 
@@ -127,7 +136,7 @@ func (s *Store) Unclaim(ctx context.Context, c Claim) error {
 		return nil
 	}
 	if err == nil {
-		s.unclaimed(b.Size)
+		s.unclaimed(c.Digest, b.Size)
 	}
 	return err
 }
@@ -138,7 +147,7 @@ func (s *Store) winBack(ctx context.Context, row index.Blob) (index.Blob, error)
 	for row.State == index.Claimed {
 		back, err := s.index.Unclaim(ctx, row.Digest, row.Version)
 		if err == nil {
-			s.unclaimed(row.Size)
+			s.unclaimed(row.Digest, row.Size)
 			return back, nil
 		}
 		if !errors.Is(err, fault.Conflict) {

@@ -67,8 +67,9 @@ func TestN2_WhatIsOpenIsNotClaimed(t *testing.T) {
 		_, err := c.Claim(t.Context(), d, info(t, c, d).Version)
 		refused(t, what, err)
 	}
+	write(t, b, all, 0)
 	refuse("a blob being fetched")
-	write(t, b, all, 0, 1)
+	write(t, b, all, 1)
 	refuse("a blob whose download is done")
 	r := b.NewReader(t.Context(), 0, -1)
 	b.Close()
@@ -136,7 +137,7 @@ func TestN4_UnclaimedIsAsBefore(t *testing.T) {
 	c.close(t)
 	c = openAt(t, dir, piece.Options{})
 	defer c.close(t)
-	if i, u := info(t, c, d), c.Usage(); i.State != index.Partial || u.Claimed != 0 || u.Used != piece.Cost(i.Size) {
+	if i, u := info(t, c, d), c.Usage(); i.State != index.Partial || u.Claimed != 0 || u.Used != piece.CostOf(i.Size, piece.Size) {
 		t.Errorf("after a restart: %+v, %+v", i, u)
 	}
 }

@@ -121,7 +121,7 @@ func (sc *sidecar) present(size int64) int64 {
 type bitmap []byte
 
 func newBitmap(n int) bitmap    { return make(bitmap, (n+7)/8) }
-func (m bitmap) has(i int) bool { return m[i>>3]&(1<<(i&7)) != 0 }
+func (m bitmap) has(i int) bool { return i>>3 < len(m) && m[i>>3]&(1<<(i&7)) != 0 }
 func (m bitmap) set(i int)      { m[i>>3] |= 1 << (i & 7) }
 func (m bitmap) clear(i int)    { m[i>>3] &^= 1 << (i & 7) }
 func (m bitmap) none()          { clear(m) }

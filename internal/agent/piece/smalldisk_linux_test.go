@@ -150,17 +150,16 @@ func checkWhole(t testing.TB, c *cache, blobs int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var used, claimed, pending int64
+	var used, claimed int64
 	for _, i := range list {
-		used += piece.Cost(i.Size)
-		pending += i.Size - i.Present
+		used += piece.CostOf(i.Size, i.Present)
 		if i.State == index.Claimed {
-			claimed += piece.Cost(i.Size)
+			claimed += piece.CostOf(i.Size, i.Present)
 		}
 	}
 	u := c.Usage()
-	if u.Used != used || u.Claimed != claimed || u.Blobs != int64(len(list)) || c.Pending() != pending {
-		t.Errorf("%+v, pending %d; the rows say used %d, claimed %d, blobs %d, pending %d", u, c.Pending(), used, claimed, len(list), pending)
+	if u.Used != used || u.Claimed != claimed || u.Blobs != int64(len(list)) || c.Pending() != 0 || c.Promised() != 0 {
+		t.Errorf("%+v, pending %d, promised %d; the rows say used %d, claimed %d, blobs %d", u, c.Pending(), c.Promised(), used, claimed, len(list))
 	}
 	if blobs >= 0 && len(list) != blobs {
 		t.Errorf("%d blobs, want %d", len(list), blobs)

@@ -39,10 +39,12 @@ type Store struct {
 	idle   *list.List // of *entry without handles, the one that was left last in front
 	// kept is how many pieces the idle entries have together.
 	kept    int
-	totals  Usage                // Used, Claimed and Blobs
-	pending int64                // bytes reserved for partial blobs and not written yet
-	partial map[oci.Digest]int64 // partial blob → bytes of it that are here
-	touched map[oci.Digest]index.Use
+	totals  Usage // Used, Claimed and Blobs; see room.go, also for the next three
+	writing int64
+	// promised is the sum of the entries' promises.
+	promised int64
+	partial  map[oci.Digest]held
+	touched  map[oci.Digest]index.Use
 	// unnoted has the versions of blobs whose claims a full disk keeps out of their rows.
 	unnoted map[oci.Digest]int64
 
@@ -64,7 +66,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		dir: filepath.Join(o.Dir, "blobs"), index: o.Index, log: o.Log, fsSpace: o.Free, now: o.Now, limits: o.Limits,
 		step: func(string) {}, open: map[oci.Digest]*entry{}, idle: list.New(),
-		partial: map[oci.Digest]int64{}, touched: map[oci.Digest]index.Use{}, unnoted: map[oci.Digest]int64{}, stop: make(chan struct{}),
+		partial: map[oci.Digest]held{}, touched: map[oci.Digest]index.Use{}, unnoted: map[oci.Digest]int64{}, stop: make(chan struct{}),
 	}
 	s.buffers.New = func() any { return new([Size]byte) }
 	if s.log == nil {
@@ -132,15 +134,15 @@ func (s *Store) Limits() Limits {
 	return s.limits
 }
 
-// SetRoom says who is asked when an admission does not fit.
+// SetRoom says who is asked when something does not fit.
 func (s *Store) SetRoom(r Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.room = r
 }
 
-// SetSpareRoom says who is asked when an admission with Meta.Spare does not fit.
-// It is told the whole size of that, and not how much of it is lacking.
+// SetSpareRoom says who is asked when something with Meta.Spare does not fit. It
+// is given the whole size of that, and not how much of it is lacking.
 func (s *Store) SetSpareRoom(r Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +158,7 @@ func (s *Store) Usage() Usage {
 	u := s.totals
 	u.Quota = s.limits.Quota
 	if err == nil {
-		u.FSFree, u.FSTotal = max(0, free-s.pending), total
+		u.FSFree, u.FSTotal = max(0, free-s.writing), total
 	}
 	return u
 }

@@ -17,6 +17,10 @@ import (
 // Size is the number of bytes in a piece; the last one of a blob may be shorter.
 const Size = 256 << 10
 
+// SizeMax bounds the size of a cached blob, in bytes. What is larger, or is said
+// to be, passes through.
+const SizeMax = 1 << 40
+
 // Limits bound the cache. They may change while it runs.
 type Limits struct {
 	Quota     int64   // bytes that the cache may take on disk; 0: the file system is the limit
@@ -48,18 +52,18 @@ type Meta struct {
 
 // Usage is what the cache takes, in bytes.
 type Usage struct {
-	Used    int64 // on disk, or reserved for what is being fetched; Claimed is a part of it
+	Used    int64 // on disk; of what is being fetched, what has arrived; Claimed is a part of it
 	Claimed int64 // of that: will be gone soon, so it is no excess
 	Blobs   int64 // number of blobs
 	Quota   int64 // the limit; 0: none but the file system
-	FSFree  int64 // free on the file system, less what is reserved and not written yet
+	FSFree  int64 // free on the file system, less what is just being written
 	FSTotal int64
 }
 
 // Info is a blob as it stands.
 type Info struct {
 	index.Blob
-	Cost    int64 // bytes of disk that its removal gives back, reserved ones included
+	Cost    int64 // bytes of disk that its removal gives back
 	Present int64 // bytes of it that are here
 	Readers int   // open handles
 	Writers int   // 1 while somebody brings what is missing
@@ -97,6 +101,11 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%s: the bytes from %d source(s) do not match the digest", e.Digest, len(e.From))
 }
 
-// Room makes room for need bytes by removing what may go. It returns true if
-// trying again makes sense.
-type Room func(ctx context.Context, need int64) bool
+// Room removes what may go when something does not fit.
+type Room interface {
+	// Could reports whether room for so many more bytes could be made. It removes
+	// nothing.
+	Could(ctx context.Context, bytes int64) bool
+	// Make makes room for so many more bytes. True if trying again makes sense.
+	Make(ctx context.Context, bytes int64) bool
+}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 )
@@ -71,6 +72,9 @@ func (o *order) run() {
 		d.plan.RunEnded()
 		if err != nil && d.ctx.Err() == nil {
 			d.refusal = err
+			if _, ok := fetch.SizeOf(err); ok && d.failure == nil {
+				d.failure = err // nobody has a blob of the size that it was begun with
+			}
 		}
 	}
 	failed := len(o.open) > 0

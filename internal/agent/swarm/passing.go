@@ -38,7 +38,7 @@ func (p passing) Range(ctx context.Context, w fetch.Want, from, to int64) (io.Re
 		to = w.Size
 	}
 	pieces := int((w.Size + piece.Size - 1) / piece.Size)
-	if w.Size <= 0 || pieces > plan.MaxPieces || from >= to || w.Size < e.o.Small && !p.all || e.stop.Err() != nil {
+	if w.Size <= 0 || w.Size > piece.SizeMax || pieces > plan.MaxPieces || from >= to || w.Size < e.o.Small && !p.all || e.stop.Err() != nil {
 		return nil, errLeft
 	}
 	if w.Private && !e.o.Allowed(w.Digest) {

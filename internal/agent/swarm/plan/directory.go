@@ -34,7 +34,15 @@ type DirectoryLimits struct {
 type Directory struct {
 	lim     DirectoryLimits
 	rnd     *rand.Rand
-	entries map[string]*entry
+	entries map[slot]*entry
+}
+
+// slot is where the records of a blob are. Of how many pieces a blob is made
+// follows from its size, which is a claim: nodes that believe another one have
+// records of their own.
+type slot struct {
+	blob   string
+	pieces int
 }
 
 type entry struct {
@@ -87,11 +95,18 @@ func NewDirectory(lim DirectoryLimits, rnd *rand.Rand) *Directory {
 	if lim.TTL <= 0 {
 		lim.TTL = time.Hour
 	}
-	return &Directory{lim: lim, rnd: rnd, entries: map[string]*entry{}}
+	return &Directory{lim: lim, rnd: rnd, entries: map[slot]*entry{}}
 }
 
 // Known reports whether somebody announced the blob here lately.
-func (d *Directory) Known(blob string) bool { return d.entries[blob] != nil }
+func (d *Directory) Known(blob string) bool {
+	for at := range d.entries {
+		if at.blob == blob {
+			return true
+		}
+	}
+	return false
+}
 
 // Len returns how many blobs and members of blobs are recorded.
 func (d *Directory) Len() (blobs, members int) {
@@ -102,12 +117,13 @@ func (d *Directory) Len() (blobs, members int) {
 }
 
 // Announce records what a node says and answers it. Invalid: the announcement
-// contradicts itself or what others said of the blob.
+// contradicts itself.
 func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 	if a.Blob == "" || a.Node == "" || a.Node == Origin || a.Pieces <= 0 || a.Pieces > MaxPieces {
 		return Reply{}, fault.New(fault.Invalid, "announcement without blob, node or pieces")
 	}
-	e := d.entries[a.Blob]
+	at := slot{a.Blob, a.Pieces}
+	e := d.entries[at]
 	if e == nil {
 		if a.Leaving {
 			return Reply{}, nil
@@ -116,7 +132,7 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 			d.forgetOldest()
 		}
 		e = &entry{pieces: a.Pieces, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
-		d.entries[a.Blob] = e
+		d.entries[at] = e
 		if a.Moved {
 			e.quiet = now + movedGrace
 		}
@@ -125,9 +141,6 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 	if a.Leaving {
 		e.remove(e.members[a.Node])
 		return Reply{}, nil
-	}
-	if e.pieces != a.Pieces {
-		return Reply{}, fault.New(fault.Invalid, "%s has %d pieces, not %d", a.Blob, e.pieces, a.Pieces)
 	}
 	m := d.member(now, e, a)
 	e.told(now, m, a)
@@ -387,9 +400,9 @@ func (e *entry) holders() (n int) {
 // that it held all of, with their pieces.
 func (d *Directory) Gone(n Node) map[string]int {
 	held := map[string]int{}
-	for blob, e := range d.entries {
+	for at, e := range d.entries {
 		if m := e.members[n]; m != nil && m.done {
-			held[blob] = e.pieces
+			held[at.blob] = e.pieces
 		}
 		e.remove(e.members[n])
 	}
@@ -398,23 +411,23 @@ func (d *Directory) Gone(n Node) map[string]int {
 
 // Expire forgets members that were silent for too long, and blobs without members.
 func (d *Directory) Expire(now time.Duration) {
-	for blob, e := range d.entries {
+	for at, e := range d.entries {
 		for k := len(e.list) - 1; k >= 0; k-- {
 			if m := e.list[k]; now > m.until {
 				e.remove(m)
 			}
 		}
 		if len(e.list) == 0 {
-			delete(d.entries, blob)
+			delete(d.entries, at)
 		}
 	}
 }
 
 func (d *Directory) forgetOldest() {
-	oldest := ""
-	for blob, e := range d.entries {
-		if oldest == "" || e.used < d.entries[oldest].used {
-			oldest = blob
+	var oldest slot
+	for at, e := range d.entries {
+		if oldest.blob == "" || e.used < d.entries[oldest].used {
+			oldest = at
 		}
 	}
 	delete(d.entries, oldest)

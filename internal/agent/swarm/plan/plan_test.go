@@ -462,7 +462,7 @@ func TestDirectory_RefusesWhatContradictsItself(t *testing.T) {
 	d := newDirectory()
 	announce(t, d, 0, Announce{Node: "a"})
 	for _, a := range []Announce{
-		{}, {Blob: "b", Node: "x", Pieces: 11}, {Blob: "c", Node: "x"}, {Blob: "c", Node: Origin, Pieces: 1}, {Blob: "c", Node: "x", Pieces: MaxPieces + 1},
+		{}, {Blob: "c", Node: "x"}, {Blob: "c", Node: Origin, Pieces: 1}, {Blob: "c", Node: "x", Pieces: MaxPieces + 1},
 	} {
 		if _, err := d.Announce(0, a); err == nil {
 			t.Errorf("%+v was taken", a)
@@ -532,9 +532,37 @@ func FuzzAnnounce(f *testing.F) {
 			for i := range e.pieces {
 				_, leased := e.leases[i]
 				if e.free.Has(i) == (leased || e.copies[i] > 0) {
-					t.Fatalf("%s: piece %d free %v, leased %v, %d copies", blob, i, e.free.Has(i), leased, e.copies[i])
+					t.Fatalf("%s: piece %d free %v, leased %v, %d copies", blob.blob, i, e.free.Has(i), leased, e.copies[i])
 				}
 			}
 		}
 	})
+}
+
+// TestR16_NodesThatBelieveAnotherSizeDisturbNobody: how many pieces a blob has is
+// what a manifest claims. Whoever announced a wrong number first kept all others
+// out, so that each fetched all of the blob from the origin.
+func TestR16_NodesThatBelieveAnotherSizeDisturbNobody(t *testing.T) {
+	d := newDirectory()
+	say := func(n Node, pieces int) Reply {
+		t.Helper()
+		r, err := d.Announce(0, Announce{Blob: "b", Node: n, Pieces: pieces, Want: 4})
+		if err != nil {
+			t.Fatalf("%s with %d pieces: %v", n, pieces, err)
+		}
+		return r
+	}
+	say("misled", 44)
+	leased := map[int]bool{}
+	for _, n := range []Node{"x", "y"} {
+		for _, i := range say(n, 8).Lease {
+			if i >= 8 || leased[i] {
+				t.Errorf("%s was leased piece %d", n, i)
+			}
+			leased[i] = true
+		}
+	}
+	if len(leased) == 0 {
+		t.Error("nothing was leased")
+	}
 }
