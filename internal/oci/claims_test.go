@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -27,11 +28,16 @@ func TestR16_SizesThatAManifestStatesAreBounded(t *testing.T) {
 			if m, err := ParseManifest("", []byte(content)); err == nil {
 				t.Errorf("a %s of %d bytes was taken: %+v", name, bad, m)
 			}
-			m, err := ParseManifest("application/x.unknown", []byte(content))
+			unknown := strings.NewReplacer(MediaTypeImage, "application/x.unknown", MediaTypeIndex, "application/x.unknown").Replace(content)
+			m, err := ParseManifest("application/x.unknown", []byte(unknown))
 			if err != nil {
 				t.Errorf("a %s of %d bytes in a document of an unknown type: %v", name, bad, err)
 			}
-			for _, d := range append(m.Blobs, m.Children...) {
+			salvaged := Salvage([]byte(content))
+			if len(salvaged.Blobs)+len(salvaged.Children) == 0 || salvaged.Subject != d3 {
+				t.Errorf("a %s of %d bytes: %+v is all that is known of what it names", name, bad, salvaged)
+			}
+			for _, d := range slices.Concat(m.Blobs, m.Children, salvaged.Blobs, salvaged.Children) {
 				if d.Size < 0 || d.Size > SizeMax {
 					t.Errorf("a %s of %d bytes: %d is handed on", name, bad, d.Size)
 				}

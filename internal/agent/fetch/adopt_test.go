@@ -136,3 +136,22 @@ func TestN7_WhatIsTakenBackIsVerified(t *testing.T) {
 		t.Errorf("complete %v, missing %v", b.Complete(), b.Missing())
 	}
 }
+
+// TestN1_WhatAManifestNamesIsKnownThoughItsSizesAreWrong: a container that runs
+// from it needs its layers as much.
+func TestN1_WhatAManifestNamesIsKnownThoughItsSizesAreWrong(t *testing.T) {
+	config, layer := digest.FromString("config"), digest.FromString("layer")
+	content := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+		"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + string(config) + `","size":2},
+		"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"` + string(layer) + `","size":9223372036854475807}]}`)
+	_, edges := fetch.Edges(digest.FromBytes(content), "application/vnd.oci.image.manifest.v1+json", content)
+	roles := map[digest.Digest]string{}
+	for _, e := range edges {
+		if roles[e.Child] = e.Role; e.Size != -1 {
+			t.Errorf("the size %d is handed on", e.Size)
+		}
+	}
+	if roles[config] != index.RoleConfig || roles[layer] != index.RoleLayer {
+		t.Errorf("%+v", edges)
+	}
+}
