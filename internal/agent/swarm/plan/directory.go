@@ -2,6 +2,7 @@ package plan
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -35,6 +36,7 @@ type Directory struct {
 	lim     DirectoryLimits
 	rnd     *rand.Rand
 	entries map[slot]*entry
+	sizes   map[string][]int // blob → of how many pieces there are records
 }
 
 // slot is where the records of a blob are. Of how many pieces a blob is made
@@ -95,18 +97,11 @@ func NewDirectory(lim DirectoryLimits, rnd *rand.Rand) *Directory {
 	if lim.TTL <= 0 {
 		lim.TTL = time.Hour
 	}
-	return &Directory{lim: lim, rnd: rnd, entries: map[slot]*entry{}}
+	return &Directory{lim: lim, rnd: rnd, entries: map[slot]*entry{}, sizes: map[string][]int{}}
 }
 
 // Known reports whether somebody announced the blob here lately.
-func (d *Directory) Known(blob string) bool {
-	for at := range d.entries {
-		if at.blob == blob {
-			return true
-		}
-	}
-	return false
-}
+func (d *Directory) Known(blob string) bool { return len(d.sizes[blob]) > 0 }
 
 // Len returns how many blobs and members of blobs are recorded.
 func (d *Directory) Len() (blobs, members int) {
@@ -122,26 +117,28 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 	if a.Blob == "" || a.Node == "" || a.Node == Origin || a.Pieces <= 0 || a.Pieces > MaxPieces {
 		return Reply{}, fault.New(fault.Invalid, "announcement without blob, node or pieces")
 	}
+	if a.Leaving { // it does not say which
+		for _, pieces := range d.sizes[a.Blob] {
+			e := d.entries[slot{a.Blob, pieces}]
+			e.used = now
+			e.remove(e.members[a.Node])
+		}
+		return Reply{}, nil
+	}
 	at := slot{a.Blob, a.Pieces}
 	e := d.entries[at]
 	if e == nil {
-		if a.Leaving {
-			return Reply{}, nil
-		}
 		if len(d.entries) >= d.lim.Blobs {
 			d.forgetOldest()
 		}
 		e = &entry{pieces: a.Pieces, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
 		d.entries[at] = e
+		d.sizes[a.Blob] = append(d.sizes[a.Blob], a.Pieces)
 		if a.Moved {
 			e.quiet = now + movedGrace
 		}
 	}
 	e.used = now
-	if a.Leaving {
-		e.remove(e.members[a.Node])
-		return Reply{}, nil
-	}
 	m := d.member(now, e, a)
 	e.told(now, m, a)
 	next := max(announceEvery, time.Duration(len(e.list))*announceEach)
@@ -418,7 +415,7 @@ func (d *Directory) Expire(now time.Duration) {
 			}
 		}
 		if len(e.list) == 0 {
-			delete(d.entries, at)
+			d.forget(at)
 		}
 	}
 }
@@ -430,7 +427,15 @@ func (d *Directory) forgetOldest() {
 			oldest = at
 		}
 	}
-	delete(d.entries, oldest)
+	d.forget(oldest)
+}
+
+func (d *Directory) forget(at slot) {
+	delete(d.entries, at)
+	d.sizes[at.blob] = slices.DeleteFunc(d.sizes[at.blob], func(n int) bool { return n == at.pieces })
+	if len(d.sizes[at.blob]) == 0 {
+		delete(d.sizes, at.blob)
+	}
 }
 
 // sample returns up to n random members other than m: half of them from its

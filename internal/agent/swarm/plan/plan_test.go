@@ -566,3 +566,22 @@ func TestR16_NodesThatBelieveAnotherSizeDisturbNobody(t *testing.T) {
 		t.Error("nothing was leased")
 	}
 }
+
+func TestDirectory_WhoLeavesIsForgottenWhateverItBelieved(t *testing.T) {
+	d := newDirectory()
+	for _, pieces := range []int{44, 8} {
+		if _, err := d.Announce(0, Announce{Blob: "b", Node: "x", Pieces: pieces, Done: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Announce(0, Announce{Blob: "b", Node: "x", Pieces: 1, Leaving: true}); err != nil {
+		t.Fatal(err)
+	}
+	if blobs, members := d.Len(); members != 0 {
+		t.Errorf("%d members of %d records are left", members, blobs)
+	}
+	d.Expire(time.Hour)
+	if d.Known("b") {
+		t.Error("records without members stay")
+	}
+}
