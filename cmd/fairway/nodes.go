@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"strings"
@@ -31,8 +32,8 @@ containers running. Nothing stays for a node that is gone.`,
 		if len(args) == 1 {
 			return a.showNode(cmd, args[0], q, c)
 		}
-		var list nodeapi.NodeList
-		if err := c.Call(cmd.Context(), "GET", "/nodes", nil, &list); err != nil {
+		list, err := allNodes(cmd.Context(), c)
+		if err != nil {
 			return err
 		}
 		if q.json {
@@ -43,6 +44,21 @@ containers running. Nothing stays for a node that is gone.`,
 	})
 	cmd.AddCommand(a.nodesForgetCommand())
 	return cmd
+}
+
+// allNodes reads the list of nodes page by page.
+func allNodes(ctx context.Context, c *adminclient.Client) (list nodeapi.NodeList, err error) {
+	list.Nodes = []nodeapi.Node{}
+	for {
+		var page nodeapi.NodeList
+		if err := c.Call(ctx, "GET", "/nodes?"+url.Values{"after": {list.Next}}.Encode(), nil, &page); err != nil {
+			return list, err
+		}
+		list.Nodes, list.Next = append(list.Nodes, page.Nodes...), page.Next
+		if page.Next == "" {
+			return list, nil
+		}
+	}
 }
 
 func (a *app) nodesForgetCommand() *cobra.Command {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/url"
 	"slices"
 	"strings"
@@ -34,8 +35,8 @@ server's policy of now, a collection may remove it for good.`,
 		Example: `  fairway trash ls --repository 'team/*'`,
 		Args:    exactly(),
 	}, func(cmd *cobra.Command, _ []string, q *asking, c *adminclient.Client) error {
-		var list adminapi.TrashList
-		if err := c.Call(cmd.Context(), "GET", "/trash?"+url.Values{"repository": {repository}}.Encode(), nil, &list); err != nil {
+		list, err := allTrash(cmd.Context(), c, repository)
+		if err != nil {
 			return err
 		}
 		if q.json {
@@ -46,6 +47,21 @@ server's policy of now, a collection may remove it for good.`,
 	})
 	cmd.Flags().StringVar(&repository, "repository", "", "only repositories that match `PATTERN`, as in \"team/*\"")
 	return cmd
+}
+
+// allTrash reads the trash page by page.
+func allTrash(ctx context.Context, c *adminclient.Client, repository string) (list adminapi.TrashList, err error) {
+	list.Items = []adminapi.TrashItem{}
+	for {
+		var page adminapi.TrashList
+		if err := c.Call(ctx, "GET", "/trash?"+url.Values{"repository": {repository}, "after": {list.Next}}.Encode(), nil, &page); err != nil {
+			return list, err
+		}
+		list.Items, list.Next = append(list.Items, page.Items...), page.Next
+		if page.Next == "" {
+			return list, nil
+		}
+	}
 }
 
 func (a *app) printTrash(items []adminapi.TrashItem) {
@@ -135,8 +151,8 @@ func findTrashed(cmd *cobra.Command, c *adminclient.Client, subject string) (adm
 	if tag == "" && !strings.HasPrefix(digest, "sha") {
 		return adminapi.ItemRequest{}, usagef("%q is no digest; want sha256:… or sha512:…", digest)
 	}
-	var list adminapi.TrashList
-	if err := c.Call(cmd.Context(), "GET", "/trash?"+url.Values{"repository": {repo}}.Encode(), nil, &list); err != nil {
+	list, err := allTrash(cmd.Context(), c, repo)
+	if err != nil {
 		return adminapi.ItemRequest{}, err
 	}
 	var found []string

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -82,27 +83,44 @@ func (a *Agent) found() string {
 
 // registered are the addresses that other nodes have told the registry.
 func (a *Agent) registered(ctx context.Context) ([]string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(a.cfg.Registry, "/")+"/api/v1/nodes", nil)
+	var found []string
+	for after := ""; ; {
+		list, err := a.listed(ctx, after)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range list.Nodes {
+			if n.Swarm != "" && n.State == nodeapi.StateFresh && n.Name != a.name {
+				found = append(found, n.Swarm)
+			}
+		}
+		if list.Next <= after {
+			return found, nil
+		}
+		after = list.Next
+	}
+}
+
+// listed is a page of the registry's list of nodes.
+func (a *Agent) listed(ctx context.Context, after string) (list nodeapi.NodeList, err error) {
+	target := strings.TrimSuffix(a.cfg.Registry, "/") + "/api/v1/nodes"
+	if after != "" {
+		target += "?after=" + url.QueryEscape(after)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
-		return nil, err
+		return list, err
 	}
 	res, err := a.upstreams.transport.RoundTrip(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the registry for its nodes: %w", err)
+		return list, fmt.Errorf("ask the registry for its nodes: %w", err)
 	}
 	defer func() { _ = res.Body.Close() }() // it was only read
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask the registry for its nodes: it answers %s", res.Status)
+		return list, fmt.Errorf("ask the registry for its nodes: it answers %s", res.Status)
 	}
-	var list nodeapi.NodeList
 	if err := json.NewDecoder(io.LimitReader(res.Body, nodesMax)).Decode(&list); err != nil {
-		return nil, fmt.Errorf("read the registry's list of nodes: %w", err)
+		return list, fmt.Errorf("read the registry's list of nodes: %w", err)
 	}
-	var found []string
-	for _, n := range list.Nodes {
-		if n.Swarm != "" && n.State == nodeapi.StateFresh && n.Name != a.name {
-			found = append(found, n.Swarm)
-		}
-	}
-	return found, nil
+	return list, nil
 }

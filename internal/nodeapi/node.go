@@ -59,4 +59,6 @@ type Running struct {
 // NodeList is the answer to GET /api/v1/nodes.
 type NodeList struct {
 	Nodes []Node `json:"nodes"`
+	// Next is what to give as after for the next page; "" at the end.
+	Next string `json:"next,omitempty"`
 }

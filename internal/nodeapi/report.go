@@ -53,7 +53,8 @@ type Report struct {
 	// Labels are by which people choose nodes; IsLabel.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Complete says that every runtime has answered. Where it is false the
-	// registry adds to what the node had in use, and takes nothing away.
+	// registry takes nothing away that the report does not name: that stays for the
+	// grace after the last report that named it.
 	Complete bool      `json:"complete"`
 	Runtimes []Runtime `json:"runtimes"`
 	Cache    Cache     `json:"cache"`

@@ -46,6 +46,10 @@ type Options struct {
 	// Release is called when a Maintain write found the disk full. It frees
 	// some space and returns true if a second try makes sense.
 	Release func() bool
+
+	// Trace is called with each statement before it runs; nil = not at all. It
+	// may be called from several goroutines at once and must not use the database.
+	Trace func(query string, args []any)
 }
 
 // DB is an open database.
@@ -53,7 +57,8 @@ type DB struct {
 	opts    Options
 	lock    *disk.Lock
 	pool    *sql.DB
-	readers chan *conn
+	readers chan *conn // of requests that wait for one answer
+	listers chan *conn // of listings and statistics
 	writer  *conn
 	lax     bool // the writer's commits do not wait for the disk; known to writeLoop only
 	now     func() int64
@@ -68,6 +73,7 @@ type DB struct {
 
 const (
 	readConns    = 4
+	listConns    = 2                // for all listings together, so that they leave a core to the others
 	groupMax     = 64               // writes that share a commit at most
 	checkpointKB = 4096             // WAL size at which a checkpoint is due
 	checkpointIv = 2 * time.Second  // how often it is looked at
@@ -115,11 +121,11 @@ func openLocked(ctx context.Context, o Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool.SetMaxIdleConns(readConns + 2)
+	pool.SetMaxIdleConns(readConns + listConns + 2)
 	db := &DB{
 		opts: o, pool: pool, now: o.Now,
-		readers: make(chan *conn, readConns),
-		urgent:  make(chan *op, 1024), idle: make(chan *op, 64),
+		readers: make(chan *conn, readConns), listers: make(chan *conn, listConns),
+		urgent: make(chan *op, 1024), idle: make(chan *op, 64),
 		stop: make(chan struct{}), opened: time.Now(),
 	}
 	db.asked.Store(int64(-contendedFor))
@@ -134,20 +140,22 @@ func (db *DB) open(ctx context.Context) error {
 	if err := migrate(ctx, db.pool, db.opts.Migrations); err != nil {
 		return err
 	}
-	w, err := newConn(ctx, db.pool)
+	w, err := newConn(ctx, db.pool, db.opts.Trace)
 	if err != nil {
 		return err
 	}
 	db.writer = w
-	for range readConns {
-		r, err := newConn(ctx, db.pool)
-		if err != nil {
-			return err
+	for _, conns := range []chan *conn{db.readers, db.listers} {
+		for range cap(conns) {
+			r, err := newConn(ctx, db.pool, db.opts.Trace)
+			if err != nil {
+				return err
+			}
+			if _, err := r.exec("PRAGMA query_only=ON"); err != nil {
+				return err
+			}
+			conns <- r
 		}
-		if _, err := r.exec("PRAGMA query_only=ON"); err != nil {
-			return err
-		}
-		db.readers <- r
 	}
 	if db.now == nil {
 		clock := NewClock()
@@ -192,8 +200,10 @@ func (db *DB) Close() error {
 		close(db.stop)
 		db.done.Wait()
 		db.writer.close()
-		for range readConns {
-			(<-db.readers).close()
+		for _, conns := range []chan *conn{db.readers, db.listers} {
+			for range cap(conns) {
+				(<-conns).close()
+			}
 		}
 		// The lock goes last: until then nobody else may open the file.
 		err = errors.Join(db.pool.Close(), db.lock.Close())
@@ -204,13 +214,30 @@ func (db *DB) Close() error {
 // Read runs fn with a reading connection. Statements in fn see the database as
 // of each statement.
 func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
-	return db.withReader(ctx, func(c *conn) error { return fn(&Tx{c: c, now: db.now()}) })
+	return db.with(ctx, db.readers, func(c *conn) error { return fn(&Tx{c: c, now: db.now()}) })
+}
+
+// List is Read for listings and statistics, which may take long. They have
+// connections of their own, so that however many clients list, a look-up finds
+// a reading connection (R17). A listing reads a bounded number of rows in each
+// call and goes on in the next.
+func (db *DB) List(ctx context.Context, fn func(*Tx) error) error {
+	return db.with(ctx, db.listers, func(c *conn) error { return fn(&Tx{c: c, now: db.now()}) })
 }
 
 // Snapshot runs fn with a reading connection; all statements in fn see the
 // database as of the first one. It blocks no writer.
 func (db *DB) Snapshot(ctx context.Context, fn func(*Tx) error) error {
-	return db.withReader(ctx, func(c *conn) (err error) {
+	return db.snapshot(ctx, db.readers, fn)
+}
+
+// ListSnapshot is Snapshot for listings; see List.
+func (db *DB) ListSnapshot(ctx context.Context, fn func(*Tx) error) error {
+	return db.snapshot(ctx, db.listers, fn)
+}
+
+func (db *DB) snapshot(ctx context.Context, conns chan *conn, fn func(*Tx) error) error {
+	return db.with(ctx, conns, func(c *conn) (err error) {
 		if _, err := c.exec("BEGIN"); err != nil {
 			return err
 		}
@@ -225,16 +252,16 @@ func (db *DB) Snapshot(ctx context.Context, fn func(*Tx) error) error {
 	})
 }
 
-func (db *DB) withReader(ctx context.Context, fn func(*conn) error) error {
+func (db *DB) with(ctx context.Context, conns chan *conn, fn func(*conn) error) error {
 	select {
-	case c := <-db.readers:
-		defer func() { db.readers <- c }()
+	case c := <-conns:
+		defer func() { conns <- c }()
 		return fn(c)
 	default:
 	}
 	select {
-	case c := <-db.readers:
-		defer func() { db.readers <- c }()
+	case c := <-conns:
+		defer func() { conns <- c }()
 		return fn(c)
 	case <-ctx.Done():
 		return ctx.Err()
@@ -358,14 +385,15 @@ func (tx *Tx) All(scan func(*sql.Rows) error, query string, args ...any) error {
 type conn struct {
 	c     *sql.Conn
 	stmts map[string]*sql.Stmt
+	trace func(query string, args []any) // may be nil
 }
 
-func newConn(ctx context.Context, pool *sql.DB) (*conn, error) {
+func newConn(ctx context.Context, pool *sql.DB, trace func(string, []any)) (*conn, error) {
 	c, err := pool.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+	return &conn{c: c, stmts: map[string]*sql.Stmt{}, trace: trace}, nil
 }
 
 // close returns the connection to the pool. SQLite keeps a connection open as
@@ -378,7 +406,10 @@ func (c *conn) close() {
 	_ = c.c.Close() // the pool's Close tells
 }
 
-func (c *conn) prepare(query string) (*sql.Stmt, error) {
+func (c *conn) prepare(query string, args []any) (*sql.Stmt, error) {
+	if c.trace != nil {
+		c.trace(query, args)
+	}
 	if s, ok := c.stmts[query]; ok {
 		return s, nil
 	}
@@ -391,7 +422,7 @@ func (c *conn) prepare(query string) (*sql.Stmt, error) {
 }
 
 func (c *conn) exec(query string, args ...any) (sql.Result, error) {
-	s, err := c.prepare(query)
+	s, err := c.prepare(query, args)
 	if err != nil {
 		return nil, err
 	}
@@ -399,7 +430,7 @@ func (c *conn) exec(query string, args ...any) (sql.Result, error) {
 }
 
 func (c *conn) query(query string, args ...any) (*sql.Rows, error) {
-	s, err := c.prepare(query)
+	s, err := c.prepare(query, args)
 	if err != nil {
 		return nil, err
 	}
@@ -407,7 +438,7 @@ func (c *conn) query(query string, args ...any) (*sql.Rows, error) {
 }
 
 func (c *conn) row(query string, args ...any) *sql.Row {
-	s, err := c.prepare(query)
+	s, err := c.prepare(query, args)
 	if err != nil {
 		return c.c.QueryRowContext(context.Background(), query, args...) // carries the error to Scan
 	}

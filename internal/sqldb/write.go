@@ -247,7 +247,7 @@ func runOp(o *op) (err error) {
 // that no client's commit pays for it.
 func (db *DB) checkpointLoop() {
 	defer db.done.Done()
-	c, err := newConn(context.Background(), db.pool)
+	c, err := newConn(context.Background(), db.pool, nil)
 	if err != nil {
 		return // SQLite still checkpoints at wal_autocheckpoint and at close
 	}

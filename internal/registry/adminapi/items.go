@@ -2,6 +2,9 @@ package adminapi
 
 import (
 	"errors"
+	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,6 +50,8 @@ func spelledOut(e gc.Explanation) gc.Explanation {
 // TrashList lists what can be restored.
 type TrashList struct {
 	Items []TrashItem `json:"items"`
+	// Next is what to give as after for the next page; "" at the end.
+	Next string `json:"next,omitempty"`
 }
 
 // TrashItem is a deleted manifest, and when the server's policy of now lets it
@@ -68,18 +73,34 @@ type PurgeRequest struct {
 }
 
 func (a *API) listTrash(c *call) (any, error) {
-	q := c.Query("repository", "n")
-	n := q.N(trashMax, trashMax)
+	q := c.Query("repository", "n", "after")
+	p := meta.TrashPage{Pattern: q.Text("repository"), N: q.N(trashMax, trashMax)}
+	if after := q.Text("after"); after != "" {
+		at, id, _ := strings.Cut(after, ".")
+		var err1, err2 error
+		p.After.At, err1 = strconv.ParseInt(at, 10, 64)
+		p.After.ID, err2 = strconv.ParseInt(id, 10, 64)
+		if err1 != nil || err2 != nil || p.After.At < 0 || p.After.ID < 1 {
+			q.Failf("after: want what a page gave as next, not %q", jsonface.Clip(after))
+		}
+	}
 	if q.Err != nil {
 		return nil, q.Err
 	}
-	items, err := a.Store.Trash(c.Context(), q.Text("repository"), n)
+	items, next, err := a.Store.Trash(c.Context(), p)
+	if err != nil {
+		return nil, err
+	}
 	list, keep := make([]TrashItem, len(items)), time.Duration(a.Collector.Policy().Trash)
 	for i, item := range items {
 		item.Tags = jsonface.List(item.Tags)
 		list[i] = TrashItem{TrashItem: item, ExpiresAt: item.TrashedAt.Add(keep)}
 	}
-	return TrashList{list}, err
+	t := TrashList{Items: list}
+	if next != (meta.TrashCursor{}) {
+		t.Next = fmt.Sprintf("%d.%d", next.At, next.ID)
+	}
+	return t, nil
 }
 
 func (a *API) restore(c *call) (any, error) {
@@ -122,7 +143,12 @@ type LeaseRequest struct {
 // LeaseList lists leases.
 type LeaseList struct {
 	Leases []meta.Lease `json:"leases"`
+	// Next is what to give as after for the next page; "" at the end.
+	Next string `json:"next,omitempty"`
 }
+
+// leaseDigestsListed is how many digests of each lease a list shows.
+const leaseDigestsListed = 100
 
 func (a *API) putLease(c *call) (any, error) {
 	var req LeaseRequest
@@ -154,17 +180,22 @@ func (a *API) putLease(c *call) (any, error) {
 }
 
 func (a *API) listLeases(c *call) (any, error) {
-	q := c.Query("holder")
+	q := c.Query("holder", "after", "n")
+	p := meta.LeasePage{Holder: q.Text("holder"), After: q.Text("after"), N: q.N(pageStandard, pageMax), Digests: leaseDigestsListed}
 	if q.Err != nil {
 		return nil, q.Err
 	}
-	list, err := a.Store.Leases(c.Context(), q.Text("holder"))
-	return LeaseList{jsonface.List(list)}, err
+	list, more, err := a.Store.Leases(c.Context(), p)
+	l := LeaseList{Leases: jsonface.List(list)}
+	if more {
+		l.Next = list[len(list)-1].Holder
+	}
+	return l, err
 }
 
 func (a *API) getLease(c *call) (any, error) {
 	holder := c.PathValue("holder")
-	list, err := a.Store.Leases(c.Context(), holder)
+	list, _, err := a.Store.Leases(c.Context(), meta.LeasePage{Holder: holder, N: 1, Digests: math.MaxInt32})
 	if err != nil {
 		return nil, err
 	}

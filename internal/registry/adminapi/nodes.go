@@ -11,11 +11,17 @@ import (
 )
 
 func (a *API) listNodes(c *call) (any, error) {
-	if q := c.Query(); q.Err != nil {
+	q := c.Query("after", "n")
+	after, n := q.Text("after"), q.N(nodesMax, nodesMax)
+	if q.Err != nil {
 		return nil, q.Err
 	}
-	list, err := a.Nodes.List(c.Context())
-	return nodeapi.NodeList{Nodes: list}, err
+	list, more, err := a.Nodes.List(c.Context(), after, n)
+	l := nodeapi.NodeList{Nodes: list}
+	if more {
+		l.Next = list[len(list)-1].Name
+	}
+	return l, err
 }
 
 func (a *API) getNode(c *call) (any, error) {

@@ -16,6 +16,7 @@ const (
 	pageStandard = 100
 	pageMax      = 1000
 	trashMax     = 10_000
+	nodesMax     = 10_000
 	// dryRunItems is how many predicted acts a dry run lists at most.
 	dryRunItems = 1000
 	// waitMax is how long an answer may wait for the end of something. It is

@@ -2,16 +2,15 @@ package distapi
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
 
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
 // tagPageMax bounds a page of tags for which the client gave a size. Without
@@ -113,9 +112,6 @@ func (h *Handler) referrers(w http.ResponseWriter, r *http.Request, name oci.Nam
 	if err != nil {
 		return err
 	}
-	if p.n < 0 {
-		p.n = h.pageMax
-	}
 	var after oci.Digest
 	if p.last != "" {
 		if after, err = oci.ParseDigest(p.last); err != nil {
@@ -123,20 +119,19 @@ func (h *Handler) referrers(w http.ResponseWriter, r *http.Request, name oci.Nam
 		}
 	}
 	artifactType := query.Get("artifactType")
-	found, more, err := h.store.Referrers(r.Context(), name, d, artifactType, after, p.n)
-	if err != nil && !errors.Is(err, fault.NotFound) {
-		return err
-	}
-	body, n, err := appendIndex(found)
+	body, next, err := appendIndex(h.store.Referrers(r.Context(), name, d, artifactType, after), p.n)
 	if err != nil {
 		return err
 	}
-	if n > 0 && (more || n < len(found)) {
-		next := url.Values{"n": {strconv.Itoa(p.n)}, "last": {string(found[n-1].Digest)}}
-		if artifactType != "" {
-			next.Set("artifactType", artifactType)
+	if next != "" {
+		q := url.Values{"last": {string(next)}}
+		if p.n >= 0 {
+			q.Set("n", strconv.Itoa(p.n))
 		}
-		link(w, "/v2/"+string(name)+"/referrers/"+string(d), next)
+		if artifactType != "" {
+			q.Set("artifactType", artifactType)
+		}
+		link(w, "/v2/"+string(name)+"/referrers/"+string(d), q)
 	}
 	if artifactType != "" {
 		w.Header()["Oci-Filters-Applied"] = []string{"artifactType"}
@@ -145,23 +140,31 @@ func (h *Handler) referrers(w http.ResponseWriter, r *http.Request, name oci.Nam
 	return nil
 }
 
-// appendIndex renders an index of as many descriptors as fit into a manifest,
-// and at least one, and tells how many these are.
-func appendIndex(found []v1.Descriptor) (body []byte, n int, err error) {
-	body = append(make([]byte, 0, 256+256*len(found)), indexHead...)
-	for i, d := range found {
-		one, err := json.Marshal(d)
+// appendIndex renders an index of n descriptors (n < 0: of any number), as far
+// as they fit into a manifest, but of one at least. next is the last of them
+// where there are more: many clients read only the first page, so that it has
+// all that a manifest can.
+func appendIndex(found iter.Seq2[meta.Referrer, error], n int) (body []byte, next oci.Digest, err error) {
+	body = append(make([]byte, 0, 4096), indexHead...)
+	var last oci.Digest
+	count := 0
+	for r, err := range found {
 		if err != nil {
-			return nil, 0, fmt.Errorf("render referrer %s: %w", d.Digest, err)
+			return nil, "", err
 		}
-		if i > 0 && len(body)+len(one)+1+len(indexTail) > oci.ManifestMax {
+		one, err := json.Marshal(r)
+		if err != nil {
+			return nil, "", fmt.Errorf("render referrer %s: %w", r.Digest, err)
+		}
+		if count == n || count > 0 && len(body)+len(one)+1+len(indexTail) > oci.ManifestMax {
+			next = last
 			break
 		}
-		if i > 0 {
+		if count > 0 {
 			body = append(body, ',')
 		}
 		body = append(body, one...)
-		n++
+		count, last = count+1, r.Digest
 	}
-	return append(body, indexTail...), n, nil
+	return append(body, indexTail...), next, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -244,22 +245,41 @@ func TestSpec_ListingReferrers_PagesByLinkCoverAll(t *testing.T) {
 	for n := range 5 {
 		want[s.pushImage("a", "", fmt.Sprint(n), subjectOf(subject, `,"artifactType":"application/x.one"`)).digest] = true
 	}
-	check := func(query string) {
+	check := func(query string, wantPages int) {
 		t.Helper()
 		got, pages := s.referrers("/v2/a/referrers/" + string(subject.digest) + query)
 		seen := map[oci.Digest]bool{}
 		for _, d := range got {
 			seen[d.Digest] = want[d.Digest]
 		}
-		if pages != 3 || len(got) != 5 || len(seen) != 5 {
-			t.Errorf("%q: %d pages with %d descriptors, %d of them different; want 3, 5, 5", query, pages, len(got), len(seen))
+		if pages != wantPages || len(got) != 5 || len(seen) != 5 {
+			t.Errorf("%q: %d pages with %d descriptors, %d of them different; want %d, 5, 5", query, pages, len(got), len(seen), wantPages)
 		}
 	}
-	check("")
+	check("?n=2", 3)
+	check("", 1)       // many clients read only the first page
 	for n := range 5 { // the filter holds on all pages
 		s.pushImage("a", "", fmt.Sprint("other", n), subjectOf(subject, `,"artifactType":"application/x.two"`))
 	}
-	check("?artifactType=application%2Fx.one")
+	check("?n=2&artifactType=application%2Fx.one", 3)
+	check("?artifactType=application%2Fx.one", 1)
+}
+
+func TestR17_ReferrersWithLargeAnnotationsAreStreamed(t *testing.T) {
+	s := serve(t)
+	subject := s.pushImage("a", "v1", "subject", "")
+	const n, size = 24, 3 << 20
+	for i := range n {
+		s.pushImage("a", "", fmt.Sprint(i), subjectOf(subject, fmt.Sprintf(`,"annotations":{"n":"%d%s"}`, i, strings.Repeat("x", size))))
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s.do("GET", "/v2/a/referrers/"+string(subject.digest), nil).want(200)
+	runtime.ReadMemStats(&after)
+	// The answer has one of them, of which both sides make a few copies.
+	if got := after.TotalAlloc - before.TotalAlloc; got > n*size/2 {
+		t.Errorf("a listing of %d referrers with %d bytes of annotations allocates %d bytes", n, size, got)
+	}
 }
 
 func TestSpec_ListingReferrers_ListLargerThanAManifestIsSplit(t *testing.T) {

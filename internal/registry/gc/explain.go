@@ -3,6 +3,7 @@ package gc
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -197,10 +198,8 @@ func (e *explainer) repository(repo oci.Name) (Explanation, error) {
 		return Explanation{}, err
 	}
 	x := Explanation{Kind: "repository", Repo: string(repo), Verdict: VerdictKept,
-		Summary: fmt.Sprintf("it has %d manifests and %d tags; %d manifests are untagged or in the trash", living, tags, len(ms))}
-	if len(ms) == explainPlaces {
-		x.Summary = fmt.Sprintf("it has %d manifests and %d tags; at least %d manifests are untagged or in the trash", living, tags, len(ms))
-	}
+		Summary: fmt.Sprintf("it has %s manifests and %s tags; %s manifests are untagged or in the trash",
+			countText(living, meta.CountMax), countText(tags, meta.CountMax), countText(int64(len(ms)), explainPlaces))}
 	if living == 0 {
 		x.Verdict = VerdictWaiting
 	}
@@ -247,6 +246,14 @@ func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 	}
 	leases, err := e.leases(m.RepoID, m.Digest, fullName(m))
 	return e.fill(x, v, append(holders, leases...), fullName(m)), err
+}
+
+// countText renders a count that ends at limit.
+func countText(n, limit int64) string {
+	if n >= limit {
+		return fmt.Sprintf("at least %d", limit)
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func fullName(m meta.ManifestAt) string { return string(m.Repo) + "@" + string(m.Digest) }

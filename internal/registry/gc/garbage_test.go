@@ -26,7 +26,7 @@ func TestR10_DeletedImageGoesToTheTrashThenForGood(t *testing.T) {
 	h.pass(trash - time.Minute)
 	run := h.collect(h.gc.Policy())
 	h.wants(run.Collected == 0, "collected %d before the trash time was over", run.Collected)
-	items, err := h.store.Trash(h.ctx(), "", -1)
+	items, _, err := h.store.Trash(h.ctx(), meta.TrashPage{N: -1})
 	h.must(err)
 	if len(items) != 1 || items[0].Digest != d || !reflect.DeepEqual(items[0].Tags, []string{"v1", "v2"}) || items[0].Actor != "tester" {
 		t.Fatalf("trash is %+v", items)

@@ -90,6 +90,9 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 // execute works until nothing is left that was due when the run began, or that
 // the run has uncovered.
 func (r *runner) execute(ctx context.Context) error {
+	if err := r.store.FinishKin(ctx); err != nil {
+		return err
+	}
 	total, err := r.store.CountDue(ctx, cutoffs(r.limits), r.scope, totalMax)
 	if err != nil {
 		return err

@@ -107,11 +107,14 @@ func (s *Store) MountBlob(ctx context.Context, repo, from oci.Name, d oci.Digest
 	}
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		var id int64
-		err := tx.Row(`SELECT b.id, b.size, b.key FROM blobs b
-			WHERE b.digest = ?1 AND b.lost_at IS NULL AND EXISTS (
-				SELECT 1 FROM links l JOIN repositories r ON r.id = l.repo_id
-				WHERE l.blob_id = b.id AND l.hidden = 0 AND (?2 = '' OR r.name = ?2))`, string(d), string(from)).
-			Scan(&id, &b.Size, &b.Key)
+		// By either way it looks at one link: a base layer is in every repository.
+		query, args := `SELECT b.id, b.size, b.key FROM blobs b WHERE b.digest = ? AND b.lost_at IS NULL
+			AND EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id AND l.hidden = 0)`, []any{string(d)}
+		if from != "" {
+			query, args = `SELECT b.id, b.size, b.key FROM repositories r CROSS JOIN blobs b ON b.digest = ? CROSS JOIN links l ON l.repo_id = r.id AND l.blob_id = b.id
+				WHERE r.name = ? AND b.lost_at IS NULL AND l.hidden = 0`, []any{string(d), string(from)}
+		}
+		err := tx.Row(query, args...).Scan(&id, &b.Size, &b.Key)
 		if errors.Is(err, sql.ErrNoRows) {
 			return blobUnknown(from, d)
 		}

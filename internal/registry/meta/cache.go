@@ -78,6 +78,17 @@ func (c *cache[V]) put(key string, v V, token uint64) {
 	}
 }
 
+// dropAll is drop for every key.
+func (c *cache[V]) dropAll() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		s.epoch++
+		s.lru.Purge()
+		s.mu.Unlock()
+	}
+}
+
 // drop is called after a commit and before its success is told.
 func (c *cache[V]) drop(keys ...string) {
 	for _, key := range keys {

@@ -56,7 +56,7 @@ func (s *Store) Checks(ctx context.Context, before int64, n int) (cs []CheckRow,
 			cs = append(cs, c)
 			return err
 		}, `SELECT id, state, options, phase, cursor, report, started_at, updated_at, coalesce(finished_at, 0)
-			FROM checks WHERE ?1 = 0 OR id < ?1 ORDER BY id DESC LIMIT ?2`, before, n)
+			FROM checks WHERE id < ? ORDER BY id DESC LIMIT ?`, orLast(before), n)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list checks: %w", err)
@@ -260,11 +260,14 @@ type Affected struct {
 	Trash  bool       `json:"trash,omitempty"` // the manifest is in the trash
 }
 
+// affectedTags is how many tags of an affected manifest are named.
+const affectedTags = 100
+
 // AffectedBy names the manifests that need a blob, directly or through an
 // index, and the repositories that have it without a manifest: n of them at
-// most, and how many there are.
+// most, and how many there are, up to CountMax.
 func (s *Store) AffectedBy(ctx context.Context, blobID int64, n int) (as []Affected, total int64, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+	err = s.db.List(ctx, func(tx *sqldb.Tx) error {
 		as, total = []Affected{}, 0
 		var ids []int64
 		err := tx.All(func(rows *sql.Rows) error {
@@ -276,20 +279,22 @@ func (s *Store) AffectedBy(ctx context.Context, blobID int64, n int) (as []Affec
 			err := rows.Scan(&id, &a.Repo, &a.Digest, &a.Trash)
 			as, ids = append(as, a), append(ids, id)
 			return err
-		}, `WITH RECURSIVE above (id) AS (
-				SELECT e.manifest_id FROM links l JOIN manifest_blobs e ON e.link_id = l.id WHERE l.blob_id = ?1
+		}, `WITH RECURSIVE place (id) AS (SELECT id FROM links WHERE blob_id = ?1 LIMIT ?2),
+			above (id) AS (
+				SELECT e.manifest_id FROM place CROSS JOIN manifest_blobs e INDEXED BY manifest_blobs_link ON e.link_id = place.id
 				UNION
-				SELECT c.manifest_id FROM above JOIN manifests m ON m.id = above.id
-					JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = m.digest)
-			SELECT m.id, r.name AS repo, m.digest AS digest, m.trashed_at IS NOT NULL FROM above JOIN manifests m ON m.id = above.id JOIN repositories r ON r.id = m.repo_id
+				SELECT c.manifest_id FROM above CROSS JOIN manifests m ON m.id = above.id
+					CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = m.digest
+				LIMIT ?2)
+			SELECT m.id, r.name AS repo, m.digest AS digest, m.trashed_at IS NOT NULL FROM above CROSS JOIN manifests m ON m.id = above.id JOIN repositories r ON r.id = m.repo_id
 			UNION ALL
-			SELECT 0, r.name, '', 0 FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ?1 AND l.hidden = 0 AND NOT `+anyEdge+`
-			ORDER BY repo, digest`, blobID)
+			SELECT 0, r.name, '', 0 FROM place CROSS JOIN links l ON l.id = place.id JOIN repositories r ON r.id = l.repo_id WHERE l.hidden = 0 AND NOT `+anyEdge+`
+			ORDER BY repo, digest LIMIT ?2`, blobID, CountMax)
 		if err != nil {
 			return err
 		}
 		for i, id := range ids {
-			if err := tx.All(scanInto(&as[i].Tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY name", id); err != nil {
+			if err := tx.All(scanInto(&as[i].Tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY repo_id, name LIMIT ?", id, affectedTags); err != nil {
 				return err
 			}
 		}

@@ -81,6 +81,7 @@ const NoLimit = math.MaxInt64
 // were lost count as kept with reason "raced".
 func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 	var done Counts
+	var more bool
 	err := s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
 		c := collection{s: s, tx: tx, w: w}
 		c.done = w.Counts
@@ -93,9 +94,14 @@ func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 				return err
 			}
 		}
-		done = c.done
+		done, more = c.done, c.more
 		return nil
 	})
+	if err == nil && more {
+		// What was claimed is done, whatever becomes of this: the rows of the table
+		// kin stay, and the next run begins with them.
+		_ = s.FinishKin(ctx)
+	}
 	if err != nil {
 		return Counts{}, fmt.Errorf("collect: %w", err)
 	}
@@ -132,6 +138,7 @@ type collection struct {
 	tx   *sqldb.Tx
 	w    Work
 	done Counts
+	more bool // kin are left to settle
 }
 
 // leasedAfter is the time after which a lease must have ended to keep what it
@@ -183,11 +190,12 @@ func (c *collection) trash() error {
 			}
 			continue
 		}
-		err = c.s.trashManifest(c.tx, trashing{id: t.ID, repoID: t.RepoID, repo: t.Repo, digest: t.Digest,
+		more, err := c.s.trashManifest(c.tx, trashing{id: t.ID, repoID: t.RepoID, repo: t.Repo, digest: t.Digest,
 			reason: t.Reason, cause: string(t.Cause), actor: c.w.Actor, run: c.w.Run})
 		if err != nil {
 			return err
 		}
+		c.more = c.more || more
 		c.done.Trashed++
 	}
 	return nil
@@ -231,7 +239,7 @@ func (c *collection) remove() error {
 		repos = append(repos, repo)
 		return nil
 	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
-			AND NOT `+indexed+` AND `+manifestLease+` IS NULL
+			AND NOT `+indexed+` AND `+manifestLease+` IS NULL AND NOT EXISTS (SELECT 1 FROM kin WHERE manifest_id = m.id)
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
 		claims, before, c.leasedAfter())
 	if err != nil {

@@ -13,8 +13,10 @@
 //	              └─ uploads                     each owns a storage key until it hands it on
 //
 //	leases ── lease_digests                      digests that stay, with all below them
-//	nodes ─── node_uses                          what agents have reported; each node holds a lease
+//	nodes ─┬─ node_uses                          what agents have reported; each node holds a lease
+//	       └─ node_runs                          the images of it, apart since they may be megabytes
 //	preheats ── preheat_nodes; preheat_rules     images that nodes fetch ahead, and what pushes begin one
+//	kin                                          manifests some of whose children and referrers are to be settled
 //	reviews                                      what an event has put at risk: link, blob or manifest
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why
@@ -36,7 +38,12 @@
 //     confirmed to a client while nothing referenced it, nor before it lost its
 //     last living reference. The window counts from it (R3).
 //   - loose_at of a manifest is NULL exactly while a tag, a living index or its
-//     living subject keeps it, or while it is in the trash.
+//     living subject keeps it, or while it is in the trash. Only children and
+//     referrers that a row of kin has yet to reach may lag behind: see kinMax.
+//
+// No statement reads all of a table that grows, and no transaction of a request
+// or of a collection does work without a bound. Listings have connections of
+// their own and read in pieces (R17).
 //
 // version columns are the optimistic lock (R4): everything that confirms,
 // references or revives a row raises its version, and the collector's claim

@@ -135,41 +135,48 @@ func (s Scope) Has(repo int64) bool {
 // but a slash, ** for anything. The error is NotFound where a pattern without
 // wildcards names no repository.
 func (s *Store) RepoScope(ctx context.Context, pattern string) (scope Scope, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		scope, err = repoScope(tx, pattern)
-		return err
-	})
-	return scope, err
-}
-
-func repoScope(tx *sqldb.Tx, pattern string) (Scope, error) {
 	if pattern == "" {
 		return Scope{all: true}, nil
 	}
-	if !strings.ContainsAny(pattern, "*?[") {
+	wild := strings.IndexAny(pattern, "*?[\\")
+	if wild < 0 {
 		name, err := oci.ParseName(pattern)
 		if err != nil {
 			return Scope{}, err
 		}
-		id, err := repoID(tx, name)
-		return Scope{ids: []int64{id}}, err
+		err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+			id, err := repoID(tx, name)
+			scope = Scope{ids: []int64{id}}
+			return err
+		})
+		return scope, err
 	}
 	if _, err := path.Match(pattern, ""); err != nil {
 		return Scope{}, fault.New(fault.Invalid, "invalid repository pattern %q: want names with *, ** or ?", pattern)
 	}
-	var scope Scope
-	err := tx.All(func(rows *sql.Rows) error {
-		var id int64
-		var name string
-		if err := rows.Scan(&id, &name); err != nil {
+	last, end := pattern[:wild], pattern[:wild]+"\U0010ffff"
+	for more := true; more; {
+		err := s.db.List(ctx, func(tx *sqldb.Tx) error {
+			looked := 0
+			err := tx.All(func(rows *sql.Rows) error {
+				var id int64
+				if err := rows.Scan(&id, &last); err != nil {
+					return err
+				}
+				if looked++; matchRepo(pattern, last) {
+					scope.ids = append(scope.ids, id)
+				}
+				return nil
+			}, "SELECT id, name FROM repositories WHERE name >= ? AND name < ? ORDER BY name LIMIT ?", last, end, listChunk)
+			more = looked == listChunk
+			last += "\x00" // what comes after it
 			return err
+		})
+		if err != nil {
+			return Scope{}, err
 		}
-		if matchRepo(pattern, name) {
-			scope.ids = append(scope.ids, id)
-		}
-		return nil
-	}, "SELECT id, name FROM repositories")
-	return scope, err
+	}
+	return scope, nil
 }
 
 // matchRepo matches path.Match patterns part by part, with ** for any number of parts.

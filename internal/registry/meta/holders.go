@@ -43,7 +43,10 @@ func scanManifestAt(out *[]ManifestAt) func(*sql.Rows) error {
 // repository or, for repo "", in all; n at most.
 func (s *Store) FindManifests(ctx context.Context, repo oci.Name, d oci.Digest, n int) (ms []ManifestAt, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.digest = ?1 AND (?2 = '' OR r.name = ?2) ORDER BY r.name LIMIT ?3", string(d), string(repo), n)
+		if repo != "" {
+			return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE r.name = ? AND m.digest = ?", string(repo), string(d))
+		}
+		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests WHERE digest = ? LIMIT ?) ORDER BY r.name", string(d), n)
 	})
 	return ms, wrapFind(err)
 }
@@ -66,19 +69,27 @@ func (s *Store) FindTag(ctx context.Context, repo oci.Name, tag oci.Tag) (Manife
 	return ms[0], nil
 }
 
+// CountMax is where counts for people end; more is "at least so many".
+const CountMax = 10_000
+
 // AtRisk lists a repository's living manifests that no tag, index or subject
-// keeps, then those in the trash; n at most. The error is NotFound for an
-// unknown repository.
+// keeps, then those in the trash, each newest first; n at most. living and tags
+// count what it has, up to CountMax. The error is NotFound for an unknown
+// repository.
 func (s *Store) AtRisk(ctx context.Context, repo oci.Name, n int) (ms []ManifestAt, living, tags int64, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		id, err := repoID(tx, repo)
 		if err != nil {
 			return err
 		}
-		if err := tx.Row("SELECT (SELECT count(*) FROM manifests WHERE repo_id = ?1 AND trashed_at IS NULL), (SELECT count(*) FROM tags WHERE repo_id = ?1)", id).Scan(&living, &tags); err != nil {
+		if err := tx.Row(`SELECT (SELECT count(*) FROM (SELECT 1 FROM manifests WHERE repo_id = ?1 AND trashed_at IS NULL LIMIT ?2)),
+			(SELECT count(*) FROM (SELECT 1 FROM tags WHERE repo_id = ?1 LIMIT ?2))`, id, CountMax).Scan(&living, &tags); err != nil {
 			return err
 		}
-		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.repo_id = ? AND (m.loose_at IS NOT NULL OR m.trashed_at IS NOT NULL) ORDER BY m.trashed_at IS NOT NULL, m.id DESC LIMIT ?", id, n)
+		if err := tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests INDEXED BY manifests_untagged WHERE repo_id = ? AND loose_at IS NOT NULL ORDER BY id DESC LIMIT ?) ORDER BY m.id DESC", id, n); err != nil {
+			return err
+		}
+		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests INDEXED BY manifests_state WHERE repo_id = ? AND trashed_at IS NOT NULL ORDER BY trashed_at DESC LIMIT ?) ORDER BY m.trashed_at DESC, m.id DESC", id, n-len(ms))
 	})
 	return ms, living, tags, wrapFind(err)
 }
@@ -94,12 +105,16 @@ func (s *Store) FindLinks(ctx context.Context, repo oci.Name, d oci.Digest, n in
 		if err != nil {
 			return err
 		}
-		return tx.All(func(rows *sql.Rows) error {
+		scan := func(rows *sql.Rows) error {
 			var l LinkAt
 			err := rows.Scan(&l.ID, &l.Repo, &l.Hidden)
 			ls = append(ls, l)
 			return err
-		}, "SELECT l.id, r.name, l.hidden FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ?1 AND (?2 = '' OR r.name = ?2) ORDER BY r.name LIMIT ?3", blob, string(repo), n)
+		}
+		if repo != "" {
+			return tx.All(scan, "SELECT l.id, r.name, l.hidden FROM repositories r CROSS JOIN links l ON l.repo_id = r.id AND l.blob_id = ? WHERE r.name = ?", blob, string(repo))
+		}
+		return tx.All(scan, "SELECT l.id, r.name, l.hidden FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.id IN (SELECT id FROM links WHERE blob_id = ? LIMIT ?) ORDER BY r.name", blob, n)
 	})
 	return ls, blob, wrapFind(err)
 }
@@ -107,8 +122,8 @@ func (s *Store) FindLinks(ctx context.Context, repo oci.Name, d oci.Digest, n in
 // LinkUsers lists the manifests that need a link, living ones first, n at most.
 func (s *Store) LinkUsers(ctx context.Context, link int64, n int) (ms []ManifestAt, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		return tx.All(scanManifestAt(&ms), manifestAtColumns+`JOIN manifest_blobs e ON e.manifest_id = m.id WHERE e.link_id = ?
-			ORDER BY m.trashed_at IS NOT NULL, m.id LIMIT ?`, link, n)
+		return tx.All(scanManifestAt(&ms), manifestAtColumns+`WHERE m.id IN (SELECT manifest_id FROM manifest_blobs INDEXED BY manifest_blobs_link WHERE link_id = ? ORDER BY living DESC LIMIT ?)
+			ORDER BY m.trashed_at IS NOT NULL, m.id`, link, n)
 	})
 	return ms, wrapFind(err)
 }
@@ -123,11 +138,11 @@ type Holders struct {
 // Holders reads what keeps a manifest, n of a kind at most.
 func (s *Store) Holders(ctx context.Context, id int64, n int) (h Holders, err error) {
 	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
-		if err := tx.All(scanInto(&h.Tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY name LIMIT ?", id, n); err != nil {
+		if err := tx.All(scanInto(&h.Tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY repo_id, name LIMIT ?", id, n); err != nil {
 			return err
 		}
-		if err := tx.All(scanManifestAt(&h.Parents), manifestAtColumns+`JOIN manifest_children c ON c.manifest_id = m.id JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
-			WHERE k.id = ? AND m.trashed_at IS NULL ORDER BY m.id LIMIT ?`, id, n); err != nil {
+		if err := tx.All(scanManifestAt(&h.Parents), manifestAtColumns+`WHERE m.id IN (SELECT p.id FROM manifests k CROSS JOIN manifest_children c ON c.repo_id = k.repo_id AND c.child_digest = k.digest CROSS JOIN manifests p ON p.id = c.manifest_id
+			WHERE k.id = ? AND p.trashed_at IS NULL LIMIT ?) ORDER BY m.id`, id, n); err != nil {
 			return err
 		}
 		var subjects []ManifestAt

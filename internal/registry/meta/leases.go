@@ -162,31 +162,48 @@ func dropExpiredLeases(tx *sqldb.Tx, window int64) error {
 	return err
 }
 
-// Leases lists the leases that have not expired; holder "" lists all.
-func (s *Store) Leases(ctx context.Context, holder string) ([]Lease, error) {
-	var ls []Lease
-	err := s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+// LeasePage selects leases: of one holder, or a page of all.
+type LeasePage struct {
+	Holder  string // "": all
+	After   string // holder of the last lease of the page before
+	N       int    // leases at most
+	Digests int    // of each lease at most
+}
+
+// Leases lists the leases that have not expired, by holder, and reports whether
+// there are more.
+func (s *Store) Leases(ctx context.Context, p LeasePage) (ls []Lease, more bool, err error) {
+	err = s.db.ListSnapshot(ctx, func(tx *sqldb.Tx) error {
 		ls = []Lease{}
-		return tx.All(func(rows *sql.Rows) error {
-			var who string
+		from, to := p.After, "\U0010ffff" // beyond any holder
+		if p.Holder != "" {
+			from, to = "", p.Holder
+		}
+		if err := tx.All(func(rows *sql.Rows) error {
+			l := Lease{Digests: []oci.Digest{}}
 			var at int64
-			var d sql.NullString
-			if err := rows.Scan(&who, &at, &d); err != nil {
+			err := rows.Scan(&l.Holder, &at)
+			l.ExpiresAt = Time(at)
+			ls = append(ls, l)
+			return err
+		}, "SELECT holder, expires_at FROM leases WHERE holder > ? AND holder <= ? AND holder >= ? AND expires_at > ? ORDER BY holder LIMIT ?", from, to, p.Holder, tx.Now(), p.N+1); err != nil {
+			return err
+		}
+		if more = len(ls) > p.N; more {
+			ls = ls[:p.N]
+		}
+		for i := range ls {
+			if err := tx.All(scanInto(&ls[i].Digests), "SELECT digest FROM lease_digests WHERE holder = ? AND expires_at > ? ORDER BY digest LIMIT ?", ls[i].Holder, tx.Now(), p.Digests+1); err != nil {
 				return err
 			}
-			if len(ls) == 0 || ls[len(ls)-1].Holder != who {
-				ls = append(ls, Lease{Holder: who, ExpiresAt: Time(at), Digests: []oci.Digest{}})
+			if ls[i].Cut = len(ls[i].Digests) > p.Digests; ls[i].Cut {
+				ls[i].Digests = ls[i].Digests[:p.Digests]
 			}
-			if d.Valid {
-				last := &ls[len(ls)-1]
-				last.Digests = append(last.Digests, oci.Digest(d.String))
-			}
-			return nil
-		}, `SELECT l.holder, l.expires_at, d.digest FROM leases l LEFT JOIN lease_digests d ON d.holder = l.holder AND d.expires_at > ?1
-			WHERE l.expires_at > ?1 AND (?2 = '' OR l.holder = ?2) ORDER BY l.holder, d.digest`, tx.Now(), holder)
+		}
+		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list leases: %w", err)
+		return nil, false, fmt.Errorf("list leases: %w", err)
 	}
-	return ls, nil
+	return ls, more, nil
 }

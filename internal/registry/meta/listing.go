@@ -4,11 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
-
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -38,6 +38,36 @@ func page(tx *sqldb.Tx, n int, query string, args ...any) (names []string, more 
 		return names[:n], true, err
 	}
 	return names, false, err
+}
+
+// listChunk is how many rows a listing looks at in one go. After that it gives
+// its connection to the next listing.
+const listChunk = 2000
+
+// pages reads n names after last (n < 0: all) by calls of read, which reads on
+// from last, looks at so many rows at most, and returns where the next call goes
+// on, "" at the end.
+func (s *Store) pages(ctx context.Context, n int, last string, read func(tx *sqldb.Tx, last string, n int) ([]string, string, error)) (names []string, more bool, err error) {
+	names = []string{}
+	for {
+		chunk := listChunk
+		if n >= 0 {
+			chunk = min(listChunk, n+1)
+		}
+		err := s.db.List(ctx, func(tx *sqldb.Tx) error {
+			found, next, err := read(tx, last, chunk)
+			names, last = append(names, found...), next
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, false, err
+		case n >= 0 && len(names) > n:
+			return names[:n], true, nil
+		case last == "":
+			return names, false, nil
+		}
+	}
 }
 
 // tagList is what the cache knows of a repository's tags: all of them, or that
@@ -72,8 +102,9 @@ func (l *tagList) page(last string, n int) (names []string, more bool) {
 }
 
 // Tags lists a repository's tags in byte order after last, n of them at most
-// (n < 0: all). The list is shared with the cache: read only. The error is
-// NotFound for an unknown repository.
+// (n < 0: all). The list is shared with the cache: read only. It reads
+// listChunk rows at a time, so a long list is not of one moment, as if the
+// client had asked for pages. The error is NotFound for an unknown repository.
 func (s *Store) Tags(ctx context.Context, repo oci.Name, last string, n int) (tags []string, more bool, err error) {
 	key := string(repo)
 	l, ok, token := s.tags.get(key)
@@ -81,9 +112,10 @@ func (s *Store) Tags(ctx context.Context, repo oci.Name, last string, n int) (ta
 		tags, more = l.page(last, n)
 		return tags, more, nil
 	}
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		const query = "SELECT name FROM tags WHERE repo_id = ? AND name > ? ORDER BY name LIMIT ?"
-		id, err := repoID(tx, repo)
+	const query = "SELECT name FROM tags WHERE repo_id = ? AND name > ? ORDER BY name LIMIT ?"
+	var id int64
+	err = s.db.List(ctx, func(tx *sqldb.Tx) error {
+		id, err = repoID(tx, repo)
 		if err != nil {
 			return err
 		}
@@ -97,13 +129,19 @@ func (s *Store) Tags(ctx context.Context, repo oci.Name, last string, n int) (ta
 			}
 			s.tags.put(key, l, token)
 		}
-		if l.many {
-			tags, more, err = page(tx, n, query, id, last)
-			return err
-		}
-		tags, more = l.page(last, n)
 		return nil
 	})
+	if err == nil && l.many {
+		tags, more, err = s.pages(ctx, n, last, func(tx *sqldb.Tx, last string, n int) (names []string, next string, err error) {
+			names, more, err := page(tx, n, query, id, last)
+			if more {
+				next = names[len(names)-1]
+			}
+			return names, next, err
+		})
+	} else if err == nil {
+		tags, more = l.page(last, n)
+	}
 	if err != nil {
 		return nil, false, fmt.Errorf("list tags of %s: %w", repo, err)
 	}
@@ -118,11 +156,25 @@ func (s *Store) dropTags(tx *sqldb.Tx, repo oci.Name) {
 // Repositories lists the repositories that hold a living manifest, in byte
 // order after last, n of them at most (n < 0: all).
 func (s *Store) Repositories(ctx context.Context, last string, n int) (names []string, more bool, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		var err error
-		names, more, err = page(tx, n, `SELECT r.name AS name FROM repositories r WHERE r.name > ?
-			AND EXISTS (SELECT 1 FROM manifests m WHERE m.repo_id = r.id AND m.trashed_at IS NULL) ORDER BY r.name LIMIT ?`, last)
-		return err
+	names, more, err = s.pages(ctx, n, last, func(tx *sqldb.Tx, last string, n int) (names []string, next string, err error) {
+		// The limit is on the repositories that are looked at, not on those found.
+		looked := 0
+		err = tx.All(func(rows *sql.Rows) error {
+			var living bool
+			if err := rows.Scan(&next, &living); err != nil {
+				return err
+			}
+			looked++
+			if living {
+				names = append(names, next)
+			}
+			return nil
+		}, `SELECT r.name, EXISTS (SELECT 1 FROM manifests m WHERE m.repo_id = r.id AND m.trashed_at IS NULL)
+			FROM repositories r WHERE r.name > ? ORDER BY r.name LIMIT ?`, last, n)
+		if looked < n {
+			next = ""
+		}
+		return names, next, err
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("list repositories: %w", err)
@@ -130,37 +182,54 @@ func (s *Store) Repositories(ctx context.Context, last string, n int) (names []s
 	return names, more, nil
 }
 
-// Referrers lists the living manifests whose subject is d, by digest after
-// last, n of them at most (n < 0: all); artifactType "" lists all types.
-func (s *Store) Referrers(ctx context.Context, repo oci.Name, d oci.Digest, artifactType string, last oci.Digest, n int) (rs []v1.Descriptor, more bool, err error) {
-	limit := -1
-	if n >= 0 {
-		limit = n + 1
-	}
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		rs = []v1.Descriptor{}
-		return tx.All(func(rows *sql.Rows) error {
-			var r v1.Descriptor
-			var annotations sql.NullString
-			if err := rows.Scan(&r.MediaType, &r.Digest, &r.Size, &r.ArtifactType, &annotations); err != nil {
-				return err
-			}
-			if annotations.Valid {
-				if err := json.Unmarshal([]byte(annotations.String), &r.Annotations); err != nil {
-					return fmt.Errorf("annotations of %s: %w", r.Digest, err)
-				}
-			}
-			rs = append(rs, r)
-			return nil
-		}, `SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations FROM repositories r CROSS JOIN manifests m INDEXED BY manifests_subject ON m.repo_id = r.id
-			WHERE r.name = ?1 AND m.subject = ?2 AND m.trashed_at IS NULL AND m.digest > ?3 AND (?4 = '' OR m.artifact_type = ?4)
-			ORDER BY m.digest LIMIT ?5`, string(repo), string(d), string(last), artifactType, limit)
-	})
-	if err != nil {
-		return nil, false, fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
-	}
-	if n >= 0 && len(rs) > n {
-		return rs[:n], true, nil
-	}
-	return rs, false, nil
+// Referrer is a manifest that refers to a subject, as a descriptor in JSON.
+type Referrer struct {
+	MediaType    string          `json:"mediaType"`
+	Digest       oci.Digest      `json:"digest"`
+	Size         int64           `json:"size"` // bytes
+	ArtifactType string          `json:"artifactType,omitempty"`
+	Annotations  json.RawMessage `json:"annotations,omitempty"` // an object of texts
 }
+
+// Referrers yields the living manifests whose subject is d, by digest after
+// last; artifactType "" selects all types. It holds one of them at a time, since
+// their annotations may have megabytes each, and these are valid until the next. The caller must not keep a connection
+// waiting: yield neither blocks nor asks this store.
+func (s *Store) Referrers(ctx context.Context, repo oci.Name, d oci.Digest, artifactType string, last oci.Digest) iter.Seq2[Referrer, error] {
+	return func(yield func(Referrer, error) bool) {
+		for more := true; more; {
+			looked := 0
+			err := s.db.List(ctx, func(tx *sqldb.Tx) error {
+				return tx.All(func(rows *sql.Rows) error {
+					var r Referrer
+					var living bool
+					var annotations sql.RawBytes
+					if err := rows.Scan(&r.MediaType, &r.Digest, &r.Size, &r.ArtifactType, &living, &annotations); err != nil {
+						return err
+					}
+					looked, last = looked+1, r.Digest
+					if !living || artifactType != "" && r.ArtifactType != artifactType {
+						return nil
+					}
+					r.Annotations = json.RawMessage(annotations)
+					if !yield(r, nil) {
+						return errEnough
+					}
+					return nil
+				}, `SELECT m.media_type, m.digest, m.size, m.artifact_type, m.trashed_at IS NULL, m.annotations FROM repositories r CROSS JOIN manifests m INDEXED BY manifests_subject ON m.repo_id = r.id
+					WHERE r.name = ? AND m.subject = ? AND m.digest > ? ORDER BY m.digest LIMIT ?`, string(repo), string(d), string(last), listChunk)
+			})
+			if errors.Is(err, errEnough) {
+				return
+			}
+			if err != nil {
+				yield(Referrer{}, fmt.Errorf("list referrers of %s in %s: %w", d, repo, err))
+				return
+			}
+			more = looked == listChunk
+		}
+	}
+}
+
+// errEnough ends a listing whose caller wants no more.
+var errEnough = errors.New("enough")

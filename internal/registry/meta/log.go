@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
@@ -27,21 +28,26 @@ func logDeletions(tx *sqldb.Tx, run int64, actor string, ds []Deletion) error {
 	return nil
 }
 
+// orLast is the id below which a page of a history begins; 0 is the end.
+func orLast(before int64) int64 {
+	if before == 0 {
+		return math.MaxInt64
+	}
+	return before
+}
+
 // Deletions lists the deletion log, newest first: n records with an id below
 // before (0 = from the end), of one digest or one run where these are given.
 func (s *Store) Deletions(ctx context.Context, digest string, run int64, before int64, n int) ([]Deletion, error) {
 	var ds []Deletion
-	where, args := "", []any{}
+	where, args := "id < ?", []any{orLast(before)}
 	if digest != "" {
 		where, args = where+" AND digest = ?", append(args, digest)
 	}
 	if run != 0 {
 		where, args = where+" AND run_id = ?", append(args, run)
 	}
-	if before != 0 {
-		where, args = where+" AND id < ?", append(args, before)
-	}
-	err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.List(ctx, func(tx *sqldb.Tx) error {
 		ds = []Deletion{}
 		return tx.All(func(rows *sql.Rows) error {
 			var d Deletion
@@ -53,7 +59,7 @@ func (s *Store) Deletions(ctx context.Context, digest string, run int64, before 
 			d.At, d.RunID = Time(at), run.Int64
 			ds = append(ds, d)
 			return nil
-		}, "SELECT id, at, kind, act, repo, digest, bytes, reason, actor, run_id FROM deletions WHERE 1"+where+" ORDER BY id DESC LIMIT ?", append(args, n)...)
+		}, "SELECT id, at, kind, act, repo, digest, bytes, reason, actor, run_id FROM deletions WHERE "+where+" ORDER BY id DESC LIMIT ?", append(args, n)...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list deletions: %w", err)

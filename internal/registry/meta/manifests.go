@@ -120,6 +120,7 @@ func (s *Store) dropManifests(tx *sqldb.Tx, repo oci.Name, refs ...string) {
 // the missing digests as detail, or MANIFEST_INVALID where a blob's size is not
 // the descriptor's.
 func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err error) {
+	var more bool
 	err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		repo, err := ensureRepo(tx, p.Repo)
 		if err != nil {
@@ -142,15 +143,17 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		s.dropPush(tx, p)
-		kin, err := looseKinOf(tx, repo, id, p.Digest)
-		if err != nil {
+		if err := s.settle(tx, p.Repo, append(losers, id)); err != nil {
 			return err
 		}
-		if err := s.settle(tx, p.Repo, append(append(losers, id), kin...)); err != nil {
+		if more, err = s.settleKin(tx, kinship{id: id, repoID: repo, repo: p.Repo, digest: p.Digest}); err != nil {
 			return err
 		}
 		return s.preheatPushed(tx, p)
 	})
+	if err == nil && more {
+		err = s.finishKin(ctx, s.db.Write)
+	}
 	if err != nil {
 		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)
 	}
@@ -363,41 +366,8 @@ func writeTags(tx *sqldb.Tx, repo, id int64, tags []oci.Tag) (losers []int64, er
 	return losers, nil
 }
 
-// kinOf lists the living manifests that manifest id keeps while it lives: the
-// children of an index, and the referrers of a subject.
-func kinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) ([]int64, error) {
-	children, err := childrenOf(tx, id)
-	if err != nil {
-		return nil, err
-	}
-	referrers, err := referrersOf(tx, repo, d)
-	return append(children, referrers...), err
-}
-
-// looseKinOf lists those of kinOf that nothing has kept so far.
-func looseKinOf(tx *sqldb.Tx, repo, id int64, d oci.Digest) (kin []int64, err error) {
-	err = tx.All(scanInto(&kin), `SELECT k.id FROM manifest_children c CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
-			WHERE c.manifest_id = ?1 AND k.trashed_at IS NULL AND (k.loose_at IS NOT NULL OR k.orphaned_at IS NOT NULL)
-		UNION ALL
-		SELECT k.id FROM manifests k WHERE k.repo_id = ?2 AND k.subject = ?3 AND k.trashed_at IS NULL AND (k.loose_at IS NOT NULL OR k.orphaned_at IS NOT NULL)`,
-		id, repo, string(d))
-	if err != nil {
-		return nil, fmt.Errorf("list loose children and referrers: %w", err)
-	}
-	return kin, nil
-}
-
-func childrenOf(tx *sqldb.Tx, id int64) (children []int64, err error) {
-	err = tx.All(scanInto(&children), `SELECT k.id FROM manifest_children c CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest
-		WHERE c.manifest_id = ? AND k.trashed_at IS NULL`, id)
-	if err != nil {
-		return nil, fmt.Errorf("list children: %w", err)
-	}
-	return children, nil
-}
-
 func referrersOf(tx *sqldb.Tx, repo int64, d oci.Digest) (referrers []int64, err error) {
-	err = tx.All(scanInto(&referrers), "SELECT k.id FROM manifests k WHERE k.repo_id = ? AND k.subject = ? AND k.trashed_at IS NULL", repo, string(d))
+	err = tx.All(scanInto(&referrers), "SELECT k.id FROM manifests k INDEXED BY manifests_subject WHERE k.repo_id = ? AND k.subject = ? AND k.trashed_at IS NULL", repo, string(d))
 	if err != nil {
 		return nil, fmt.Errorf("list referrers: %w", err)
 	}
@@ -494,6 +464,7 @@ func (s *Store) DeleteTag(ctx context.Context, repo oci.Name, tag oci.Tag, actor
 // DeleteManifest moves a manifest to the trash and its tags' names with it.
 // The error is NotFound where the repository does not serve it.
 func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest, actor string) error {
+	var more bool
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		repoID, err := repoID(tx, repo)
 		if err != nil {
@@ -507,8 +478,12 @@ func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest,
 		if err != nil {
 			return err
 		}
-		return s.trashManifest(tx, trashing{id: id, repoID: repoID, repo: repo, digest: d, reason: "deleted by a client", actor: actor})
+		more, err = s.trashManifest(tx, trashing{id: id, repoID: repoID, repo: repo, digest: d, reason: "deleted by a client", actor: actor})
+		return err
 	})
+	if err == nil && more {
+		err = s.finishKin(ctx, s.db.Relieve)
+	}
 	if err != nil {
 		return fmt.Errorf("delete manifest %s of %s: %w", d, repo, err)
 	}
@@ -530,48 +505,51 @@ type trashing struct {
 // transaction of the deletion: its tags go and their names are kept, blobs that
 // lose their last living reference begin their window now, children and
 // referrers that nothing else keeps become orphans and are put up for review.
-func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) error {
+//
+// more reports that some of these are left to finishKin.
+func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) (more bool, err error) {
 	tags := []string{}
-	err := tx.All(scanInto(&tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY name", t.id)
+	err = tx.All(scanInto(&tags), "SELECT name FROM tags WHERE manifest_id = ? ORDER BY repo_id, name", t.id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	names, err := json.Marshal(tags)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if _, err := tx.Exec("DELETE FROM tags WHERE manifest_id = ?", t.id); err != nil {
-		return err
+		return false, err
 	}
 	var size int64
 	if err := tx.Row(`UPDATE manifests SET trashed_at = ?, loose_at = NULL, orphaned_at = NULL, orphan_reason = NULL, version = version + 1
 		WHERE id = ? RETURNING size`, tx.Now(), t.id).Scan(&size); err != nil {
-		return fmt.Errorf("trash manifest: %w", err)
+		return false, fmt.Errorf("trash manifest: %w", err)
 	}
 	if _, err := tx.Exec("INSERT INTO trash (manifest_id, trashed_at, tags, reason, cause, actor) VALUES (?, ?, ?, ?, ?, ?)",
 		t.id, tx.Now(), string(names), t.reason, t.cause, t.actor); err != nil {
-		return fmt.Errorf("trash manifest: %w", err)
+		return false, fmt.Errorf("trash manifest: %w", err)
 	}
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", t.id); err != nil {
-		return err
+		return false, err
 	}
 	if _, err := tx.Exec("UPDATE manifest_blobs SET living = 0 WHERE manifest_id = ?", t.id); err != nil {
-		return err
+		return false, err
 	}
 	if err := renewBelow(tx, t.id); err != nil {
-		return err
+		return false, err
 	}
 	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
 		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
-		return fmt.Errorf("begin the window of its blobs: %w", err)
+		return false, fmt.Errorf("begin the window of its blobs: %w", err)
 	}
-	if err := s.orphanKin(tx, t); err != nil {
-		return err
+	more, err = s.settleKin(tx, kinship{id: t.id, repoID: t.repoID, repo: t.repo, digest: t.digest, trashed: true, run: t.run})
+	if err != nil {
+		return false, err
 	}
 	if err := s.dropTrashed(tx, t, tags); err != nil {
-		return err
+		return false, err
 	}
-	return logDeletions(tx, t.run, t.actor, []Deletion{{Kind: "manifest", Act: "trashed", Repo: string(t.repo), Digest: string(t.digest), Bytes: size, Reason: t.reason}})
+	return more, logDeletions(tx, t.run, t.actor, []Deletion{{Kind: "manifest", Act: "trashed", Repo: string(t.repo), Digest: string(t.digest), Bytes: size, Reason: t.reason}})
 }
 
 // renewBelow begins the time in the trash anew of what is there already and was
@@ -608,32 +586,6 @@ func (s *Store) dropTrashed(tx *sqldb.Tx, t trashing, tags []string) error {
 	s.dropManifests(tx, t.repo, append(tags, string(t.digest))...)
 	s.dropTags(tx, t.repo)
 	return s.dropBlobsOf(tx, t.repo, t.id)
-}
-
-func (s *Store) orphanKin(tx *sqldb.Tx, t trashing) error {
-	kin, err := kinOf(tx, t.repoID, t.id, t.digest)
-	if err != nil || len(kin) == 0 {
-		return err
-	}
-	// Marked before they are settled: those that an index or a subject still
-	// keeps lose the mark at once, those that only a tag keeps carry it.
-	list := sqldb.List(kin)
-	if _, err := tx.Exec(`UPDATE manifests SET orphaned_at = ?, orphan_reason = ?, version = version + 1
-		WHERE id IN (SELECT a FROM `+sqldb.Each+`)`, tx.Now(), string(t.digest), list); err != nil {
-		return fmt.Errorf("mark orphans: %w", err)
-	}
-	// A review of an earlier deletion is renewed: its time counts from this one.
-	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
-		return fmt.Errorf("renew reviews: %w", err)
-	}
-	if err := s.settle(tx, t.repo, kin); err != nil {
-		return err
-	}
-	if t.run == 0 {
-		return nil
-	}
-	_, err = tx.Exec("UPDATE reviews SET run_id = ? WHERE kind = 'manifest' AND target IN (SELECT a FROM "+sqldb.Each+")", t.run, list)
-	return err
 }
 
 // dropTagsOf drops a manifest's tags from the cache.

@@ -49,6 +49,11 @@ const (
 	// made longer, so that a renewal that finds it still long enough writes one
 	// row and not one for each digest.
 	nodeSlack = 8
+	// nodeHeldMax bounds the images that incomplete reports have not named and that
+	// are still shown. The leases of what is not shown stay until their end.
+	nodeHeldMax = 20_000
+	// nodeRunsListed is how many images of a node a list shows.
+	nodeRunsListed = 5
 	// nodeMemory is how long a node is remembered whose lease is over, in ms.
 	nodeMemory = 30 * 24 * 3600 * 1000
 )
@@ -59,7 +64,16 @@ type nodeRow struct {
 	instance, print      string
 	superseded           []string
 	seq, kept, firstSeen int64
-	runs                 []nodeapi.Running
+	digests              int64 // that its lease is on
+}
+
+// heldRun is an image that a node has, or had, in use. An incomplete report
+// does not let go of what it does not name, but does not renew it either: that
+// stays for a grace after the last report that named it, as if the node had been
+// silent. So reports that stay incomplete do not pile up all that ever ran.
+type heldRun struct {
+	nodeapi.Running
+	Kept int64 `json:"kept"` // when what it names may go, in ms
 }
 
 // nodeReport is a report on its way in.
@@ -170,7 +184,7 @@ func (s *Store) addNodeUses(ctx context.Context, n nodeReport) error {
 // more than a lease.
 func (s *Store) addSomeUses(ctx context.Context, n nodeReport, chunk []oci.Digest) (known bool, err error) {
 	err = s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
-		row, err := readNodeHead(tx, n.Node)
+		row, err := readNode(tx, n.Node)
 		if err != nil {
 			return err
 		}
@@ -201,23 +215,12 @@ func (n nodeReport) putUses(tx *sqldb.Tx, digests []oci.Digest) error {
 	return err
 }
 
-func readNode(tx *sqldb.Tx, name string) (nodeRow, error) {
-	row, err := readNodeHead(tx, name)
-	if err != nil || !row.found {
-		return row, err
-	}
-	var runs string
-	if err := tx.Row("SELECT runs FROM nodes WHERE name = ?", name).Scan(&runs); err != nil {
-		return row, err
-	}
-	return row, json.Unmarshal([]byte(runs), &row.runs)
-}
-
-// readNodeHead leaves out what the node runs, which may be much.
-func readNodeHead(tx *sqldb.Tx, name string) (row nodeRow, err error) {
+// readNode reads what a report is judged by, without what the node runs, which
+// may be much.
+func readNode(tx *sqldb.Tx, name string) (row nodeRow, err error) {
 	var superseded string
-	err = tx.Row("SELECT instance, print, superseded, seq, kept_until, first_seen FROM nodes WHERE name = ?", name).
-		Scan(&row.instance, &row.print, &superseded, &row.seq, &row.kept, &row.firstSeen)
+	err = tx.Row("SELECT instance, print, superseded, seq, kept_until, first_seen, digests FROM nodes WHERE name = ?", name).
+		Scan(&row.instance, &row.print, &superseded, &row.seq, &row.kept, &row.firstSeen, &row.digests)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nodeRow{firstSeen: tx.Now()}, nil
 	}
@@ -226,6 +229,26 @@ func readNodeHead(tx *sqldb.Tx, name string) (row nodeRow, err error) {
 	}
 	row.found = true
 	return row, json.Unmarshal([]byte(superseded), &row.superseded)
+}
+
+func readRuns(tx *sqldb.Tx, name string, kept int64) (held []heldRun, err error) {
+	var text string
+	err = tx.Row("SELECT runs FROM node_runs WHERE name = ?", name).Scan(&text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(text), &held); err != nil {
+		return nil, fmt.Errorf("read what node %s runs: %w", name, err)
+	}
+	for i := range held {
+		if held[i].Kept == 0 { // written before there was this field
+			held[i].Kept = kept
+		}
+	}
+	return held, nil
 }
 
 // judge refuses what is older than what is known. Who is newer is never told by
@@ -254,28 +277,34 @@ func (n nodeReport) accept(tx *sqldb.Tx) (a nodeapi.Accepted, changed bool, err 
 	if err := row.judge(n.Report); err != nil {
 		return a, false, err
 	}
-	kept, runs := row.kept, row.runs
 	changed = !row.found || row.instance != n.Instance || row.print != n.print
+	hold := !row.reaches(n, tx.Now())
+	var old []heldRun
 	if row.found && row.instance != n.Instance {
 		if err := supersede(tx, n.holder, row.instance); err != nil {
 			return a, false, err
 		}
 		row.superseded = append(row.superseded, row.instance)
 		row.superseded = row.superseded[max(0, len(row.superseded)-nodeFormerMax):]
-		row.runs = nil
-	}
-	if !row.reaches(n, tx.Now()) {
-		kept = n.kept
-		if runs, err = n.hold(tx, row); err != nil {
+	} else if hold && !n.Complete {
+		if old, err = readRuns(tx, n.Node, row.kept); err != nil {
 			return a, false, err
 		}
 	}
-	if err := n.write(tx, row, runs, kept); err != nil {
+	var runs []heldRun // nil: as they are
+	if hold {
+		row.kept = n.kept
+		if runs, err = n.hold(tx, old); err != nil {
+			return a, false, err
+		}
+		if err := tx.Row("SELECT count(*) FROM lease_digests WHERE holder = ? AND expires_at > ?", n.holder, tx.Now()).Scan(&row.digests); err != nil {
+			return a, false, err
+		}
+	}
+	if err := n.write(tx, row, runs); err != nil {
 		return a, false, err
 	}
-	a = nodeapi.Accepted{Node: n.Node, Seq: n.Seq, FreshUntil: Time(tx.Now() + n.TTLSeconds*1000), KeptUntil: Time(kept)}
-	err = tx.Row("SELECT count(*) FROM lease_digests WHERE holder = ? AND expires_at > ?", n.holder, tx.Now()).Scan(&a.Digests)
-	return a, changed, err
+	return nodeapi.Accepted{Node: n.Node, Seq: n.Seq, Digests: row.digests, FreshUntil: Time(tx.Now() + n.TTLSeconds*1000), KeptUntil: Time(row.kept)}, changed, nil
 }
 
 // supersede gives the lease of an installation a holder of its own, under which
@@ -297,24 +326,19 @@ func supersede(tx *sqldb.Tx, holder, instance string) error {
 }
 
 // hold makes the lease what the report says, and returns what the node runs by
-// it.
-func (n nodeReport) hold(tx *sqldb.Tx, row nodeRow) ([]nodeapi.Running, error) {
+// it. old is what it ran before, if the report is incomplete.
+func (n nodeReport) hold(tx *sqldb.Tx, old []heldRun) ([]heldRun, error) {
 	before, err := setLease(tx, n.holder, n.kept)
 	if err != nil {
 		return nil, err
 	}
-	runs, digests, dropped := n.runs, n.digests, int64(0)
-	if !n.Complete {
-		runs = n.withOld(row.runs)
-		digests = nil
-		for _, r := range runs {
-			digests = append(digests, r.Digests...)
-		}
-	} else {
-		if dropped, err = leaseOnly(tx, n.holder, digests); err != nil {
-			return nil, err
-		}
-		if _, err := tx.Exec("DELETE FROM node_uses WHERE holder = ? AND digest NOT IN (SELECT a FROM "+sqldb.Each+")", n.holder, sqldb.List(digests)); err != nil {
+	if err := n.lease(tx); err != nil {
+		return nil, err
+	}
+	dropped := int64(0)
+	if n.Complete {
+		// All that is named ends at n.kept by now.
+		if dropped, err = tx.Exec("UPDATE lease_digests SET expires_at = ?1 WHERE holder = ?2 AND expires_at > ?1 AND expires_at <> ?3", tx.Now(), n.holder, n.kept); err != nil {
 			return nil, err
 		}
 	}
@@ -323,45 +347,77 @@ func (n nodeReport) hold(tx *sqldb.Tx, row nodeRow) ([]nodeapi.Running, error) {
 			return nil, err
 		}
 	}
-	if err := leaseAlso(tx, n.holder, digests, n.kept); err != nil {
+	if _, err := tx.Exec(`DELETE FROM node_uses WHERE holder = ?1
+		AND NOT EXISTS (SELECT 1 FROM lease_digests d WHERE d.holder = ?1 AND d.digest = node_uses.digest AND d.expires_at > ?2)`, n.holder, tx.Now()); err != nil {
 		return nil, err
 	}
-	return runs, n.putUses(tx, n.digests)
+	return n.withOld(old, tx.Now()), nil
 }
 
-// withOld is what an incomplete report says and what it does not speak of.
-func (n nodeReport) withOld(old []nodeapi.Running) []nodeapi.Running {
+// lease has the lease cover what the report names, unless addNodeUses has seen
+// to that.
+func (n nodeReport) lease(tx *sqldb.Tx) error {
+	if len(n.digests) > nodeChunk {
+		var have int
+		if err := tx.Row("SELECT count(*) FROM lease_digests WHERE holder = ? AND expires_at = ?", n.holder, n.kept).Scan(&have); err != nil || have == len(n.digests) {
+			return err
+		}
+	}
+	if err := leaseAlso(tx, n.holder, n.digests, n.kept); err != nil {
+		return err
+	}
+	return n.putUses(tx, n.digests)
+}
+
+// withOld is what the report says, and of what was there before what it does not
+// speak of and what has not ended.
+func (n nodeReport) withOld(old []heldRun, now int64) []heldRun {
 	named := map[oci.Digest]bool{}
 	for _, d := range n.digests {
 		named[d] = true
 	}
-	runs := slices.Clone(n.runs)
+	runs := make([]heldRun, 0, len(n.runs))
+	for _, r := range n.runs {
+		runs = append(runs, heldRun{r, n.kept})
+	}
+	most := len(runs) + nodeHeldMax
 	for _, r := range old {
-		if slices.ContainsFunc(r.Digests, func(d oci.Digest) bool { return !named[d] }) {
+		if r.Kept > now && len(runs) < most && slices.ContainsFunc(r.Digests, func(d oci.Digest) bool { return !named[d] }) {
 			runs = append(runs, r)
 		}
 	}
 	return runs
 }
 
-func (n nodeReport) write(tx *sqldb.Tx, row nodeRow, runs []nodeapi.Running, kept int64) error {
-	values := []any{n.Node, n.Instance, nil, n.Seq, n.Version, n.Complete, nil, nil, nil, n.print, row.firstSeen, tx.Now(), tx.Now() + n.TTLSeconds*1000, kept, nil, n.Swarm}
+// write writes the node's row, and what it runs unless runs is nil.
+func (n nodeReport) write(tx *sqldb.Tx, row nodeRow, runs []heldRun) error {
+	values := []any{n.Node, n.Instance, nil, n.Seq, n.Version, n.Complete, nil, nil, nil, n.print, row.firstSeen, tx.Now(), tx.Now() + n.TTLSeconds*1000, row.kept, nil, n.Swarm, row.digests, len(runs)}
 	labels := n.Labels
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	for i, v := range map[int]any{2: append([]string{}, row.superseded...), 6: n.Runtimes, 7: n.Cache, 8: append([]nodeapi.Running{}, runs...), 14: labels} {
+	listed := append([]heldRun{}, runs[:min(len(runs), nodeRunsListed)]...)
+	for i, v := range map[int]any{2: append([]string{}, row.superseded...), 6: n.Runtimes, 7: n.Cache, 8: listed, 14: labels} {
 		content, err := json.Marshal(v)
 		if err != nil {
 			return err
 		}
 		values[i] = string(content)
 	}
-	_, err := tx.Exec(`INSERT INTO nodes (name, instance, superseded, seq, version, complete, runtimes, cache, runs, print, first_seen, seen_at, fresh_until, kept_until, labels, swarm)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	_, err := tx.Exec(`INSERT INTO nodes (name, instance, superseded, seq, version, complete, runtimes, cache, runs, print, first_seen, seen_at, fresh_until, kept_until, labels, swarm, digests, images)
+		VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
 		ON CONFLICT (name) DO UPDATE SET instance = excluded.instance, superseded = excluded.superseded, seq = excluded.seq, version = excluded.version,
-			complete = excluded.complete, runtimes = excluded.runtimes, cache = excluded.cache, runs = excluded.runs, print = excluded.print,
-			seen_at = excluded.seen_at, fresh_until = excluded.fresh_until, kept_until = excluded.kept_until, labels = excluded.labels, swarm = excluded.swarm`, values...)
+			complete = excluded.complete, runtimes = excluded.runtimes, cache = excluded.cache, print = excluded.print, seen_at = excluded.seen_at,
+			fresh_until = excluded.fresh_until, kept_until = excluded.kept_until, labels = excluded.labels, swarm = excluded.swarm, digests = excluded.digests,
+			runs = iif(?19, excluded.runs, runs), images = iif(?19, excluded.images, images)`, append(values, runs != nil)...)
+	if err != nil || runs == nil {
+		return err
+	}
+	content, err := json.Marshal(runs)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec("INSERT INTO node_runs (name, runs) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET runs = excluded.runs", n.Node, string(content))
 	return err
 }
 
@@ -378,7 +434,8 @@ func (s *Store) DeleteNode(ctx context.Context, name string) error {
 		}
 		var holders []string
 		former := nodeHolder + name + nodeFormer
-		if err := tx.All(scanInto(&holders), "SELECT holder FROM leases WHERE holder = ? OR substr(holder, 1, ?) = ?", nodeHolder+name, len(former), former); err != nil {
+		if err := tx.All(scanInto(&holders), "SELECT holder FROM leases WHERE holder = ? UNION ALL SELECT holder FROM leases WHERE holder > ? AND holder < ?",
+			nodeHolder+name, former, former+"\U0010ffff"); err != nil {
 			return err
 		}
 		for _, h := range holders {
@@ -408,42 +465,70 @@ func dropGoneNodes(tx *sqldb.Tx) error {
 	return err
 }
 
-// Nodes lists the nodes that have reported, by name; name "" lists all, each
-// with so many at most of what it runs.
-func (s *Store) Nodes(ctx context.Context, name string, runs int) (ns []nodeapi.Node, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		ns = []nodeapi.Node{}
-		return tx.All(func(rows *sql.Rows) error {
-			n, err := scanNode(rows, tx.Now())
-			if err != nil {
+const nodeColumns = "SELECT name, instance, seq, version, labels, complete, runtimes, cache, runs, first_seen, seen_at, fresh_until, kept_until, swarm, digests, images FROM nodes "
+
+// Nodes lists n nodes that have reported, by name after the given one, each
+// with the first few of what it runs, and whether there are more.
+func (s *Store) Nodes(ctx context.Context, after string, n int) (ns []nodeapi.Node, more bool, err error) {
+	ns = []nodeapi.Node{}
+	for len(ns) <= n {
+		found := 0
+		err = s.db.List(ctx, func(tx *sqldb.Tx) error {
+			return tx.All(func(rows *sql.Rows) error {
+				node, _, err := scanNode(rows.Scan, tx.Now())
+				found, ns, after = found+1, append(ns, node), node.Name
 				return err
-			}
-			n.Runs = n.Runs[:min(runs, len(n.Runs))]
-			ns = append(ns, n)
-			return nil
-		}, `SELECT name, instance, seq, version, labels, complete, runtimes, cache, runs, first_seen, seen_at, fresh_until, kept_until, swarm,
-				(SELECT count(*) FROM lease_digests d WHERE d.holder = ?1 || n.name AND d.expires_at > ?2)
-			FROM nodes n WHERE ?3 = '' OR name = ?3 ORDER BY name`, nodeHolder, tx.Now(), name)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
+			}, nodeColumns+"WHERE name > ? ORDER BY name LIMIT ?", after, min(nodesChunk, n+1-len(ns)))
+		})
+		if err != nil {
+			return nil, false, fmt.Errorf("list nodes: %w", err)
+		}
+		if found == 0 {
+			return ns, false, nil
+		}
 	}
-	if name != "" && len(ns) == 0 {
-		return nil, nodeUnknown(name)
-	}
-	return ns, nil
+	return ns[:n], true, nil
 }
 
-func scanNode(rows *sql.Rows, now int64) (n nodeapi.Node, err error) {
+// nodesChunk is how many nodes a list reads in one go.
+const nodesChunk = 500
+
+// Node reads a node, with all that it runs. The error is NotFound.
+func (s *Store) Node(ctx context.Context, name string) (n nodeapi.Node, err error) {
+	err = s.db.ListSnapshot(ctx, func(tx *sqldb.Tx) error {
+		var kept int64
+		n, kept, err = scanNode(tx.Row(nodeColumns+"WHERE name = ?", name).Scan, tx.Now())
+		if errors.Is(err, sql.ErrNoRows) {
+			return nodeUnknown(name)
+		}
+		if err != nil {
+			return err
+		}
+		held, err := readRuns(tx, name, kept)
+		n.Runs = make([]nodeapi.Running, 0, len(held))
+		for _, r := range held {
+			if r.Kept > tx.Now() || r.Kept >= kept {
+				n.Runs = append(n.Runs, r.Running)
+			}
+		}
+		n.Images = int64(len(n.Runs))
+		return err
+	})
+	if err != nil {
+		return nodeapi.Node{}, fmt.Errorf("read node %s: %w", name, err)
+	}
+	return n, nil
+}
+
+func scanNode(scan func(...any) error, now int64) (n nodeapi.Node, kept int64, err error) {
 	var labels, runtimes, cache, runs string
-	var first, seen, fresh, kept int64
-	if err := rows.Scan(&n.Name, &n.Instance, &n.Seq, &n.Version, &labels, &n.Complete, &runtimes, &cache, &runs, &first, &seen, &fresh, &kept, &n.Swarm, &n.Digests); err != nil {
-		return n, err
+	var first, seen, fresh int64
+	if err := scan(&n.Name, &n.Instance, &n.Seq, &n.Version, &labels, &n.Complete, &runtimes, &cache, &runs, &first, &seen, &fresh, &kept, &n.Swarm, &n.Digests, &n.Images); err != nil {
+		return n, 0, err
 	}
 	if err := errors.Join(json.Unmarshal([]byte(labels), &n.Labels), json.Unmarshal([]byte(runtimes), &n.Runtimes), json.Unmarshal([]byte(cache), &n.Cache), json.Unmarshal([]byte(runs), &n.Runs)); err != nil {
-		return n, fmt.Errorf("read node %s: %w", n.Name, err)
+		return n, 0, fmt.Errorf("read node %s: %w", n.Name, err)
 	}
-	n.Images = int64(len(n.Runs))
 	n.FirstSeen, n.SeenAt, n.FreshUntil, n.KeptUntil = Time(first), Time(seen), Time(fresh), Time(kept)
 	switch {
 	case now < fresh:
@@ -451,26 +536,51 @@ func scanNode(rows *sql.Rows, now int64) (n nodeapi.Node, err error) {
 	case now < kept:
 		n.State = nodeapi.StateLate
 	default:
-		n.State = nodeapi.StateGone
+		n.State, n.Digests = nodeapi.StateGone, 0
 	}
-	return n, nil
+	return n, kept, nil
 }
 
 // NodeStats are the numbers of nodes by state, and of digests that stay for
 // them.
 type NodeStats struct{ Fresh, Late, Gone, Digests int64 }
 
-// NodeStats reads them.
-func (s *Store) NodeStats(ctx context.Context) (st NodeStats, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		return tx.Row(`SELECT coalesce(sum(fresh_until > ?1), 0), coalesce(sum(fresh_until <= ?1 AND kept_until > ?1), 0), coalesce(sum(kept_until <= ?1 AND fresh_until <= ?1), 0),
-			(SELECT count(DISTINCT digest) FROM lease_digests WHERE substr(holder, 1, 5) = 'node:' AND expires_at > ?1) FROM nodes`, tx.Now()).
-			Scan(&st.Fresh, &st.Late, &st.Gone, &st.Digests)
-	})
+// NodeStats reads them. Of many nodes they may be some seconds old.
+func (s *Store) NodeStats(ctx context.Context) (NodeStats, error) {
+	st, err := s.nodeStats.get(s.Now, func() (NodeStats, bool, error) { return s.countNodes(ctx) })
 	if err != nil {
 		return NodeStats{}, fmt.Errorf("count nodes: %w", err)
 	}
 	return st, nil
+}
+
+func (s *Store) countNodes(ctx context.Context) (st NodeStats, long bool, err error) {
+	for after, more := "", true; more; {
+		err := s.db.List(ctx, func(tx *sqldb.Tx) error {
+			more = false
+			return tx.All(func(rows *sql.Rows) error {
+				more = true
+				var fresh, kept int64
+				if err := rows.Scan(&after, &fresh, &kept); err != nil {
+					return err
+				}
+				switch now := tx.Now(); {
+				case now < fresh:
+					st.Fresh++
+				case now < kept:
+					st.Late++
+				default:
+					st.Gone++
+				}
+				return nil
+			}, "SELECT name, fresh_until, kept_until FROM nodes WHERE name > ? ORDER BY name LIMIT ?", after, listChunk)
+		})
+		if err != nil {
+			return st, false, err
+		}
+	}
+	long, err = s.count(ctx, tally{nodeDigests, "", nodeDigestsChunk, []*int64{nil, &st.Digests}}, s.Now())
+	return st, long || st.Fresh+st.Late+st.Gone > listChunk, err
 }
 
 // LeaseUse is a lease in force on a digest or on what is above it.
@@ -485,9 +595,11 @@ type LeaseUse struct {
 }
 
 // LeasesOn lists the leases in force on a manifest or on what is above it; for
-// repoID 0, those on a blob of that digest. n at most, those of nodes by name.
+// repoID 0, those on a blob of that digest. It reads n rows at most, and lists
+// holders by name.
 func (s *Store) LeasesOn(ctx context.Context, repoID int64, d oci.Digest, n int) (us []LeaseUse, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+	err = s.db.List(ctx, func(tx *sqldb.Tx) error {
+		us = nil
 		return tx.All(func(rows *sql.Rows) error {
 			var u LeaseUse
 			err := rows.Scan(&u.Holder, &u.ExpiresAt, &u.Direct, &u.Containers, &u.Since, &u.SeenAt, &u.FreshUntil)
@@ -496,11 +608,13 @@ func (s *Store) LeasesOn(ctx context.Context, repoID int64, d oci.Digest, n int)
 		}, `WITH RECURSIVE up (digest) AS (
 				SELECT ?1
 				UNION SELECT a.digest FROM up CROSS JOIN manifest_children c ON c.repo_id = ?2 AND c.child_digest = up.digest CROSS JOIN manifests a ON a.id = c.manifest_id
-				UNION SELECT a.subject FROM up CROSS JOIN manifests a ON a.repo_id = ?2 AND a.digest = up.digest WHERE a.subject IS NOT NULL)
-			SELECT ld.holder, max(ld.expires_at), max(up.digest = ?1), coalesce(max(u.containers), 0), coalesce(min(u.since), 0), coalesce(max(n.seen_at), 0), coalesce(max(n.fresh_until), 0)
-			FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest LEFT JOIN node_uses u ON u.holder = ld.holder AND u.digest = ld.digest
-				LEFT JOIN nodes n ON ld.holder = ?3 || n.name
-			WHERE ld.expires_at > ?4 GROUP BY ld.holder ORDER BY ld.holder LIMIT ?5`, string(d), repoID, nodeHolder, tx.Now(), n)
+				UNION SELECT a.subject FROM up CROSS JOIN manifests a ON a.repo_id = ?2 AND a.digest = up.digest WHERE a.subject IS NOT NULL
+				LIMIT ?5),
+			held AS (SELECT ld.holder, ld.digest, ld.expires_at FROM up CROSS JOIN lease_digests ld ON ld.digest = up.digest WHERE ld.expires_at > ?4 LIMIT ?5)
+			SELECT ld.holder, max(ld.expires_at), max(ld.digest = ?1), coalesce(max(u.containers), 0), coalesce(min(u.since), 0), coalesce(max(n.seen_at), 0), coalesce(max(n.fresh_until), 0)
+			FROM held ld LEFT JOIN node_uses u ON u.holder = ld.holder AND u.digest = ld.digest
+				LEFT JOIN nodes n ON n.name = substr(ld.holder, length(?3) + 1) AND substr(ld.holder, 1, length(?3)) = ?3
+			GROUP BY ld.holder ORDER BY ld.holder`, string(d), repoID, nodeHolder, tx.Now(), n)
 	})
 	return us, wrapFind(err)
 }

@@ -102,7 +102,7 @@ func (c NodeChoice) choose(tx *sqldb.Tx, image PreheatImage) (names []string, er
 			names = append(names, name)
 		}
 		return nil
-	}, "SELECT name, labels FROM nodes WHERE fresh_until > ? ORDER BY name", tx.Now())
+	}, "SELECT name, labels FROM nodes INDEXED BY nodes_fresh WHERE fresh_until > ? ORDER BY name", tx.Now())
 	if err != nil {
 		return nil, fmt.Errorf("choose nodes: %w", err)
 	}

@@ -211,13 +211,13 @@ func (p *Preheat) readNodes(tx *sqldb.Tx) error {
 // Preheats lists preheats, newest first: n with an id below before (0 = from the
 // end).
 func (s *Store) Preheats(ctx context.Context, before int64, n int) (ps []Preheat, err error) {
-	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+	err = s.db.ListSnapshot(ctx, func(tx *sqldb.Tx) error {
 		ps = []Preheat{}
 		err := tx.All(func(rows *sql.Rows) error {
 			p, err := scanPreheat(rows.Scan)
 			ps = append(ps, p)
 			return err
-		}, "SELECT "+preheatColumns+" FROM preheats WHERE ?1 = 0 OR id < ?1 ORDER BY id DESC LIMIT ?2", before, n)
+		}, "SELECT "+preheatColumns+" FROM preheats WHERE id < ? ORDER BY id DESC LIMIT ?", orLast(before), n)
 		for i := range ps {
 			if err == nil {
 				err = ps[i].readNodes(tx)

@@ -175,7 +175,7 @@ func (s *Store) Runs(ctx context.Context, before int64, n int) (rs []Run, err er
 			r, err := scanRun(rows.Scan)
 			rs = append(rs, r)
 			return err
-		}, "SELECT "+runColumns+" FROM runs WHERE ?1 = 0 OR id < ?1 ORDER BY id DESC LIMIT ?2", before, n)
+		}, "SELECT "+runColumns+" FROM runs WHERE id < ? ORDER BY id DESC LIMIT ?", orLast(before), n)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list runs: %w", err)
@@ -191,13 +191,13 @@ type Cutoffs struct {
 
 // CountDue counts what a run with these limits has before it, at most limit of each kind.
 func (s *Store) CountDue(ctx context.Context, c Cutoffs, scope Scope, limit int64) (n int64, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+	err = s.db.List(ctx, func(tx *sqldb.Tx) error {
 		list := scope.list()
 		return tx.Row(`SELECT
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'manifest' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'link' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'blob' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
-			(SELECT count(*) FROM (SELECT 1 FROM trash t JOIN manifests m ON m.id = t.manifest_id WHERE t.trashed_at <= ?2 AND (?5 OR m.repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
+			(SELECT count(*) FROM (SELECT 1 FROM trash t WHERE t.trashed_at <= ?2 AND (?5 OR (SELECT m.repo_id FROM manifests m WHERE m.id = t.manifest_id) IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM manifests WHERE ?3 > 0 AND loose_at <= ?3 AND orphaned_at IS NULL AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM uploads WHERE touched_at <= ?4 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7))`,
 			c.Window, c.Trash, c.Untagged, c.Uploads, scope.all, list, limit).Scan(&n)
@@ -214,27 +214,6 @@ func (s *Store) PurgesDue(ctx context.Context) (due bool, err error) {
 		return tx.Row("SELECT EXISTS (SELECT 1 FROM purges WHERE due_at <= ?)", tx.Now()).Scan(&due)
 	})
 	return due, err
-}
-
-// Stats reads the sizes of the queues.
-func (s *Store) Stats(ctx context.Context) (st Stats, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		var oldest int64
-		err := tx.Row(`SELECT (SELECT count(*) FROM repositories), (SELECT count(*) FROM reviews),
-			min(coalesce((SELECT min(event_at) FROM reviews WHERE kind = 'link'), 9000000000000000), coalesce((SELECT min(event_at) FROM reviews WHERE kind = 'blob'), 9000000000000000),
-				coalesce((SELECT min(event_at) FROM reviews WHERE kind = 'manifest'), 9000000000000000)),
-			(SELECT count(*) FROM purges), (SELECT coalesce(sum(size), 0) FROM purges), (SELECT count(*) FROM purges WHERE attempts > 0),
-			(SELECT count(*) FROM trash), (SELECT count(*) FROM uploads), (SELECT count(*) FROM leases WHERE expires_at > ?)`, tx.Now()).
-			Scan(&st.Repositories, &st.Reviews, &oldest, &st.Purges, &st.PurgeBytes, &st.PurgesStuck, &st.Trash, &st.Uploads, &st.Leases)
-		if err == nil && st.Reviews > 0 {
-			st.OldestReview = max(0, tx.Now()-oldest)
-		}
-		return err
-	})
-	if err != nil {
-		return Stats{}, fmt.Errorf("read the sizes of the queues: %w", err)
-	}
-	return st, nil
 }
 
 // Schedules lists the cron schedules.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -24,6 +25,10 @@ type Options struct {
 	Now     func() int64 // ms since the Unix epoch; nil = the database's own clock
 	Release func() bool  // frees disk space held in reserve for maintenance
 	Owner   string       // what opens it, for the message to whoever is refused meanwhile
+
+	// Trace is called with each statement before it runs; nil = not at all. See
+	// sqldb.Options.
+	Trace func(query string, args []any)
 }
 
 // Store is the metadata of a registry. All methods may be called at once.
@@ -33,6 +38,9 @@ type Store struct {
 	blobs     *cache[*blobEntry]
 	tags      *cache[*tagList]
 	preheats  preheatSignals
+	stats     statsMemory[Stats]
+	nodeStats statsMemory[NodeStats]
+	kinLeft   atomic.Bool // the table kin may have rows
 }
 
 // Sizes of the exact caches, in bytes. Manifests of a few KiB: some thousands.
@@ -48,7 +56,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner})
+	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner, Trace: o.Trace})
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +67,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		tags:      newCache(tagCacheBytes, (*tagList).cost),
 		preheats:  newPreheatSignals(),
 	}
-	if err := s.interruptRuns(ctx); err != nil {
+	if err := errors.Join(s.interruptRuns(ctx), s.kinPending(ctx)); err != nil {
 		_ = db.Close() // the first error is the one that matters
 		return nil, err
 	}

@@ -6,48 +6,117 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
-// Trash lists the trash, newest first, n items at most (n < 0: all); pattern
-// selects repositories, "" all of them.
-func (s *Store) Trash(ctx context.Context, pattern string, n int) ([]TrashItem, error) {
-	var items []TrashItem
-	err := s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
-		items = []TrashItem{}
-		scope, err := repoScope(tx, pattern)
-		if err != nil {
+// TrashPage selects items of the trash.
+type TrashPage struct {
+	Pattern string // of repositories; "" = all
+	N       int    // items at most; < 0: all
+	After   TrashCursor
+}
+
+// TrashCursor is a place in the trash; the zero value is its beginning.
+type TrashCursor struct {
+	At int64 // trashed_at, ms
+	ID int64
+}
+
+// Trash lists the trash, newest first, and returns where the next page begins,
+// or the zero cursor at the end. Only the rows that it returns are evaluated, and
+// it looks at listChunk others at most in one go.
+func (s *Store) Trash(ctx context.Context, p TrashPage) (items []TrashItem, next TrashCursor, err error) {
+	items = []TrashItem{}
+	scope, err := s.RepoScope(ctx, p.Pattern)
+	if err != nil {
+		return nil, TrashCursor{}, err
+	}
+	at := p.After
+	if at == (TrashCursor{}) {
+		at = TrashCursor{At: math.MaxInt64, ID: math.MaxInt64}
+	}
+	for {
+		var last TrashCursor
+		err := s.db.ListSnapshot(ctx, func(tx *sqldb.Tx) error {
+			ids, end, err := trashIDs(tx, scope, at, p.N-len(items))
+			if err != nil {
+				return err
+			}
+			last = end
+			return tx.All(scanTrashItem(&items), trashItems, tx.Now(), sqldb.List(ids))
+		})
+		switch {
+		case err != nil:
+			return nil, TrashCursor{}, fmt.Errorf("list the trash: %w", err)
+		case last == TrashCursor{}, p.N >= 0 && len(items) >= p.N:
+			return items, last, nil
+		}
+		at = last
+	}
+}
+
+// trashIDs finds n manifests of the scope below a place in the trash (n < 0: as
+// many as it looks at), and returns where to go on.
+func trashIDs(tx *sqldb.Tx, scope Scope, at TrashCursor, n int) (ids []int64, next TrashCursor, err error) {
+	looked, limit := 0, listChunk
+	if n >= 0 && scope.all {
+		limit = min(limit, n)
+	}
+	query, args := `SELECT t.trashed_at, t.manifest_id, m.repo_id FROM trash t CROSS JOIN manifests m ON m.id = t.manifest_id
+		WHERE (t.trashed_at, t.manifest_id) < (?, ?) ORDER BY t.trashed_at DESC, t.manifest_id DESC LIMIT ?`, []any{at.At, at.ID, limit}
+	if len(scope.ids) == 1 {
+		query = `SELECT m.trashed_at, m.id, m.repo_id FROM manifests m INDEXED BY manifests_state
+			WHERE m.repo_id = ? AND m.trashed_at IS NOT NULL AND (m.trashed_at, m.id) < (?, ?) ORDER BY m.trashed_at DESC, m.id DESC LIMIT ?`
+		args = append([]any{scope.ids[0]}, args...)
+	}
+	err = tx.All(func(rows *sql.Rows) error {
+		var c TrashCursor
+		var repo int64
+		if err := rows.Scan(&c.At, &c.ID, &repo); err != nil {
 			return err
 		}
-		return tx.All(func(rows *sql.Rows) error {
-			var it TrashItem
-			var at int64
-			var tags string
-			var lease LeaseHold
-			if err := rows.Scan(&it.Repo, &it.Digest, &it.MediaType, &tags, &it.Size, &at, &it.Reason, &it.Actor, &lease); err != nil {
-				return err
-			}
-			it.TrashedAt, it.Holder = Time(at), lease.Holder
-			if err := json.Unmarshal([]byte(tags), &it.Tags); err != nil {
-				return err
-			}
-			items = append(items, it)
-			return nil
-		}, `SELECT r.name, m.digest, m.media_type, t.tags,
-				m.size + coalesce((SELECT sum(b.size) FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id
-					WHERE e.manifest_id = m.id AND NOT EXISTS (SELECT 1 FROM links ol WHERE ol.blob_id = b.id AND ol.id <> l.id) AND NOT `+livingEdge+`), 0),
-				t.trashed_at, t.reason, t.actor, `+manifestLease+`
-			FROM trash t JOIN manifests m ON m.id = t.manifest_id JOIN repositories r ON r.id = m.repo_id
-			WHERE (? OR m.repo_id IN (SELECT a FROM `+sqldb.Each+`)) ORDER BY t.trashed_at DESC, m.id DESC LIMIT ?`,
-			tx.Now(), scope.all, scope.list(), n)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the trash: %w", err)
+		looked++
+		if n >= 0 && len(ids) == n {
+			return nil // next stays at the last one that is listed
+		}
+		next = c
+		if scope.Has(repo) {
+			ids = append(ids, c.ID)
+		}
+		return nil
+	}, query, args...)
+	if looked < limit && (n < 0 || len(ids) < n) {
+		next = TrashCursor{}
 	}
-	return items, nil
+	return ids, next, err
+}
+
+const trashItems = `SELECT r.name, m.digest, m.media_type, t.tags,
+		m.size + coalesce((SELECT sum(b.size) FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id
+			WHERE e.manifest_id = m.id AND NOT EXISTS (SELECT 1 FROM links ol WHERE ol.blob_id = b.id AND ol.id <> l.id) AND NOT ` + livingEdge + `), 0),
+		t.trashed_at, t.reason, t.actor, ` + manifestLease + `
+	FROM ` + sqldb.Each + ` i CROSS JOIN trash t ON t.manifest_id = i.a CROSS JOIN manifests m ON m.id = t.manifest_id CROSS JOIN repositories r ON r.id = m.repo_id`
+
+func scanTrashItem(items *[]TrashItem) func(*sql.Rows) error {
+	return func(rows *sql.Rows) error {
+		var it TrashItem
+		var at int64
+		var tags string
+		var lease LeaseHold
+		if err := rows.Scan(&it.Repo, &it.Digest, &it.MediaType, &tags, &it.Size, &at, &it.Reason, &it.Actor, &lease); err != nil {
+			return err
+		}
+		it.TrashedAt, it.Holder = Time(at), lease.Holder
+		if err := json.Unmarshal([]byte(tags), &it.Tags); err != nil {
+			return err
+		}
+		*items = append(*items, it)
+		return nil
+	}
 }
 
 // Restore brings a manifest back from the trash, with its tags where these
@@ -84,6 +153,9 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		}
 		return nil
 	})
+	if err == nil {
+		err = s.finishKin(ctx, s.db.Relieve)
+	}
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore %s of %s: %w", d, repo, err)
 	}
@@ -125,11 +197,10 @@ func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Dige
 	if err := s.dropBlobsOf(tx, repo, id); err != nil {
 		return 0, err
 	}
-	kin, err := looseKinOf(tx, repoID, id, d)
-	if err != nil {
+	if err := s.settle(tx, repo, []int64{id}); err != nil {
 		return 0, err
 	}
-	if err := s.settle(tx, repo, append(kin, id)); err != nil {
+	if _, err := s.settleKin(tx, kinship{id: id, repoID: repoID, repo: repo, digest: d}); err != nil {
 		return 0, err
 	}
 	return id, logDeletions(tx, 0, actor, []Deletion{{Kind: "manifest", Act: "restored", Repo: string(repo), Digest: string(d), Bytes: size, Reason: "restored from the trash"}})

@@ -66,6 +66,7 @@ type Restored struct {
 type Lease struct {
 	Holder    string       `json:"holder"`
 	Digests   []oci.Digest `json:"digests"`
+	Cut       bool         `json:"digests_cut,omitempty"` // it has more digests than are listed
 	ExpiresAt time.Time    `json:"expires_at"`
 }
 

@@ -186,10 +186,18 @@ func (s *Store) FinishUploadOver(ctx context.Context, u Upload, d oci.Digest, si
 	return b, nil
 }
 
+// dropEach is how many repositories' entries of the cache are dropped one by one;
+// for a blob that more have, all of it is.
+const dropEach = 500
+
 // dropBlobEverywhere drops a blob from the cache for each repository that links it.
 func (s *Store) dropBlobEverywhere(tx *sqldb.Tx, id int64, d oci.Digest) error {
 	var repos []oci.Name
-	err := tx.All(scanInto(&repos), "SELECT r.name FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ?", id)
+	err := tx.All(scanInto(&repos), "SELECT r.name FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ? LIMIT ?", id, dropEach+1)
+	if len(repos) > dropEach {
+		tx.OnCommit(s.blobs.dropAll)
+		return err
+	}
 	for _, repo := range repos {
 		s.dropBlobs(tx, repo, d)
 	}

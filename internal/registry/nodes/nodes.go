@@ -39,9 +39,6 @@ const (
 	TextMax     = 512 // bytes of an image's name or an error; longer ones are cut
 )
 
-// listRuns is how many images a list of nodes shows of each.
-const listRuns = 5
-
 // Options says how.
 type Options struct {
 	// Grace is for how long what a node had in use stays when nothing is heard of
@@ -94,9 +91,10 @@ func result(changed bool, err error) string {
 	return "renewed"
 }
 
-// List tells of all nodes, with a few of the images that each has in use.
-func (n *Nodes) List(ctx context.Context) ([]nodeapi.Node, error) {
-	return n.store.Nodes(ctx, "", listRuns)
+// List returns most nodes by name after the given one, with a few of the images
+// that each has in use, and whether there are more.
+func (n *Nodes) List(ctx context.Context, after string, most int) (list []nodeapi.Node, more bool, err error) {
+	return n.store.Nodes(ctx, after, most)
 }
 
 // Get tells all of one node. The error is NotFound.
@@ -104,11 +102,7 @@ func (n *Nodes) Get(ctx context.Context, name string) (nodeapi.Node, error) {
 	if err := CheckName(name); err != nil {
 		return nodeapi.Node{}, err
 	}
-	list, err := n.store.Nodes(ctx, name, ImagesMax)
-	if err != nil {
-		return nodeapi.Node{}, err
-	}
-	return list[0], nil
+	return n.store.Node(ctx, name)
 }
 
 // Forget ends the lease of a node now. The error is NotFound.

@@ -74,7 +74,7 @@ func TestReport_TellsOthersWhereTheSwarmIs(t *testing.T) {
 		if _, _, err := n.Report(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := n.List(t.Context()); err != nil || list[0].Swarm != c.want {
+		if list, _, err := n.List(t.Context(), "", 100); err != nil || list[0].Swarm != c.want {
 			t.Errorf("%.40q is told as %q, want %q (%v)", c.told, list[0].Swarm, c.want, err)
 		}
 	}
@@ -94,7 +94,7 @@ func TestReport_IsBounded(t *testing.T) {
 			t.Errorf("too many %s: %v", name, err)
 		}
 	}
-	if list, err := n.List(t.Context()); err != nil || len(list) != 0 {
+	if list, _, err := n.List(t.Context(), "", 100); err != nil || len(list) != 0 {
 		t.Errorf("a refused report left %+v, %v", list, err)
 	}
 }
