@@ -371,6 +371,14 @@ func manifests(d *db) {
 
 func deletions(d *db) {
 	ctx := d.Context()
+	for _, mediaType := range []string{"application/x.one", "application/x.two"} { // out of the trash by another type
+		raw := []byte(`{"untyped":true}`)
+		m, err := oci.ParseManifest(mediaType, raw)
+		d.must(err)
+		_, err = d.PutManifest(ctx, meta.Push{Repo: "a", Digest: digest.FromBytes(raw), Manifest: m, Content: raw})
+		d.must(err)
+		d.must(d.DeleteManifest(ctx, "a", digest.FromBytes(raw), "x"))
+	}
 	d.must(d.DeleteTag(ctx, "a", "v2", "x"))
 	d.must(d.DeleteBlob(ctx, "b", digest.FromString("layer"), "x"))
 	index := digest.FromBytes(indexOf("i", image("1", "layer"), image("2")))
