@@ -209,7 +209,10 @@ func (a *Agent) openRuntimes(ctx context.Context) error {
 }
 
 func (a *Agent) openMirror(ctx context.Context) error {
-	origin := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: a.upstreams.clients, Log: a.log, Metrics: a.metrics})
+	origin := fetch.NewUpstream(fetch.UpstreamOptions{
+		Upstreams: a.upstreams.clients, Log: a.log, Metrics: a.metrics,
+		Gave: func(w fetch.Want, anonymous bool) { a.mirror.Gave(w, anonymous) }, // nothing is fetched before the mirror is there
+	})
 	if err := a.openSwarm(ctx, origin); err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ type Config struct {
 	CA          string        `key:"ca" arg:"FILE" doc:"Certificates of authorities to trust for upstreams, besides the system's, in PEM."`
 	TagTTL      unit.Duration `key:"tag_ttl" doc:"How long a tag is taken to name what it named when the upstream was last asked."`
 	StaleMax    unit.Duration `key:"stale_max" doc:"How old the last known digest of a tag may be when the upstream does not answer. 0: it is never used."`
-	GrantTTL    unit.Duration `key:"grant_ttl" doc:"How long the upstream's word that a client may pull something private counts."`
+	GrantTTL    unit.Duration `key:"grant_ttl" doc:"How long the upstream's word that somebody may pull something counts before it is asked again."`
 	LeaseTTL    unit.Duration `key:"lease_ttl" doc:"How long the registry believes the last report of this node. It is renewed three times in that."`
 	LeaseGrace  unit.Duration `key:"lease_grace" doc:"How much longer the registry keeps what ran here when this node has vanished."`
 

@@ -27,7 +27,7 @@ const (
 	tokenLife    = 60 * time.Second // where the service does not say (Docker's token specification)
 	tokenMargin  = 5 * time.Second  // for the way, and clocks that run at another pace
 	tokenMax     = 1 << 20          // bytes of a token service's answer
-	tokenTimeout = 10 * time.Second
+	tokenTimeout = 5 * time.Second  // for all of an answer
 )
 
 type tokenCache struct{ byRepo *lru.Cache[string, token] }
@@ -77,6 +77,13 @@ func (c *Client) authorize(ctx context.Context, repo string, challenges []string
 		switch {
 		case strings.EqualFold(ch.scheme, "bearer") && ch.params["realm"] != "":
 			t, err := c.fetchToken(ctx, repo, ch.params, user, pass)
+			if err != nil && have && OutcomeOf(err) == Denied {
+				// A login that is not valid any more must not keep from what is public.
+				if t, anon := c.fetchToken(ctx, repo, ch.params, "", ""); anon == nil {
+					c.tokens.put(repo, t)
+					return t.header, true, nil
+				}
+			}
 			if err != nil {
 				return "", false, err
 			}
@@ -95,36 +102,80 @@ func (c *Client) authorize(ctx context.Context, repo string, challenges []string
 func (c *Client) fetchToken(ctx context.Context, repo string, params map[string]string, user, pass string) (token, error) {
 	realm, err := url.Parse(params["realm"])
 	if err != nil || realm.Host == "" {
-		return token{}, errors.New("the challenge's realm is no URL")
+		return token{}, &serviceError{Failed, errors.New("the challenge's realm is not a URL")}
 	}
+	realm.User = nil // whatever login the challenge holds is not this machine's
 	if realm.Scheme != "https" && (c.base.Scheme == "https" || realm.Scheme != "http") {
-		return token{}, fmt.Errorf("the realm's scheme %.16q is not to be trusted with credentials", realm.Scheme)
+		return token{}, &serviceError{Failed, fmt.Errorf("the realm's scheme %.16q is not to be trusted with credentials", realm.Scheme)}
 	}
 	scope := params["scope"]
 	if scope == "" {
 		scope = "repository:" + repo + ":pull"
 	}
-	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	key := "token " + realm.Host
+	if status, left, ok := c.pauses.current(key); ok {
+		return token{}, &serviceError{outcomeOf(status, true), fmt.Errorf("the token service %s answered %d and is left alone for %s", realm.Host, status, left)}
+	}
+	asking, cancel := context.WithTimeout(ctx, c.idle)
 	defer cancel()
-	req, err := tokenRequest(ctx, realm, params["service"], scope, user, pass)
+	req, err := tokenRequest(asking, realm, params["service"], scope, user, pass)
 	if err != nil {
-		return token{}, err
+		return token{}, &serviceError{Failed, err}
 	}
 	req.Header.Set("User-Agent", c.agent)
-	res, err := c.http.Do(req)
+	req.Header.Set("Accept-Encoding", "identity")
+	service := http.Client{Transport: c.http.Transport, CheckRedirect: sameOrigin}
+	res, err := service.Do(req)
 	if err != nil {
 		var where *url.Error
 		if errors.As(err, &where) {
 			err = where.Err // its URL holds the account's name
 		}
-		return token{}, fmt.Errorf("ask the token service %s: %w", realm.Host, err)
+		outcome := Unreachable
+		if timeout(err) {
+			outcome = Stalled
+		}
+		return token{}, &serviceError{outcome, fmt.Errorf("ask the token service %s: %w", realm.Host, err)}
 	}
 	defer func() { _ = res.Body.Close() }() // it was only read
+	c.pauses.note(key, res.StatusCode, res.Header)
 	if res.StatusCode != http.StatusOK {
-		return token{}, fmt.Errorf("the token service %s answers %d", realm.Host, res.StatusCode)
+		outcome := Failed
+		switch res.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			outcome = Denied
+		case http.StatusTooManyRequests:
+			outcome = RateLimited
+		}
+		return token{}, &serviceError{outcome, fmt.Errorf("the token service %s answers %d", realm.Host, res.StatusCode)}
 	}
-	return readToken(res.Body, realm.Host, user == "" && pass == "")
+	t, err := readToken(res.Body, realm.Host, user == "" && pass == "")
+	if err != nil {
+		outcome := Failed
+		if asking.Err() != nil {
+			outcome = Stalled
+		}
+		return token{}, &serviceError{outcome, err}
+	}
+	return t, nil
 }
+
+// sameOrigin keeps a login, which may be in a request's body, with the service
+// that it is for.
+func sameOrigin(req *http.Request, via []*http.Request) error {
+	if first := via[0].URL; req.URL.Scheme != first.Scheme || req.URL.Host != first.Host {
+		return fmt.Errorf("it redirects to another host, %s", req.URL.Host)
+	}
+	return redirect(req, via)
+}
+
+// serviceError says why a token service gave no token.
+type serviceError struct {
+	outcome Outcome
+	error
+}
+
+func (e *serviceError) Unwrap() error { return e.error }
 
 func tokenRequest(ctx context.Context, realm *url.URL, service, scope, user, pass string) (*http.Request, error) {
 	q := url.Values{}

@@ -2,6 +2,7 @@ package ociclient
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -35,7 +37,13 @@ type Options struct {
 	Log       *slog.Logger
 	// UserAgent names this program to the upstream.
 	UserAgent string
+	// Idle is how long the body of a manifest or a list may bring no byte, and how
+	// long a token may take; 0 = 5 s. A blob's body is watched by whoever reads it.
+	Idle time.Duration
+	Now  func() time.Time // for Retry-After; nil: time.Now
 }
+
+const idleDefault = 5 * time.Second
 
 // Client pulls from one upstream. It is safe for concurrent use.
 type Client struct {
@@ -44,8 +52,10 @@ type Client struct {
 	creds  Credentials
 	log    *slog.Logger
 	agent  string
+	idle   time.Duration
 	tokens tokenCache
 	basic  atomic.Bool // the upstream has asked for a password
+	pauses *pauses
 }
 
 // New returns a client of the registry at o.Base.
@@ -59,10 +69,26 @@ func New(o Options) *Client {
 	if o.UserAgent == "" {
 		o.UserAgent = "fairway"
 	}
-	return &Client{
-		base: o.Base, creds: o.Credentials, log: o.Log, agent: o.UserAgent, tokens: newTokenCache(),
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Idle <= 0 {
+		o.Idle = idleDefault
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	base, user, pass, given := SplitUser(o.Base)
+	if given {
+		o.Credentials = func(host string) (string, string, bool) { return user, pass, host == base.Host }
+	}
+	c := &Client{
+		base: base, creds: o.Credentials, log: o.Log, agent: o.UserAgent, idle: o.Idle, tokens: newTokenCache(), pauses: newPauses(o.Now),
 		http: &http.Client{Transport: o.Transport, CheckRedirect: redirect},
 	}
+	// Whoever puts a password into the URL wants it used, and what comes is private.
+	c.basic.Store(given)
+	return c
 }
 
 // Host is the upstream's host and port, for people and logs.
@@ -109,12 +135,19 @@ type Response struct {
 	// Anonymous says that anybody would have got this answer: it took neither
 	// the asker's Authorization nor this machine's credentials.
 	Anonymous bool
+	// Outcome is what the answer means. It is not always that of the status: a 401
+	// to which no token could be had, because the token service is down, decides
+	// nothing.
+	Outcome Outcome
+
+	own    bool   // the registry's own answer, and not that of a redirect's target
+	at     string // the host that answered
+	login  bool   // it took the credentials of a URL that a redirect led to
+	cancel context.CancelCauseFunc
 }
 
 // OK reports that the upstream gave what was asked for.
-func (r *Response) OK() bool {
-	return r.Status == http.StatusOK || r.Status == http.StatusPartialContent
-}
+func (r *Response) OK() bool { return r.Outcome == OK }
 
 // Digest is the Docker-Content-Digest, "" where it is missing or malformed.
 func (r *Response) Digest() oci.Digest {
@@ -147,94 +180,166 @@ func (c *Client) Manifest(ctx context.Context, repo, ref string, accept []string
 	if len(accept) > 0 {
 		h["Accept"] = accept
 	}
-	return c.do(ctx, head, repo, "manifests/"+ref, h, authorization)
+	return c.do(ctx, question{repo: repo, rest: "manifests/" + ref, kind: "manifest", head: head, idle: c.idle}, h, authorization)
 }
 
 // Blob asks for a blob, or the range rng of it. An upstream may ignore the
 // range and answer 200 with all of it.
 func (c *Client) Blob(ctx context.Context, repo string, d oci.Digest, rng *Range, authorization string, head bool) (*Response, error) {
-	h := http.Header{"Accept-Encoding": {"identity"}}
+	h := http.Header{}
 	if rng != nil {
 		h["Range"] = []string{rng.header()}
 	}
-	return c.do(ctx, head, repo, "blobs/"+string(d), h, authorization)
+	return c.do(ctx, question{repo: repo, rest: "blobs/" + string(d), kind: "blob", head: head}, h, authorization)
 }
 
 // Get asks for any other path below /v2/REPO/, such as "tags/list?n=5".
 func (c *Client) Get(ctx context.Context, repo, rest, authorization string, head bool) (*Response, error) {
-	return c.do(ctx, head, repo, rest, http.Header{}, authorization)
+	return c.do(ctx, question{repo: repo, rest: rest, kind: "list", head: head, idle: c.idle}, http.Header{}, authorization)
 }
 
-// do asks, and once more when the upstream says how to be let in.
-func (c *Client) do(ctx context.Context, head bool, repo, rest string, h http.Header, authorization string) (*Response, error) {
+// question is what is asked.
+type question struct {
+	repo, rest string
+	kind       string // of limit: registries count manifests and blobs apart
+	head       bool
+	idle       time.Duration
+}
+
+func (q question) method() string {
+	if q.head {
+		return http.MethodHead
+	}
+	return http.MethodGet
+}
+
+// do asks, unless an answer to the last such question said not to yet.
+func (c *Client) do(ctx context.Context, q question, h http.Header, authorization string) (*Response, error) {
+	sum := sha256.Sum256([]byte(authorization))
+	key := q.method() + " " + q.kind + " " + string(sum[:])
+	if status, left, ok := c.pauses.current(key); ok {
+		return &Response{
+			Status: status, Header: http.Header{"Retry-After": {seconds(left)}}, Body: http.NoBody, Size: 0,
+			Outcome: outcomeOf(status, true), own: true, at: c.base.Host, cancel: func(error) {},
+		}, nil
+	}
+	res, err := c.let(ctx, q, h, authorization)
+	if err == nil {
+		c.pauses.note(key, res.Status, res.Header)
+	}
+	return res, err
+}
+
+// let asks, and once more when the upstream says how to be let in.
+func (c *Client) let(ctx context.Context, q question, h http.Header, authorization string) (*Response, error) {
 	if authorization != "" {
-		h["Authorization"] = []string{authorization}
-		res, err := c.send(ctx, head, repo, rest, h)
-		if err == nil {
-			res.Anonymous = false
-		}
+		return c.ask(ctx, q, h, authorization, false)
+	}
+	used, anonymous := c.known(q.repo)
+	res, err := c.ask(ctx, q, h, used, anonymous)
+	if err != nil || res.Status != http.StatusUnauthorized || !res.own {
+		// The challenge of a redirect's target is not the registry's: whoever answers
+		// it gives the registry's credentials to somebody else.
 		return res, err
 	}
-	used, anonymous := c.known(repo)
-	if used != "" {
-		h["Authorization"] = []string{used}
-	}
-	res, err := c.send(ctx, head, repo, rest, h)
-	if err != nil || res.Status != http.StatusUnauthorized {
-		if err == nil {
-			res.Anonymous = anonymous
-		}
-		return res, err
-	}
-	c.tokens.drop(repo)
-	found, anonymous, err := c.authorize(ctx, repo, res.Header.Values("WWW-Authenticate"))
-	if err != nil || found == "" || found == used {
-		// The challenge goes to the asker, who may know more than this machine.
-		if err != nil {
-			c.log.Debug("the upstream's token service lets nobody in", "upstream", c.base.Host, "repository", repo, "err", err)
-		}
+	c.tokens.drop(q.repo)
+	found, anonymous, err := c.authorize(ctx, q.repo, res.Header.Values("WWW-Authenticate"))
+	if err != nil {
+		// The challenge goes to the asker, who may know more than this machine. What
+		// the token service does not decide, nobody has decided.
+		c.log.Debug("the upstream's token service lets nobody in", "upstream", c.base.Host, "repository", q.repo, "err", err)
+		res.Outcome = OutcomeOf(err)
 		return res, nil
 	}
-	h["Authorization"] = []string{found}
-	again, err := c.send(ctx, head, repo, rest, h)
+	if found == "" || found == used {
+		if used == "" {
+			return res, nil
+		}
+		found, anonymous = "", true // it may refuse the login and let everybody in
+	}
+	again, err := c.ask(ctx, q, h, found, anonymous)
 	if err != nil {
 		closeBody(res)
 		return nil, err
 	}
-	if again.Status == http.StatusUnauthorized {
+	if again.Status == http.StatusUnauthorized && again.own {
 		closeBody(again)
 		return res, nil
 	}
 	closeBody(res)
-	again.Anonymous = anonymous
 	return again, nil
+}
+
+// ask asks once.
+func (c *Client) ask(ctx context.Context, q question, h http.Header, authorization string, anonymous bool) (*Response, error) {
+	h = h.Clone() // a request that was answered once may not be sent again with the same map
+	if authorization != "" {
+		h["Authorization"] = []string{authorization}
+	}
+	res, err := c.send(ctx, q, h)
+	if err == nil {
+		res.Anonymous = anonymous && !res.login
+	}
+	return res, err
 }
 
 // closeBody gives up a body, after so much of it that the connection can be
 // used again if it was but an error's text.
 func closeBody(res *Response) {
+	res.hurry()
 	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
 	_ = res.Body.Close()
 }
 
-func (c *Client) send(ctx context.Context, head bool, repo, rest string, h http.Header) (*Response, error) {
-	method := http.MethodGet
-	if head {
-		method = http.MethodHead
-	}
-	// A request that was answered once may not be sent again with the same map.
-	header := h.Clone()
+// textWait bounds the wait for a refusal's text: its status says enough.
+const textWait = time.Second
+
+// hurry ends the exchange soon.
+func (r *Response) hurry() {
+	cancel := r.cancel
+	time.AfterFunc(textWait, func() { cancel(nil) })
+}
+
+func (c *Client) send(ctx context.Context, q question, header http.Header) (*Response, error) {
 	header["User-Agent"] = []string{c.agent}
+	header["Accept-Encoding"] = []string{"identity"}
 	u := *c.base
-	path, query, _ := strings.Cut(rest, "?")
-	u.Path = strings.TrimSuffix(u.Path, "/") + "/v2/" + repo + "/" + path
+	path, query, _ := strings.Cut(q.rest, "?")
+	u.Path = strings.TrimSuffix(u.Path, "/") + "/v2/" + q.repo + "/" + path
 	u.RawQuery = query
-	req := (&http.Request{Method: method, URL: &u, Header: header, Host: u.Host}).WithContext(ctx)
+	asking, cancel := context.WithCancelCause(ctx)
+	req := (&http.Request{Method: q.method(), URL: &u, Header: header, Host: u.Host}).WithContext(asking)
 	res, err := c.http.Do(req) //nolint:bodyclose // the caller closes it with the Response
 	if err != nil {
-		return nil, c.unreachable(ctx, method, repo, path, err)
+		cancel(nil)
+		return nil, c.unreachable(ctx, q.method(), q.repo, path, err)
 	}
-	return &Response{Status: res.StatusCode, Header: res.Header, Body: res.Body, Size: res.ContentLength}, nil
+	r := &Response{
+		Status: res.StatusCode, Header: res.Header, Size: res.ContentLength, cancel: cancel,
+		own: c.decides(res.Request.URL), at: res.Request.URL.Host,
+		Body: &guarded{ReadCloser: res.Body, ctx: asking, cancel: cancel, host: c.base.Host, idle: q.idle},
+	}
+	r.Outcome = outcomeOf(r.Status, r.own)
+	for asked := res.Request; asked != nil && asked.Response != nil; asked = asked.Response.Request {
+		r.login = r.login || asked.URL.User != nil
+	}
+	if !r.own {
+		r.Header.Del("Www-Authenticate")
+	}
+	if err := r.identity(c.base.Host); err != nil {
+		_ = r.Body.Close() // nothing of it is of use
+		return nil, fault.Wrap(fault.Busy, err, err.Error()).WithCode(oci.CodeUnknown)
+	}
+	return r, nil
+}
+
+// decides reports whether an answer from u is the registry's own: it came from
+// the registry, or from where the registry's host upgrades http to https.
+func (c *Client) decides(u *url.URL) bool {
+	if u.Scheme == c.base.Scheme && u.Host == c.base.Host {
+		return true
+	}
+	return c.base.Scheme == "http" && u.Scheme == "https" && u.Hostname() == c.base.Hostname()
 }
 
 // unreachable is the error of an upstream that gave no answer. Of a URL only the
@@ -268,11 +373,31 @@ type StatusError struct {
 	Status   int
 	Header   http.Header // what of it means something to the asker
 	Body     []byte
+	// At is the host that answered in the registry's place after a redirect; "": none.
+	At string
+
+	outcome Outcome // OK: that of the status
+}
+
+// Outcome is what the answer means.
+func (e *StatusError) Outcome() Outcome {
+	if e.outcome != OK {
+		return e.outcome
+	}
+	return outcomeOf(e.Status, e.At == "")
 }
 
 // Error names the upstream and the status.
 func (e *StatusError) Error() string {
+	if e.At != "" {
+		return fmt.Sprintf("the upstream %s redirects to %s, which answers %d", e.Upstream, e.At, e.Status)
+	}
 	return fmt.Sprintf("the upstream %s answers %d", e.Upstream, e.Status)
+}
+
+// RetryAfter is how long the upstream asked to be left alone; 0 if it did not.
+func (e *StatusError) RetryAfter(now time.Time) time.Duration {
+	return retryAfter(e.Header.Get("Retry-After"), now)
 }
 
 // refusalMax bounds what is kept of a refusal's body.
@@ -280,12 +405,16 @@ const refusalMax = 16 << 10
 
 // Refusal reads an answer that is not OK to its end, and closes it.
 func (c *Client) Refusal(res *Response) *StatusError {
-	e := &StatusError{Upstream: c.base.Host, Status: res.Status, Header: http.Header{}}
+	e := &StatusError{Upstream: c.base.Host, Status: res.Status, outcome: res.Outcome, Header: http.Header{}}
+	if !res.own {
+		e.At = res.at
+	}
 	for _, key := range []string{"Www-Authenticate", "Retry-After", "Content-Type", "Ratelimit-Limit", "Ratelimit-Remaining"} {
 		if v := res.Header.Values(key); len(v) > 0 {
 			e.Header[key] = v
 		}
 	}
+	res.hurry()
 	e.Body, _ = io.ReadAll(io.LimitReader(res.Body, refusalMax)) // half a text is as good
 	_ = res.Body.Close()
 	return e

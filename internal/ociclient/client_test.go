@@ -262,7 +262,7 @@ func TestParseUpstream(t *testing.T) {
 		"localhost":                  "localhost http://localhost",
 		"[::1]:5000":                 "[::1]:5000 http://[::1]:5000",
 		"Quay.io=http://10.0.0.1:80": "quay.io http://10.0.0.1:80",
-		"":                           "!", "a/b": "!", "x=ftp://y": "!", "x=http://u:p@y": "!", "x=http://": "!",
+		"":                           "!", "a/b": "!", "x=ftp://y": "!", "x=http://u:p@y": "x http://u:p@y", "x=http://": "!",
 	} {
 		name, u, err := ociclient.ParseUpstream(in)
 		got := "!"

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // dockerHub is the one registry that is not where its name says.
@@ -18,19 +19,20 @@ const (
 
 // ParseUpstream reads NAME or NAME=URL, where NAME is what runtimes call the
 // registry: docker.io, ghcr.io, registry.example:5000. Without a URL it is
-// https, or http on this machine.
+// https, or http on this machine. A user and password in the URL become the
+// credentials of the Client that is made with it.
 func ParseUpstream(s string) (name string, base *url.URL, err error) {
 	name, text, given := strings.Cut(strings.TrimSpace(s), "=")
 	name = strings.ToLower(strings.TrimSpace(name))
 	if name == "" || strings.ContainsAny(name, "/ \t?#@") {
-		return "", nil, fmt.Errorf("upstream %q: want NAME or NAME=URL, where NAME is a host, with a port where it has one", s)
+		return "", nil, fmt.Errorf("upstream %q: want NAME or NAME=URL, where NAME is a host, with a port where it has one", Redact(s))
 	}
 	if !given {
 		text = defaultURL(name)
 	}
 	base, err = url.Parse(strings.TrimSpace(text))
-	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || base.User != nil || base.RawQuery != "" {
-		return "", nil, fmt.Errorf("upstream %q: its URL must be http://HOST or https://HOST, without a user", s)
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || base.RawQuery != "" {
+		return "", nil, fmt.Errorf("upstream %q: its URL must be http://HOST or https://HOST", Redact(s))
 	}
 	return name, base, nil
 }
@@ -60,6 +62,8 @@ type UpstreamsOptions struct {
 	Transport   http.RoundTripper
 	Log         *slog.Logger
 	UserAgent   string
+	Idle        time.Duration
+	Now         func() time.Time
 }
 
 // NewUpstreams makes a client for each upstream. Credentials are looked up by
@@ -71,7 +75,7 @@ func NewUpstreams(o UpstreamsOptions) *Upstreams {
 	u := &Upstreams{byName: make(map[string]*Client, len(o.Bases))}
 	for name, base := range o.Bases {
 		u.byName[name] = New(Options{
-			Base: base, Transport: o.Transport, Log: o.Log, UserAgent: o.UserAgent,
+			Base: base, Transport: o.Transport, Log: o.Log, UserAgent: o.UserAgent, Idle: o.Idle, Now: o.Now,
 			Credentials: func(host string) (user, pass string, ok bool) {
 				if o.Credentials == nil {
 					return "", "", false

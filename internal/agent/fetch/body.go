@@ -27,6 +27,8 @@ type body struct {
 	count  prometheus.Counter
 	left   int64 // bytes until its end; −1: as many as come
 	size   int64 // of the blob; −1: the upstream does not say
+
+	private bool // it took credentials
 }
 
 func newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser, idle time.Duration, count prometheus.Counter) *body {

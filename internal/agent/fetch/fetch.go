@@ -55,6 +55,11 @@ type Content interface {
 	Close() error
 }
 
+// Sourced is a Content that knows from which upstreams it came.
+type Sourced interface {
+	Origins() []string
+}
+
 // Holder has whole blobs on this machine that need no second copy. An error of
 // the kind fault.NotFound says that it has not this one. The context bounds the
 // opening only.

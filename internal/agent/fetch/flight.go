@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
@@ -119,6 +119,7 @@ func (f *Fetcher) fly(fl *flight) {
 	defer f.metrics.inFlight.Dec()
 	began := f.o.Now()
 	for {
+		f.begin(fl)
 		err := f.fill(fl)
 		if err == nil {
 			f.note(fl, began)
@@ -131,6 +132,39 @@ func (f *Fetcher) fly(fl *flight) {
 			return
 		}
 	}
+}
+
+// begin notes as whose content the bytes come, before the first of them does.
+// Without the note they are handed out to nobody who needs more than everybody's
+// right.
+func (f *Fetcher) begin(fl *flight) {
+	if len(fl.b.Missing()) < fl.b.Pieces() {
+		return // they are another's, or noted already
+	}
+	f.noteOrigin(fl)
+}
+
+// noteOrigin takes the note of anybody else back: what others have begun, or said
+// that they have, is not proved by what this one has brought.
+func (f *Fetcher) noteOrigin(fl *flight) {
+	if f.o.Index == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
+	defer cancel()
+	if err := f.o.Index.SetOrigin(ctx, fl.want.Digest, fl.want.Namespace); err != nil {
+		f.o.Log.Warn("it could not be noted where a blob comes from", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "err", err)
+	}
+}
+
+// Behalf is the upstream as whose content a blob is being brought, "" if it is not.
+func (f *Fetcher) Behalf(d oci.Digest) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl, ok := f.flights[d]; ok {
+		return fl.want.Namespace
+	}
+	return ""
 }
 
 // next goes on on behalf of another who waits, if what went wrong was that the
@@ -207,7 +241,7 @@ func (f *Fetcher) fill(fl *flight) error {
 		}
 	}
 	var status *ociclient.StatusError
-	if errors.As(err, &status) && status.Status < http.StatusInternalServerError {
+	if errors.As(err, &status) && status.Outcome().Verdict() {
 		return err // others may not give what it refuses
 	}
 	for _, source := range f.o.Rest {
@@ -249,6 +283,7 @@ func (f *Fetcher) note(fl *flight, began time.Time) {
 	f.metrics.seconds.Observe(took.Seconds())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
 	defer cancel()
+	f.noteOrigin(fl)
 	if err := f.learn(ctx, fl.b); err != nil {
 		f.o.Log.Warn("the layers of a config could not be noted", "digest", fl.want.Digest, "err", err)
 	}

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"net/http"
+	"slices"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -33,7 +33,12 @@ type Verified struct {
 	size   int64 // −1: whatever comes
 	off, n int64 // the part wanted; n < 0: to the end
 	peers  bool  // it began to come from other nodes
+	from   func(namespace string) bool
 }
+
+// From reports whether a blob at a Holder came from an upstream. A Holder that
+// does not know has nobody's word against it.
+func (v *Verified) From(namespace string) bool { return v.from == nil || v.from(namespace) }
 
 // FromPeers reports whether a stream began at other nodes and not at the upstream.
 func (v *Verified) FromPeers() bool { return v.peers }
@@ -176,7 +181,7 @@ func (r *resuming) reopen() (err error) {
 			err = failed
 		}
 		var status *ociclient.StatusError
-		if r.ctx.Err() != nil || errors.As(failed, &status) && status.Status < http.StatusInternalServerError {
+		if r.ctx.Err() != nil || errors.As(failed, &status) && status.Outcome().Verdict() {
 			break // others may not give what the upstream refuses
 		}
 	}
@@ -256,8 +261,13 @@ func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder s
 			}
 			continue
 		}
+		var from func(string) bool
+		if s, ok := content.(Sourced); ok {
+			from = func(namespace string) bool { return slices.Contains(s.Origins(), namespace) }
+		}
 		return &Verified{
-			src: io.NewSectionReader(content, 0, content.Size()), close: content.Close, digest: d, size: content.Size(), n: -1,
+			from: from,
+			src:  io.NewSectionReader(content, 0, content.Size()), close: content.Close, digest: d, size: content.Size(), n: -1,
 			failed: func() { f.distrust(key) },
 		}, key.holder, true
 	}

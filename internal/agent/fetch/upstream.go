@@ -33,6 +33,9 @@ type UpstreamOptions struct {
 	Upstreams *ociclient.Upstreams
 	// Idle is how long a body may bring no byte; 0 = 15 s.
 	Idle time.Duration
+	// Gave is told of each answer that brings bytes of a blob, and whether anybody
+	// would have got it; nil: nobody.
+	Gave func(w Want, anonymous bool)
 	// Pause is before the second attempt in a row that brought nothing, and
 	// doubles from there; 0 = 250 ms.
 	Pause   time.Duration
@@ -119,7 +122,11 @@ func (u *Upstream) open(ctx context.Context, w Want, from, to int64) (*body, err
 		}
 		return nil, client.Refusal(res)
 	}
+	if u.o.Gave != nil {
+		u.o.Gave(w, res.Anonymous)
+	}
 	b := newBody(ctx, cancel, res.Body, u.o.Idle, u.received.WithLabelValues(w.Namespace))
+	b.private = !res.Anonymous
 	if err := b.align(res, w.Size, from, to); err != nil {
 		_ = b.Close()
 		return nil, err
@@ -174,7 +181,9 @@ func (u *Upstream) Fill(ctx context.Context, w Want, b *piece.Blob) error {
 func worthwhile(err error, any bool) bool {
 	var status *ociclient.StatusError
 	if errors.As(err, &status) {
-		return status.Status >= 500
+		// A short wait is worth it where some of the blob has come; else the next
+		// source is.
+		return status.Outcome() == ociclient.Failed && status.Status >= 500 && status.RetryAfter(time.Now()) == 0
 	}
 	if errors.Is(err, fault.NotFound) {
 		return false
@@ -224,6 +233,11 @@ func (u *Upstream) run(ctx context.Context, w Want, b *piece.Blob, first, last i
 		return err
 	}
 	defer func() { _ = src.Close() }() // what was read of it is checked
+	if src.private && !b.Private() {
+		if err := b.MarkPrivate(ctx); err != nil {
+			return err
+		}
+	}
 	pooled := u.buffers.Get().(*[]byte)
 	defer u.buffers.Put(pooled)
 	for i := first; i <= last; i++ {

@@ -124,6 +124,10 @@ func (x *Index) Forget(ctx context.Context, d oci.Digest) error {
 // prune deletes what was known about a blob that has gone and about those above
 // it, as far as nothing below them is cached any more.
 func prune(tx *sqldb.Tx, gone oci.Digest) error {
+	// Where the bytes came from says nothing about those that may come next.
+	if _, err := tx.Exec("DELETE FROM origins WHERE digest = ?", string(gone)); err != nil {
+		return err
+	}
 	for next := []oci.Digest{gone}; len(next) > 0; {
 		d := string(next[0])
 		next = next[1:]

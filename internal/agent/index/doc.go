@@ -13,7 +13,10 @@
 //	chains     chain ID of a config's root file system → config
 //	names      (namespace, repository, tag) → digest, as last resolved
 //	pins       what a person pinned, by reference; pin_roots: its digests
-//	grants     (namespace, repository, digest) that needed no credentials
+//	grants     (namespace, repository, digest) that needed no credentials, and
+//	           when that was last confirmed
+//	origins    (digest, namespace): the upstreams on whose behalf, and as whose
+//	           content, the bytes of a blob came here
 //
 // The cache can be fetched again and so can all that is here: a database that
 // cannot be read is moved aside and begun anew. It refuses: a second process on

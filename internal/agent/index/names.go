@@ -3,7 +3,6 @@ package index
 import (
 	"context"
 	"database/sql"
-	"errors"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -130,38 +129,4 @@ func (x *Index) Pins(ctx context.Context) (found []Pin, err error) {
 // PinnedRoots returns the digests that pins name; Tree expands them.
 func (x *Index) PinnedRoots(ctx context.Context) ([]oci.Digest, error) {
 	return x.digests(ctx, "SELECT DISTINCT digest FROM pin_roots ORDER BY digest")
-}
-
-// GrantPublic notes that the upstream gave d of a repository to somebody who
-// showed no credentials, at a time in ms since the Unix epoch.
-func (x *Index) GrantPublic(ctx context.Context, namespace string, repo oci.Name, d oci.Digest, at int64) error {
-	return x.note(ctx, "grant "+string(d), func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("INSERT INTO grants (namespace, repository, digest, at) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)",
-			namespace, string(repo), string(d), at)
-		return err
-	})
-}
-
-// Public returns when the upstream last gave d of a repository, or a manifest of
-// that repository which needs it, to somebody without credentials.
-func (x *Index) Public(ctx context.Context, namespace string, repo oci.Name, d oci.Digest) (at int64, ok bool, err error) {
-	err = x.read(ctx, "read grants", func(tx *sqldb.Tx) error {
-		err := tx.Row(`WITH RECURSIVE up(d) AS (SELECT ?1 UNION SELECT e.parent FROM up JOIN edges e ON e.child = up.d AND e.role <> 'subject')
-SELECT g.at FROM up JOIN grants g ON g.digest = up.d AND g.namespace = ?2 AND g.repository = ?3 ORDER BY g.at DESC LIMIT 1`,
-			string(d), namespace, string(repo)).Scan(&at)
-		if ok = err == nil; errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
-		return err
-	})
-	return at, ok, err
-}
-
-// RevokePublic takes a grant back: the upstream said that it is gone or asks for
-// credentials now.
-func (x *Index) RevokePublic(ctx context.Context, namespace string, repo oci.Name, d oci.Digest) error {
-	return x.note(ctx, "revoke "+string(d), func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("DELETE FROM grants WHERE namespace = ? AND repository = ? AND digest = ?", namespace, string(repo), string(d))
-		return err
-	})
 }

@@ -44,6 +44,6 @@ func (m *Mirror) Ahead(ctx context.Context, upstream string, repo oci.Name, ref 
 	if err != nil {
 		return got, err
 	}
-	may, err := m.rights.of(ctx, a, d)
+	may, _, _, err := m.rights.about(ctx, a, d)
 	return Ahead{Namespace: ns, Digest: d, MediaType: doc.mediaType, Content: doc.content, Private: !may.public}, err
 }

@@ -79,7 +79,7 @@ func (p *pull) describe() {
 func (p *pull) head(ctx context.Context) error {
 	p.source = sourceUpstream
 	if b, err := p.m.o.Store.Open(ctx, p.want.Digest); err == nil {
-		if b.Complete() {
+		if b.Complete() && !p.may.relay {
 			p.want.Size, p.source = b.Size(), sourceCache
 		}
 		b.Close()
@@ -108,7 +108,7 @@ func (p *pull) size(ctx context.Context) error {
 	if !ok {
 		return notConfigured(p.want.Namespace)
 	}
-	res, err := p.m.ask(ctx, client, p.want.Namespace, func() (*ociclient.Response, error) {
+	res, err := p.m.ask(ctx, client, p.a, func() (*ociclient.Response, error) {
 		return client.Blob(ctx, string(p.want.Repo), p.want.Digest, nil, p.want.Authorization, true)
 	})
 	if err != nil {
@@ -159,11 +159,8 @@ func (p *pull) get(ctx context.Context) error {
 // once hands the blob out from the nearest place that has it, beginning with the
 // first byte that is not sent yet.
 func (p *pull) once(ctx context.Context) error {
-	if p.around {
-		if err := p.size(ctx); err != nil {
-			return err
-		}
-		return p.stream(ctx)
+	if p.around || p.may.relay {
+		return p.relay(ctx)
 	}
 	b, err := p.m.o.Store.Open(ctx, p.want.Digest)
 	if err == nil {
@@ -172,19 +169,35 @@ func (p *pull) once(ctx context.Context) error {
 			if err := p.confirm(ctx, b.Private()); err != nil {
 				return err
 			}
+			if p.may.relay {
+				return p.relay(ctx)
+			}
 			return p.fromCache(ctx, b, sourceCache)
 		}
+		err := p.confirm(ctx, b.Private())
 		b.Close()
+		if err != nil {
+			return err
+		}
+		if p.may.relay {
+			return p.relay(ctx)
+		}
 	} else if !errors.Is(err, fault.NotFound) {
 		return err
 	}
 	if v, holder, ok := p.m.o.Fetch.Held(ctx, p.want.Digest); ok {
-		if err := p.confirm(ctx, true); err != nil {
+		may, err := p.m.mayReadHeld(ctx, p.a, p.want.Digest, apiBlob, v)
+		if err != nil || may.relay {
 			_ = v.Close() // nothing was read
+		}
+		if err != nil {
 			return err
 		}
+		if may.relay {
+			return p.relay(ctx)
+		}
 		size := p.want.Size
-		err := p.through(v, holder)
+		err = p.through(v, holder)
 		var rng *rangeError
 		if err == nil || p.begun || errors.As(err, &rng) {
 			return err
@@ -209,23 +222,47 @@ func (p *pull) once(ctx context.Context) error {
 	if err := p.confirm(ctx, b.Private()); err != nil {
 		return err
 	}
+	if p.may.relay {
+		return p.relay(ctx)
+	}
 	return p.fromCache(ctx, b, "")
 }
 
-// confirm asks the upstream about a right that is not enough for what may be
-// private.
-func (p *pull) confirm(ctx context.Context, private bool) (err error) {
-	if private && p.may.loose {
-		p.may, err = p.m.confirm(ctx, p.a, p.want.Digest, apiBlob, p.may)
+// confirm decides again about what has come here, or has become private, since
+// it was decided.
+func (p *pull) confirm(ctx context.Context, private bool) error {
+	if !p.may.absent && !(p.may.open && private) {
+		return nil
+	}
+	may, err := p.m.mayRead(ctx, p.a, p.want.Digest, apiBlob)
+	if err == nil {
+		p.may = may
+		p.want.Private = !may.public
 	}
 	return err
+}
+
+// relay hands on what the upstream itself sends, and nothing that is here. If
+// that is the blob, the upstream has proved that it has it.
+func (p *pull) relay(ctx context.Context) error {
+	p.want.Unchecked = true
+	if err := p.size(ctx); err != nil {
+		return err
+	}
+	if err := p.stream(ctx); err != nil || p.around {
+		return err
+	}
+	if err := p.m.o.Index.PutOrigin(ctx, p.want.Digest, p.a.ns); err != nil {
+		p.m.o.Log.Warn("it could not be noted where a blob came from", "digest", p.want.Digest, "upstream", p.a.ns, "err", err)
+	}
+	return nil
 }
 
 // stream hands the blob out as it comes from peers or the upstream: N6.
 func (p *pull) stream(ctx context.Context) error {
 	// Peers give what is private only to who asks for it as that; a right that is
 	// not enough for it leaves the decision to the upstream.
-	p.want.Unchecked = p.want.Unchecked || p.want.Private && p.may.loose
+	p.want.Unchecked = p.want.Unchecked || p.want.Private && !p.may.direct
 	v, err := p.m.o.Fetch.Stream(ctx, p.want)
 	if err != nil {
 		return err

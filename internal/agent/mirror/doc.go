@@ -7,11 +7,9 @@
 // its hosts (N8).
 //
 // Content is cached by digest and shared by all repositories and upstreams; the
-// right to it is not. A client gets a digest under (upstream, repository) if
-// that upstream let anybody have it there, or let this client have it there a
-// short time ago, or does so now; and so for what a manifest names that it got
-// there. Knowing a digest gives no access (R12). Rights that took an
-// Authorization are kept in memory only, under a hash of it.
+// right to it is not. decide is the rule, which docs/rights.md states. Knowing a
+// digest gives no access (R12), and an outage is not a verdict (N11). Rights that
+// took an Authorization are kept in memory only, under a hash of it.
 //
 // Tags are the upstream's: asked for each time but for a short cache, and while
 // it is down the last known digest is given, marked as stale.

@@ -297,6 +297,7 @@ func TestUpstream_RefusalsPassThrough(t *testing.T) {
 			return true
 		})
 		n.get("/v2/app/"+kind).wantError(429, oci.CodeTooManyRequests).wantHeader("Retry-After", "17")
+		n.clock.advance(18 * time.Second) // until then it is left alone
 		u.on(func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="https://auth.example/token",service="s"`)
 			w.Header().Set("Content-Type", "application/json")

@@ -128,10 +128,11 @@ func (n *node) open() {
 		}
 	}
 	ups := ociclient.NewUpstreams(ociclient.UpstreamsOptions{
-		Bases: bases, Credentials: n.o.creds, Log: log,
+		Bases: bases, Credentials: n.o.creds, Log: log, Idle: n.o.idle, Now: n.clock.now,
 		Transport: ociclient.NewTransport(ociclient.TransportOptions{Header: n.o.header}),
 	})
-	up := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: ups, Idle: n.o.idle, Pause: time.Millisecond, Log: log, Metrics: n.metrics})
+	up := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: ups, Idle: n.o.idle, Pause: time.Millisecond, Log: log, Metrics: n.metrics,
+		Gave: func(w fetch.Want, anonymous bool) { n.mirror.Gave(w, anonymous) }})
 	n.fetch = fetch.New(fetch.Options{
 		Store: n.store, Index: n.index, Fillers: []fetch.Filler{up}, Origin: up, Holders: n.o.holders,
 		Linger: n.o.linger, Log: log, Metrics: n.metrics,

@@ -27,7 +27,7 @@ func (m *Mirror) list(w http.ResponseWriter, r *http.Request, a access, rest str
 		rest += "?" + query.Encode()
 	}
 	ctx := r.Context()
-	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
+	res, err := m.ask(ctx, client, a, func() (*ociclient.Response, error) {
 		return client.Get(ctx, string(a.repo), rest, a.auth, r.Method == http.MethodHead)
 	})
 	if err != nil {

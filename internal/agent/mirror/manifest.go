@@ -83,27 +83,25 @@ func (m *Mirror) sendManifest(w http.ResponseWriter, r *http.Request, doc docume
 }
 
 // document returns a manifest by its digest, from this machine if the right to
-// it is known.
+// it is known. If nothing is known the GET is the question.
 func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []string) (document, error) {
-	known, err := m.rights.of(ctx, a, d)
+	f, _, _, err := m.facts(ctx, a, d)
 	if err != nil {
 		return document{}, err
 	}
-	if known.ok || m.here(ctx, d) {
+	if f.present || decide(f) != ask {
 		may, err := m.mayRead(ctx, a, d, apiManifest)
 		if err != nil {
 			return m.fromPeers(ctx, a, d, err)
 		}
-		doc, err := m.local(ctx, d)
-		if err == nil && may.loose && doc.source != sourceCache {
-			_, err := m.confirm(ctx, a, d, apiManifest, may)
-			return doc, err
-		}
-		if err == nil {
-			return doc, nil
-		}
-		if !errors.Is(err, fault.NotFound) {
-			m.o.Log.Warn("a manifest in the cache cannot be read; asking the upstream", "digest", d, "err", err)
+		if !may.relay {
+			doc, err := m.local(ctx, a, d)
+			if err == nil {
+				return doc, nil
+			}
+			if !errors.Is(err, fault.NotFound) {
+				m.o.Log.Warn("a manifest in the cache cannot be read; asking the upstream", "digest", d, "err", err)
+			}
 		}
 	}
 	key := strings.Join([]string{"manifest", string(a.who), a.ns, string(a.repo), string(d)}, "\x00")
@@ -116,28 +114,33 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 	})
 }
 
-func (m *Mirror) here(ctx context.Context, d oci.Digest) bool {
-	info, err := m.o.Store.Info(ctx, d)
-	return err == nil && info.Present == info.Size
-}
-
-// local reads a manifest that is on this machine; NotFound if it is not.
-func (m *Mirror) local(ctx context.Context, d oci.Digest) (document, error) {
-	content, mediaType, source, err := m.localBytes(ctx, d)
+// local reads a manifest that is on this machine and that a may have; NotFound if
+// it is not, or only where it needs the upstream to say so.
+func (m *Mirror) local(ctx context.Context, a access, d oci.Digest) (document, error) {
+	content, mediaType, source, err := m.localBytes(ctx, a, d)
 	if err != nil {
 		return document{}, err
 	}
+	if own := typeOf(content); own != "" {
+		mediaType = own
+	}
 	if mediaType == "" || mediaType == "application/octet-stream" { // it came in as a blob
-		parsed, err := oci.ParseManifest("", content)
-		if err != nil {
-			return document{}, fault.New(fault.NotFound, "%s is no manifest", d).WithCode(oci.CodeManifestUnknown)
-		}
-		mediaType = parsed.MediaType
+		return document{}, fault.New(fault.NotFound, "%s is not a manifest", d).WithCode(oci.CodeManifestUnknown)
 	}
 	return document{digest: d, mediaType: mediaType, content: content, source: source}, nil
 }
 
-func (m *Mirror) localBytes(ctx context.Context, d oci.Digest) (content []byte, mediaType, source string, err error) {
+// typeOf is what a manifest's own bytes say that it is, "" if they do not. An
+// upstream may say something else, or nothing.
+func typeOf(content []byte) string {
+	parsed, err := oci.ParseManifest("", content)
+	if err != nil {
+		return ""
+	}
+	return parsed.MediaType
+}
+
+func (m *Mirror) localBytes(ctx context.Context, a access, d oci.Digest) (content []byte, mediaType, source string, err error) {
 	b, err := m.o.Store.Open(ctx, d)
 	if err == nil {
 		defer b.Close()
@@ -155,6 +158,13 @@ func (m *Mirror) localBytes(ctx context.Context, d oci.Digest) (content []byte, 
 	defer func() { _ = held.Close() }() // it was only read
 	if held.Size() > oci.ManifestMax {
 		return nil, "", "", fault.New(fault.NotFound, "%s is too large for a manifest", d).WithCode(oci.CodeManifestUnknown)
+	}
+	may, err := m.mayReadHeld(ctx, a, d, apiManifest, held)
+	if err != nil {
+		return nil, "", "", err
+	}
+	if may.relay {
+		return nil, "", "", fault.New(fault.NotFound, "%s is here, but not from %s", d, a.ns).WithCode(oci.CodeManifestUnknown)
 	}
 	var all sink
 	_, err = held.WriteTo(&all)
@@ -184,14 +194,17 @@ func readAll(ctx context.Context, b *piece.Blob) ([]byte, error) {
 func (m *Mirror) bring(ctx context.Context, a access, ref string, want oci.Digest, accept []string) (document, error) {
 	doc, anonymous, err := m.receive(ctx, a, ref, want, accept)
 	if err != nil {
-		var refusal *ociclient.StatusError
-		if errors.As(err, &refusal) && want != "" {
-			was, _ := m.rights.of(ctx, a, want) // without an answer nothing follows from it
-			m.gone(ctx, a, want, was, refusal.Status)
+		if want != "" {
+			err = m.heed(ctx, a, want, err)
 		}
 		return document{}, err
 	}
 	return doc, m.learn(ctx, a, doc, anonymous)
+}
+
+func (m *Mirror) here(ctx context.Context, d oci.Digest) bool {
+	b, err := m.o.Index.Blob(ctx, d)
+	return err == nil && b.State != index.Partial
 }
 
 // receive asks the upstream for a manifest, and whether everybody may have it.
@@ -203,7 +216,7 @@ func (m *Mirror) receive(ctx context.Context, a access, ref string, want oci.Dig
 	if len(accept) == 0 {
 		accept = manifestTypes
 	}
-	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
+	res, err := m.ask(ctx, client, a, func() (*ociclient.Response, error) {
 		return client.Manifest(ctx, string(a.repo), ref, accept, a.auth, false)
 	})
 	if err != nil {
@@ -226,33 +239,40 @@ func (m *Mirror) receive(ctx context.Context, a access, ref string, want oci.Dig
 		m.metrics.failures.WithLabelValues("mismatch").Inc()
 		return document{}, false, fmt.Errorf("manifest %s of %s: %w", ref, a.repo, fetch.ErrMismatch)
 	}
-	return document{digest: want, mediaType: res.Header.Get("Content-Type"), content: content, source: sourceUpstream}, res.Anonymous, nil
+	mediaType := typeOf(content)
+	if mediaType == "" {
+		mediaType = res.Header.Get("Content-Type")
+	}
+	return document{digest: want, mediaType: mediaType, content: content, source: sourceUpstream}, res.Anonymous, nil
 }
 
 // ask puts a question to an upstream, and once more if it has trouble of its
-// own. What it refuses is a *ociclient.StatusError.
-func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, question func() (*ociclient.Response, error)) (*ociclient.Response, error) {
+// own and says so at once. What it refuses is a *ociclient.StatusError.
+func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, a access, question func() (*ociclient.Response, error)) (*ociclient.Response, error) {
 	for attempt := 0; ; attempt++ {
 		began := m.o.Now()
 		res, err := question()
+		took := m.o.Now().Sub(began)
 		if err != nil {
 			if ctx.Err() == nil {
 				m.metrics.upstreamFailed(err)
-				now := m.o.Now()
-				m.outages.note(ns, now, now.Sub(began))
+				m.outages.note(a, ociclient.OutcomeOf(err), m.o.Now(), took)
 			}
 			return nil, err
 		}
-		m.outages.over(ns)
 		if res.OK() {
+			m.outages.over(a)
 			return res, nil
 		}
 		refusal := client.Refusal(res)
-		if refusal.Status < http.StatusInternalServerError {
+		if refusal.Outcome().Verdict() {
+			m.outages.over(a)
 			return nil, refusal
 		}
 		m.metrics.upstreamFailed(refusal)
-		if attempt > 0 {
+		m.outages.note(a, refusal.Outcome(), m.o.Now(), took)
+		if refusal.Outcome() != ociclient.Failed || refusal.Status < http.StatusInternalServerError || attempt > 0 || took > time.Second ||
+			refusal.RetryAfter(m.o.Now()) > 0 {
 			return nil, refusal
 		}
 	}
@@ -261,11 +281,11 @@ func (m *Mirror) ask(ctx context.Context, client *ociclient.Client, ns string, q
 // learn keeps a manifest, what it needs, and that a may have it. A cache without
 // room is no reason to refuse the manifest.
 func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bool) error {
-	edges, err := m.keep(ctx, doc, piece.Meta{MediaType: doc.mediaType, Private: !anonymous, Spare: a.ahead})
+	edges, err := m.keep(ctx, a.ns, doc, piece.Meta{MediaType: doc.mediaType, Private: !anonymous, Spare: a.ahead})
 	if err != nil {
 		return err
 	}
-	m.rights.grantChildren(a, edges, anonymous)
+	m.rights.children(a, edges, anonymous, false)
 	if m.o.Peers != nil {
 		m.o.Peers.KnowsContent(doc.digest)
 	}
@@ -273,16 +293,28 @@ func (m *Mirror) learn(ctx context.Context, a access, doc document, anonymous bo
 }
 
 // keep puts a manifest into the cache, if there is room, and returns what it
-// needs. That comes first: a manifest that is here is never asked for again, so
+// needs. ns is the upstream that it proves to have it, "" for none. That comes first: a manifest that is here is never asked for again, so
 // an end in between would leave its layers without an image for good.
-func (m *Mirror) keep(ctx context.Context, doc document, meta piece.Meta) ([]index.Edge, error) {
+func (m *Mirror) keep(ctx context.Context, ns string, doc document, meta piece.Meta) ([]index.Edge, error) {
 	_, edges := fetch.Edges(doc.digest, doc.mediaType, doc.content)
+	put := m.o.Index.SetOrigin
+	if m.here(ctx, doc.digest) {
+		put = m.o.Index.PutOrigin // the upstream has shown that it has the same
+	}
 	var err error
-	if len(edges) > 0 {
+	if ns != "" {
+		err = put(ctx, doc.digest, ns)
+	}
+	if err == nil && len(edges) > 0 {
 		err = m.o.Index.PutEdges(ctx, doc.digest, edges)
 	}
 	if err == nil {
 		err = m.o.Store.Put(ctx, doc.digest, doc.content, meta)
+	}
+	if errors.Is(err, fault.Conflict) {
+		// Somebody said that it has another size, and a download by that is under way.
+		m.o.Log.Warn("a manifest is not kept, since it is being fetched with another size", "digest", doc.digest, "err", err)
+		err = nil
 	}
 	if err = unlessFull(err); err != nil {
 		return nil, fmt.Errorf("keep manifest %s: %w", doc.digest, err)

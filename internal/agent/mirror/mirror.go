@@ -31,7 +31,7 @@ type Options struct {
 
 	TagTTL   time.Duration // how long a tag's digest is not asked for again; 0 = always asked
 	StaleMax time.Duration // how old a tag's digest may be while the upstream is down; 0 = never given
-	GrantTTL time.Duration // how long a client's right to private content lasts without asking; 0 = always asked
+	GrantTTL time.Duration // how long an upstream's word that somebody may have something lasts without asking; 0 = always asked
 
 	// Shares says that other nodes may give and get what is pulled here. Then the
 	// upstream is asked about each private blob before it is fetched (N10).
@@ -85,8 +85,8 @@ func New(o Options) *Mirror {
 		panic(err) // only for a size below one
 	}
 	m := &Mirror{
-		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.Now),
-		outages: outages{last: map[string]outage{}},
+		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.StaleMax, o.Now),
+		outages: outages{last: map[outageKey]outage{}},
 	}
 	if o.Observer != nil {
 		for e, name := range names {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // questionMax bounds a question to an upstream that several requests wait for.
@@ -35,10 +37,18 @@ func once[T any](ctx context.Context, m *Mirror, key string, fn func(context.Con
 
 // outages remembers which upstreams gave no answer a moment ago, so that not
 // every request has to wait for the same silence.
+// One that limits somebody's rate is silent to nobody else.
 type outages struct {
 	mu   sync.Mutex
-	last map[string]outage
+	last map[outageKey]outage
 }
+
+type outageKey struct {
+	ns  string
+	who principal // of a limit; "*": everybody
+}
+
+const everybody principal = "*"
 
 // outage is trusted from its end on, for a while.
 type outage struct {
@@ -51,22 +61,40 @@ type outage struct {
 // twice: one that accepts and then hangs takes a timeout of whoever asks it.
 const outageTrust = 5 * time.Second
 
-// note notes at the time at that an upstream was silent for so long.
-func (o *outages) note(ns string, at time.Time, silent time.Duration) {
-	o.mu.Lock()
-	o.last[ns] = outage{at, max(outageTrust, 2*silent)}
-	o.mu.Unlock()
-}
+// outagesMax bounds how many are remembered.
+const outagesMax = 4096
 
-func (o *outages) over(ns string) {
-	o.mu.Lock()
-	delete(o.last, ns)
-	o.mu.Unlock()
-}
-
-func (o *outages) now(ns string, at time.Time) bool {
+// note notes at the time at that an upstream decided nothing, after so long.
+func (o *outages) note(a access, outcome ociclient.Outcome, at time.Time, took time.Duration) {
+	key := outageKey{a.ns, everybody}
+	switch {
+	case outcome == ociclient.RateLimited:
+		key.who = a.who
+	case outcome == ociclient.Failed && took < time.Second:
+		return // it is no wait that another request would be spared
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	last, ok := o.last[ns]
-	return ok && at.Sub(last.at).Abs() < last.trust
+	if len(o.last) >= outagesMax {
+		clear(o.last)
+	}
+	o.last[key] = outage{at, max(outageTrust, 2*took)}
+}
+
+func (o *outages) over(a access) {
+	o.mu.Lock()
+	delete(o.last, outageKey{a.ns, everybody})
+	delete(o.last, outageKey{a.ns, a.who})
+	o.mu.Unlock()
+}
+
+func (o *outages) now(a access, at time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, who := range []principal{everybody, a.who} {
+		if last, ok := o.last[outageKey{a.ns, who}]; ok && at.Sub(last.at).Abs() < last.trust {
+			return true
+		}
+	}
+	return false
 }

@@ -77,20 +77,24 @@ func (m *Mirror) fromPeers(ctx context.Context, a access, d oci.Digest, cause er
 	if m.o.Peers == nil || ctx.Err() != nil || !isOutage(cause) {
 		return document{}, cause
 	}
-	known, err := m.rights.of(ctx, a, d)
+	known, _, _, err := m.rights.about(ctx, a, d)
 	if err != nil {
 		return document{}, err
 	}
 	g, err := m.o.Peers.Content(ctx, a.ns, a.repo, d)
-	if err != nil || !known.ok && (!g.Public || m.isPrivate(ctx, d)) || d.Algorithm().FromBytes(g.Content) != d {
+	if err != nil || !known.known() && !known.heard && (!g.Public || m.isPrivate(ctx, d)) || d.Algorithm().FromBytes(g.Content) != d {
 		return document{}, cause
 	}
 	doc := document{digest: d, mediaType: g.MediaType, content: g.Content, source: sourcePeer}
 	if parsed, err := oci.ParseManifest("", g.Content); err == nil && parsed.MediaType != "" {
 		doc.mediaType = parsed.MediaType // that of the content itself cannot be made up
 	}
-	public := g.Public || known.ok && known.public
-	edges, err := m.keep(ctx, doc, piece.Meta{MediaType: doc.mediaType, Private: !public})
+	public := g.Public || known.public
+	ns := a.ns
+	if m.here(ctx, d) {
+		ns = "" // the upstream has not shown that it has what is here
+	}
+	edges, err := m.keep(ctx, ns, doc, piece.Meta{MediaType: doc.mediaType, Private: !public})
 	if err != nil {
 		return document{}, err
 	}
@@ -101,11 +105,11 @@ func (m *Mirror) fromPeers(ctx context.Context, a access, d oci.Digest, cause er
 
 // hear notes that a may have d and what it needs: known is what the upstream
 // itself has said of that, and where it has not, peers have.
-func (g *rights) hear(a access, d oci.Digest, edges []index.Edge, known right, public bool) {
-	if !known.ok {
-		g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{right{ok: true, hearsay: true, public: public, size: -1}, g.now().Add(g.ttl)})
+func (g *rights) hear(a access, d oci.Digest, edges []index.Edge, known facts, public bool) {
+	if !known.known() && !known.heard {
+		g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{at: g.now(), heard: true, public: public, size: -1})
 	}
-	g.children(a, edges, right{ok: true, hearsay: !known.ok || known.hearsay, public: public})
+	g.children(a, edges, public, !known.known())
 }
 
 // heardOf asks other nodes what a tag stood for, at most once in the time that
@@ -128,12 +132,9 @@ func (m *Mirror) heardOf(ctx context.Context, a access, tag oci.Tag, than time.T
 	if r.digest == "" || age > m.o.StaleMax || !r.at.After(than) {
 		return r, age, false
 	}
-	known, err := m.rights.of(ctx, a, r.digest)
-	if err == nil && known.ok && !(known.hearsay && m.isPrivate(ctx, r.digest)) {
-		if _, err := m.local(ctx, r.digest); err == nil {
-			return r, age, true
-		}
+	if m.mayStill(ctx, a, r.digest) {
+		return r, age, true
 	}
-	_, err = m.fromPeers(ctx, a, r.digest, cause)
+	_, err := m.fromPeers(ctx, a, r.digest, cause)
 	return r, age, err == nil
 }

@@ -43,13 +43,16 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Del(key)
 	}
 	var refusal *ociclient.StatusError
-	if errors.As(err, &refusal) && refusal.Status >= 400 && refusal.Status < 500 {
+	if errors.As(err, &refusal) && refusal.Status >= 400 && refusal.Status < 500 && refusal.At == "" {
 		handOn(w, r, refusal)
 		return
 	}
 	status, code, message := m.explain(r, err)
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
+	}
+	if refusal != nil && refusal.Header.Get("Retry-After") != "" {
+		w.Header().Set("Retry-After", refusal.Header.Get("Retry-After"))
 	}
 	writeError(w, r, status, code, message)
 }

@@ -6,10 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -39,17 +41,17 @@ type access struct {
 	ahead   bool   // the node itself asks, for nobody who waits
 }
 
-// right is what is known of an access to a digest.
+// right is an access to a digest that was decided on.
 type right struct {
-	ok      bool
-	direct  bool // the upstream was asked for this very digest
-	public  bool // anybody may
-	hearsay bool // another node says so
-	// loose says that it is by a manifest only, and was decided while the cache
-	// had nothing private under the digest. See confirm.
-	loose bool
-	// size and mediaType are what the upstream or the manifest says of the
-	// digest; −1 and "" if they do not.
+	direct bool // the upstream said so of this very digest
+	public bool // everybody may have it
+	relay  bool // only what the upstream itself sends may be handed out
+	// absent says that nothing was on this machine when it was decided. What has
+	// come since is decided on again: another may have brought it.
+	absent bool
+	open   bool // it was here, and nothing about it was private
+	// size and mediaType are what the upstream or a manifest says of the digest;
+	// −1 and "" if they do not.
 	size      int64
 	mediaType string
 }
@@ -61,48 +63,74 @@ type grantKey struct {
 	digest oci.Digest
 }
 
-// grant is a right, for a time.
+// grant is an upstream's word, or another node's, about a digest.
 type grant struct {
-	right
-	until time.Time
+	at        time.Time
+	direct    bool // about this very digest
+	public    bool // no credentials were needed
+	heard     bool // another node says so
+	size      int64
+	mediaType string
 }
 
 // grantsMax bounds the grants in memory; one that was pushed out is asked for again.
 const grantsMax = 16384
 
-// rights knows who may read what. Public rights are kept in the index, those
-// that took credentials in memory only.
+// rights knows what upstreams have said. Rights that everybody has are kept in
+// the index, those that took credentials in memory only.
 type rights struct {
-	index  *index.Index
-	ttl    time.Duration
-	now    func() time.Time
-	grants *lru.Cache[grantKey, grant]
-	// private is until when, by the upstream's own word about the very digest,
-	// somebody on this node may have it.
-	private *lru.Cache[oci.Digest, time.Time]
+	index    *index.Index
+	ttl      time.Duration // how long a word counts without asking again
+	staleMax time.Duration // how long this node's own counts while nothing is decided
+	now      func() time.Time
+	grants   *lru.Cache[grantKey, grant]
+
+	mu sync.Mutex
+	// private is who on this node may have a private digest, by the upstream's own
+	// word about it, and when that was said.
+	private *lru.Cache[oci.Digest, map[grantKey]time.Time]
 }
 
-func newRights(ix *index.Index, ttl time.Duration, now func() time.Time) *rights {
+func newRights(ix *index.Index, ttl, staleMax time.Duration, now func() time.Time) *rights {
 	cache, err := lru.New[grantKey, grant](grantsMax)
 	if err != nil {
 		panic(err) // only for a size below one
 	}
-	private, err := lru.New[oci.Digest, time.Time](grantsMax)
+	private, err := lru.New[oci.Digest, map[grantKey]time.Time](grantsMax)
 	if err != nil {
 		panic(err) // only for a size below one
 	}
-	return &rights{index: ix, ttl: ttl, now: now, grants: cache, private: private}
+	return &rights{index: ix, ttl: ttl, staleMax: staleMax, now: now, grants: cache, private: private}
 }
 
 // grant notes that the upstream gave d to a.
 func (g *rights) grant(ctx context.Context, a access, d oci.Digest, public bool, size int64) error {
-	now := g.now()
-	g.grants.Add(grantKey{a.who, a.ns, a.repo, d}, grant{right{ok: true, direct: true, public: public, size: size}, now.Add(g.ttl)})
+	g.given(a, d, public, size)
 	if !public {
-		g.private.Add(d, now.Add(g.ttl))
 		return nil
 	}
-	return unlessFull(g.index.GrantPublic(ctx, a.ns, a.repo, d, now.UnixMilli()))
+	return unlessFull(g.index.GrantPublic(ctx, a.ns, a.repo, d, g.now().UnixMilli()))
+}
+
+// holdersMax bounds for how many askers it is remembered that they may have one
+// private digest.
+const holdersMax = 64
+
+// given notes in memory that the upstream gave d to a.
+func (g *rights) given(a access, d oci.Digest, public bool, size int64) {
+	key, now := grantKey{a.who, a.ns, a.repo, d}, g.now()
+	g.grants.Add(key, grant{at: now, direct: true, public: public, size: size})
+	if public {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	holders, ok := g.private.Get(d)
+	if !ok || len(holders) >= holdersMax {
+		holders = map[grantKey]time.Time{}
+		g.private.Add(d, holders)
+	}
+	holders[key] = now
 }
 
 // unlessFull forgives that something could not be noted because the disk is full:
@@ -114,130 +142,285 @@ func unlessFull(err error) error {
 	return err
 }
 
-// grantChildren notes that a was given the manifest that needs these, so that
-// the index need not be asked when they are pulled next.
-func (g *rights) grantChildren(a access, edges []index.Edge, public bool) {
-	g.children(a, edges, right{ok: true, public: public})
-}
-
-func (g *rights) children(a access, edges []index.Edge, r right) {
-	until := g.now().Add(g.ttl)
+// children notes that a was given a manifest that needs these, so that the index
+// need not be asked when they are pulled next. heard: by another node.
+func (g *rights) children(a access, edges []index.Edge, public, heard bool) {
 	for _, e := range edges {
-		if got, ok := g.fresh(a, e.Child); e.Role == index.RoleSubject || ok && (got.direct || r.hearsay && !got.hearsay) {
+		key := grantKey{a.who, a.ns, a.repo, e.Child}
+		got, ok := g.grants.Get(key)
+		if ok = ok && g.standing(a, got) == fresh; e.Role == index.RoleSubject || ok && (got.direct || heard && !got.heard) {
 			continue
 		}
-		r.size, r.mediaType = e.Size, e.MediaType
+		size := e.Size
 		if e.Size == 0 && e.MediaType == "" { // Docker schema 1 says neither
-			r.size = -1
+			size = -1
 		}
-		g.grants.Add(grantKey{a.who, a.ns, a.repo, e.Child}, grant{r, until})
+		g.grants.Add(key, grant{at: g.now(), public: public, heard: heard, size: size, mediaType: e.MediaType})
 	}
+}
+
+// standing is how much a grant counts now. This node's own login stays what it
+// was while nothing is decided; a client's may have ended meanwhile.
+func (g *rights) standing(a access, got grant) standing {
+	age := g.now().Sub(got.at).Abs()
+	switch {
+	case age < g.ttl:
+		return fresh
+	case a.who == "" && !got.heard && age < g.staleMax:
+		return past
+	}
+	return never
+}
+
+// since is how much it counts that the index says so since then; 0: it does not.
+func (g *rights) since(at int64) standing {
+	switch {
+	case at == 0:
+		return never
+	case g.now().Sub(time.UnixMilli(at)).Abs() < g.ttl:
+		return fresh
+	}
+	return past
+}
+
+// about gathers what upstreams have said about a's right to d.
+func (g *rights) about(ctx context.Context, a access, d oci.Digest) (f facts, size int64, mediaType string, err error) {
+	size = -1
+	if got, ok := g.grants.Get(grantKey{a.who, a.ns, a.repo, d}); ok {
+		f.add(got, g.standing(a, got), got.direct)
+		if f != (facts{}) {
+			size, mediaType = got.size, got.mediaType
+		}
+		if f.direct == fresh || f.loose == fresh && f.public {
+			return f, size, mediaType, nil
+		}
+	}
+	known, err := g.index.Granted(ctx, a.ns, a.repo, d)
+	if err != nil {
+		return f, size, mediaType, err
+	}
+	f.add(grant{public: true}, g.since(known.Direct), true)
+	f.add(grant{public: true}, g.since(known.Through), false)
+	parents, err := g.index.Parents(ctx, d)
+	if err != nil {
+		return f, size, mediaType, err
+	}
+	for _, e := range parents {
+		if e.Role == index.RoleSubject {
+			continue // a manifest about d does not make d a part of it
+		}
+		got, ok := g.grants.Get(grantKey{a.who, a.ns, a.repo, e.Parent})
+		counts := never
+		if ok {
+			counts = g.standing(a, got)
+		}
+		if counts == never {
+			of, err := g.index.Granted(ctx, a.ns, a.repo, e.Parent)
+			if err != nil {
+				return f, size, mediaType, err
+			}
+			got, counts = grant{public: true}, g.since(max(of.Direct, of.Through))
+		}
+		if counts == never {
+			continue
+		}
+		f.add(got, counts, false)
+		// Only a manifest that this client was given may say how large d is.
+		if size < 0 && (e.Size > 0 || e.MediaType != "") {
+			size, mediaType = e.Size, e.MediaType
+		}
+		if f.loose == fresh {
+			break
+		}
+	}
+	return f, size, mediaType, nil
+}
+
+// add takes one word into account.
+func (f *facts) add(got grant, counts standing, direct bool) {
+	switch {
+	case counts == never:
+		return
+	case got.heard:
+		if !f.known() {
+			f.heard, f.public = true, got.public
+		}
+		return
+	case direct:
+		f.direct = max(f.direct, counts)
+	default:
+		f.loose = max(f.loose, counts)
+	}
+	if f.heard {
+		f.heard, f.public = false, false // the upstream's own word takes its place
+	}
+	f.public = f.public || got.public
+}
+
+// known reports that an upstream itself has given a right.
+func (f facts) known() bool { return f.direct > never || f.loose > never }
+
+// denied notes that the registry asks a for other credentials than it has, in all
+// of the repository. It says nothing about others, unless a has none.
+func (g *rights) denied(ctx context.Context, a access) error {
+	for _, key := range g.grants.Keys() {
+		if key.who == a.who && key.ns == a.ns && key.repo == a.repo {
+			g.forget(key)
+		}
+	}
+	if a.who != "" {
+		return nil
+	}
+	return g.index.RevokeRepository(ctx, a.ns, a.repo)
 }
 
 // revoke notes that the upstream does not give d to a any more.
 func (g *rights) revoke(ctx context.Context, a access, d oci.Digest) error {
-	g.grants.Remove(grantKey{a.who, a.ns, a.repo, d})
-	g.private.Remove(d) // another who may have it will be asked for again
-	if a.auth != "" {
+	g.forget(grantKey{a.who, a.ns, a.repo, d})
+	if a.who != "" {
 		return nil // what one client may not says nothing of the others
 	}
 	return g.index.RevokePublic(ctx, a.ns, a.repo, d)
 }
 
-func (g *rights) fresh(a access, d oci.Digest) (grant, bool) {
-	got, ok := g.grants.Get(grantKey{a.who, a.ns, a.repo, d})
-	return got, ok && g.now().Before(got.until)
+// age has the upstream asked before a's right to d is used again.
+func (g *rights) age(ctx context.Context, a access, d oci.Digest) error {
+	key := grantKey{a.who, a.ns, a.repo, d}
+	if got, ok := g.grants.Get(key); ok {
+		got.at = got.at.Add(-g.ttl)
+		g.grants.Add(key, got)
+	}
+	if a.who != "" {
+		return nil
+	}
+	return g.index.AgeGrant(ctx, a.ns, a.repo, d)
 }
 
-// of tells what is known here of a's right to d, without asking the upstream.
-func (g *rights) of(ctx context.Context, a access, d oci.Digest) (right, error) {
-	if got, ok := g.fresh(a, d); ok {
-		return got.right, nil
+func (g *rights) forget(key grantKey) {
+	g.grants.Remove(key)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if holders, ok := g.private.Get(key.digest); ok {
+		delete(holders, key)
 	}
-	r := right{size: -1}
-	parents, err := g.index.Parents(ctx, d)
+}
+
+// allowed reports whether anybody on this node may have a private d.
+func (g *rights) allowed(d oci.Digest) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	holders, ok := g.private.Get(d)
+	if !ok {
+		return false
+	}
+	for _, at := range holders {
+		if g.now().Sub(at).Abs() < g.ttl {
+			return true
+		}
+	}
+	return false
+}
+
+// facts gathers all that a decision about d depends on.
+func (m *Mirror) facts(ctx context.Context, a access, d oci.Digest) (f facts, size int64, mediaType string, err error) {
+	f, size, mediaType, err = m.rights.about(ctx, a, d)
 	if err != nil {
-		return r, err
+		return f, size, mediaType, err
 	}
-	if _, r.public, err = g.index.Public(ctx, a.ns, a.repo, d); err != nil {
-		return r, err
+	f.shares = m.o.Shares
+	behalf := m.o.Fetch.Behalf(d) // before the look at the row, which comes before the download
+	b, err := m.o.Index.Blob(ctx, d)
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return f, size, mediaType, nil
+	case err != nil:
+		return f, size, mediaType, err
 	}
-	r.ok = r.public
-	for _, e := range parents {
-		if e.Role == index.RoleSubject {
-			continue
+	if behalf == "" && b.State == index.Partial {
+		info, err := m.o.Store.Info(ctx, d)
+		if errors.Is(err, fault.NotFound) || err == nil && info.Present == 0 && info.Writers == 0 {
+			return f, size, mediaType, nil // it was to come, and nothing of it has
 		}
-		got, ok := g.fresh(a, e.Parent)
-		if !ok {
-			if _, ok, err = g.index.Public(ctx, a.ns, a.repo, e.Parent); err != nil {
-				return r, err
+	}
+	f.present, f.open = true, !b.Private
+	if !f.open && behalf != a.ns {
+		f.origin, err = m.o.Index.IsOrigin(ctx, d, a.ns)
+	} else {
+		f.origin = behalf == a.ns
+	}
+	return f, size, mediaType, err
+}
+
+// mayRead decides whether a may have the blob or manifest d, and asks the
+// upstream if need be. A refusal is the upstream's answer, or its silence.
+func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint) (right, error) {
+	return m.judge(ctx, a, d, e, func(*facts) {})
+}
+
+// judge is mayRead with what is known of bytes outside of the cache.
+func (m *Mirror) judge(ctx context.Context, a access, d oci.Digest, e endpoint, amend func(*facts)) (right, error) {
+	f, size, mediaType, err := m.facts(ctx, a, d)
+	if err != nil {
+		return right{}, err
+	}
+	amend(&f)
+	r := right{direct: f.direct == fresh, public: f.public, absent: !f.present, open: f.open, size: size, mediaType: mediaType}
+	decided := decide(f)
+	var answer error
+	if decided == ask {
+		silent := f
+		silent.asked, silent.outcome = true, ociclient.Unreachable
+		if m.outages.now(a, m.o.Now()) && decide(silent) != refuse {
+			decided = decide(silent)
+		} else {
+			f.asked = true
+			var res *ociclient.Response
+			res, answer = m.confirm(ctx, a, d, e)
+			if ctx.Err() != nil {
+				return right{}, ctx.Err()
 			}
-			got.public = ok
-		}
-		// Only a manifest that this client was given may say how large d is.
-		if ok {
-			r.ok, r.public, r.hearsay = true, r.public || got.public, got.hearsay && !r.public
-			if e.Size > 0 || e.MediaType != "" {
-				r.size, r.mediaType = e.Size, e.MediaType
+			f.outcome = ociclient.OutcomeOf(answer)
+			if answer == nil {
+				r.direct = true
+				r.public = f.public && !f.heard || res.Anonymous
+				if res.Size >= 0 {
+					r.size = res.Size
+				}
 			}
-			break
+			decided = decide(f)
 		}
+	}
+	switch decided {
+	case refuse:
+		return right{}, answer
+	case relay:
+		r.relay = true
 	}
 	return r, nil
 }
 
-// mayRead tells whether a may have the blob or manifest d, asking the upstream
-// if need be. A refusal is a *ociclient.StatusError.
-//
-// What came here with somebody's credentials is not handed out because a
-// manifest names it: the upstream is asked for this very digest, so that nobody
-// gets at it by a manifest of their own making. Only while the upstream gives no
-// answer does the manifest have to do.
-func (m *Mirror) mayRead(ctx context.Context, a access, d oci.Digest, e endpoint) (right, error) {
-	r, err := m.rights.of(ctx, a, d)
+// mayReadHeld decides about bytes that somebody else on this machine has. Nobody
+// here knows who may have them, and where they came from only if they say.
+func (m *Mirror) mayReadHeld(ctx context.Context, a access, d oci.Digest, e endpoint, v *fetch.Verified) (right, error) {
+	proved, err := m.o.Index.IsOrigin(ctx, d, a.ns)
 	if err != nil {
-		return r, err
+		return right{}, err
 	}
-	if r.ok && (r.direct || !m.mustAsk(ctx, r, d)) {
-		r.loose = !r.direct
-		return r, nil
-	}
-	return m.confirm(ctx, a, d, e, r)
+	return m.judge(ctx, a, d, e, func(f *facts) { f.present, f.open, f.origin = true, false, proved || v.From(a.ns) })
 }
 
-// confirm asks the upstream whether a may have d, of which r is known. It is also
-// for a loose right that meets, by the time of reading, what may be private: of
-// what a runtime holds nobody here knows how it came by it, and another client's
-// download may have begun meanwhile. The word of other nodes does not count here.
-func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint, r right) (right, error) {
-	if r.hearsay {
-		r = right{size: r.size, mediaType: r.mediaType}
-	}
-	if r.loose = false; r.ok && m.outages.now(a.ns, m.o.Now()) {
-		return r, nil
-	}
+// confirm asks the upstream about this very digest, and heeds the answer.
+func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint) (*ociclient.Response, error) {
 	client, ok := m.o.Upstreams.Client(a.ns)
 	if !ok {
-		return r, notConfigured(a.ns)
+		return nil, notConfigured(a.ns)
 	}
-	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) { return head(ctx, client, a, d, e) })
-	var refusal *ociclient.StatusError
-	switch {
-	case err == nil:
-	case errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError:
-		m.gone(ctx, a, d, r, refusal.Status)
-		return right{}, err
-	case r.ok && ctx.Err() == nil:
-		return r, nil
-	default:
-		return right{}, err
+	res, err := m.ask(ctx, client, a, func() (*ociclient.Response, error) { return head(ctx, client, a, d, e) })
+	if err != nil {
+		return nil, m.heed(ctx, a, d, err)
 	}
 	_ = res.Body.Close()
-	r.ok, r.direct, r.public = true, true, r.public || res.Anonymous
-	if res.Size >= 0 {
-		r.size = res.Size
-	}
-	return r, m.exists(ctx, a, d, r.public, r.size)
+	return res, m.exists(ctx, a, d, res.Anonymous, res.Size)
 }
 
 // exists notes that the upstream has d and gave it to a. An image that was
@@ -253,6 +436,13 @@ func (m *Mirror) exists(ctx context.Context, a access, d oci.Digest, public bool
 	return m.rights.grant(ctx, a, d, public, size)
 }
 
+// Gave notes that an upstream has sent bytes of a blob in answer to w, which is
+// its word about that digest.
+func (m *Mirror) Gave(w fetch.Want, anonymous bool) {
+	a := access{ns: w.Namespace, repo: w.Repo, auth: w.Authorization, who: principalOf(w.Authorization)}
+	m.rights.given(a, w.Digest, anonymous, w.Size)
+}
+
 func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest, e endpoint) (*ociclient.Response, error) {
 	if e == apiManifest {
 		return client.Manifest(ctx, string(a.repo), string(d), manifestTypes, a.auth, true)
@@ -264,40 +454,42 @@ func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest,
 // given d to this node or one of its clients that had to show who they are.
 // Only then is a private d exchanged with other nodes (N10). A manifest that
 // names d is not enough: anybody can write one.
-func (m *Mirror) Allowed(d oci.Digest) bool {
-	until, ok := m.rights.private.Get(d)
-	return ok && m.o.Now().Before(until)
-}
-
-// mustAsk reports whether a right that a manifest gave does not do: for private
-// content that is here, and for what may come from other nodes.
-func (m *Mirror) mustAsk(ctx context.Context, r right, d oci.Digest) bool {
-	return m.o.Shares && !r.public || m.isPrivate(ctx, d)
-}
+func (m *Mirror) Allowed(d oci.Digest) bool { return m.rights.allowed(d) }
 
 // isPrivate reports whether d is in the cache and came with credentials.
 func (m *Mirror) isPrivate(ctx context.Context, d oci.Digest) bool {
-	info, err := m.o.Store.Info(ctx, d)
+	b, err := m.o.Index.Blob(ctx, d)
 	if err != nil {
-		return !errors.Is(err, fault.NotFound) // on doubt
+		return !errors.Is(err, fault.NotFound) // in doubt it is
 	}
-	return info.Private
+	return b.Private
 }
 
-// gone draws the conclusions from an upstream that refuses d to a: the right
-// ends, and if nobody knows another name of the image its data may go first.
-func (m *Mirror) gone(ctx context.Context, a access, d oci.Digest, was right, status int) {
-	if status != http.StatusNotFound && status != http.StatusUnauthorized && status != http.StatusForbidden {
-		return
+// heed draws the conclusions from an upstream's refusal of d to a, and returns
+// it. Only what the registry itself has decided has any.
+func (m *Mirror) heed(ctx context.Context, a access, d oci.Digest, refusal error) error {
+	var status *ociclient.StatusError
+	if !errors.As(refusal, &status) {
+		return refusal
 	}
-	err := m.rights.revoke(ctx, a, d)
-	// A client that never had it may get the same 404 for what others still have.
-	if err == nil && status == http.StatusNotFound && was.ok {
-		err = m.markDeleted(ctx, a, d)
+	var err error
+	switch {
+	case status.Outcome() == ociclient.Denied && status.Status == http.StatusUnauthorized:
+		err = m.rights.denied(ctx, a)
+	case status.Outcome() == ociclient.Denied:
+		err = m.rights.revoke(ctx, a, d)
+	case status.Outcome() == ociclient.NotFound:
+		// A client that never had it may get the same 404 for what others still have.
+		var f facts
+		if f, _, _, err = m.rights.about(ctx, a, d); err == nil && f.known() {
+			err = m.markDeleted(ctx, a, d)
+		}
+		err = errors.Join(err, m.rights.revoke(ctx, a, d))
 	}
 	if err != nil {
 		m.o.Log.Warn("what the upstream refuses could not be noted", "digest", d, "upstream", a.ns, "repository", a.repo, "err", err)
 	}
+	return refusal
 }
 
 // markDeleted notes that an image is deleted, unless another repository has a

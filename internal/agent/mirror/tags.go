@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
@@ -41,7 +42,7 @@ func (m *Mirror) resolve(ctx context.Context, a access, tag oci.Tag, accept []st
 	if got, ok := m.tags.Get(key); ok && m.o.Now().Sub(got.at).Abs() < m.o.TagTTL {
 		return got, -1, nil
 	}
-	if m.outages.now(a.ns, m.o.Now()) {
+	if m.outages.now(a, m.o.Now()) {
 		if last, age, known := m.lastAnswer(ctx, a, tag, errOutage); known {
 			return last, age, nil
 		}
@@ -83,13 +84,13 @@ func (m *Mirror) lastAnswer(ctx context.Context, a access, tag oci.Tag, cause er
 	return r, age, ok
 }
 
-// isOutage reports that an upstream gave no answer about what it was asked.
+// isOutage reports that the registry has decided nothing about what it was asked.
 func isOutage(err error) bool {
 	var refusal *ociclient.StatusError
 	if errors.As(err, &refusal) {
-		return refusal.Status >= http.StatusInternalServerError
+		return !refusal.Outcome().Verdict()
 	}
-	return errors.Is(err, fault.Busy)
+	return errors.Is(err, fault.Busy) || fetch.IsWrongContent(err)
 }
 
 // askTag asks the upstream what a tag stands for.
@@ -101,13 +102,13 @@ func (m *Mirror) askTag(ctx context.Context, a access, tag oci.Tag, accept []str
 	if len(accept) == 0 {
 		accept = manifestTypes
 	}
-	res, err := m.ask(ctx, client, a.ns, func() (*ociclient.Response, error) {
+	res, err := m.ask(ctx, client, a, func() (*ociclient.Response, error) {
 		return client.Manifest(ctx, string(a.repo), string(tag), accept, a.auth, true)
 	})
 	if err != nil {
 		var refusal *ociclient.StatusError
 		if errors.As(err, &refusal) {
-			m.tagGone(ctx, a, tag, refusal.Status)
+			m.tagGone(ctx, a, tag, refusal)
 		}
 		return resolved{}, err
 	}
@@ -132,17 +133,43 @@ func (m *Mirror) askTag(ctx context.Context, a access, tag oci.Tag, accept []str
 	return r, nil
 }
 
-// tagGone draws the conclusions from an upstream that refuses a tag to a.
-func (m *Mirror) tagGone(ctx context.Context, a access, tag oci.Tag, status int) {
+// tagGone draws the conclusions from an upstream that refuses a tag to a. That a
+// tag is gone says nothing about its digest, which is asked for again.
+func (m *Mirror) tagGone(ctx context.Context, a access, tag oci.Tag, refusal *ociclient.StatusError) {
+	if !refusal.Outcome().Verdict() {
+		return
+	}
+	if refusal.Outcome() == ociclient.Denied && refusal.Status == http.StatusUnauthorized {
+		_ = m.heed(ctx, a, "", refusal) // it is the caller's
+		return
+	}
 	name, err := m.o.Index.ResolveName(ctx, a.ns, a.repo, tag)
 	if err != nil {
 		return // it was not known here
 	}
-	was, err := m.rights.of(ctx, a, name.Digest)
-	if err != nil || !was.ok {
+	if refusal.Outcome() == ociclient.Denied {
+		_ = m.heed(ctx, a, name.Digest, refusal) // it is the caller's
+		return
+	}
+	f, _, _, err := m.rights.about(ctx, a, name.Digest)
+	if err != nil || !f.known() {
 		return // another client's tag
 	}
-	m.gone(ctx, a, name.Digest, was, status)
+	if err := errors.Join(m.untag(ctx, a, tag, name.Digest), m.rights.age(ctx, a, name.Digest)); err != nil {
+		m.o.Log.Warn("it could not be noted that a tag is gone", "upstream", a.ns, "repository", a.repo, "tag", tag, "err", err)
+	}
+}
+
+// untag forgets a tag, and notes that its image is deleted if it has no other name.
+func (m *Mirror) untag(ctx context.Context, a access, tag oci.Tag, d oci.Digest) error {
+	if err := m.o.Index.DeleteName(ctx, a.ns, a.repo, tag); err != nil {
+		return err
+	}
+	named, err := m.o.Index.Names(ctx, d)
+	if err != nil || len(named) > 0 {
+		return err
+	}
+	return m.o.Index.SetDeleted(ctx, []oci.Digest{d}, m.o.Now().UnixMilli())
 }
 
 // lastKnown finds what a tag stood for when the upstream last said so, if that is
@@ -154,13 +181,20 @@ func (m *Mirror) lastKnown(ctx context.Context, a access, tag oci.Tag) (r resolv
 	}
 	r = resolved{digest: name.Digest, at: time.UnixMilli(name.At)}
 	age = max(m.o.Now().Sub(r.at), 0)
-	if age > m.o.StaleMax {
-		return r, age, false
+	return r, age, age <= m.o.StaleMax && m.mayStill(ctx, a, r.digest)
+}
+
+// mayStill reports whether a may have a manifest that is here while the upstream
+// decides nothing.
+func (m *Mirror) mayStill(ctx context.Context, a access, d oci.Digest) bool {
+	f, _, _, err := m.facts(ctx, a, d)
+	if err != nil {
+		return false
 	}
-	may, err := m.rights.of(ctx, a, r.digest)
-	if err != nil || !may.ok || may.hearsay && m.isPrivate(ctx, r.digest) {
-		return r, age, false
+	f.asked, f.outcome = true, ociclient.Unreachable
+	if decide(f) == serve {
+		_, err = m.local(ctx, a, d)
+		return err == nil
 	}
-	_, err = m.local(ctx, r.digest)
-	return r, age, err == nil
+	return false
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 
@@ -77,7 +76,7 @@ func (w *work) run(ctx context.Context) error {
 func passing(err error) bool {
 	var status *ociclient.StatusError
 	if errors.As(err, &status) {
-		return status.Status >= http.StatusInternalServerError || status.Status == http.StatusTooManyRequests
+		return !status.Outcome().Verdict()
 	}
 	return errors.Is(err, fault.Busy) || fetch.IsStalled(err)
 }
@@ -241,7 +240,7 @@ func (p *plan) addIndex(ctx context.Context, m Manifest, depth int) error {
 		p.seen[d] = true
 		err = p.add(ctx, oci.Reference{Digest: d}, depth+1)
 		var status *ociclient.StatusError
-		if p.task.AllPlatforms && errors.As(err, &status) && status.Status == http.StatusNotFound {
+		if p.task.AllPlatforms && errors.As(err, &status) && status.Outcome() == ociclient.NotFound {
 			continue // an index may name what was never pushed
 		}
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"time"
 
@@ -227,7 +226,7 @@ func (d *download) hopeless(now time.Duration) error {
 	since = max(since, d.beggedAt)
 	wait := patience
 	var status *ociclient.StatusError
-	if errors.As(d.refusal, &status) && status.Status >= 400 && status.Status < 500 && status.Status != http.StatusTooManyRequests {
+	if errors.As(d.refusal, &status) && status.Outcome().Verdict() {
 		wait = patience / 5
 	}
 	if now-since > wait {

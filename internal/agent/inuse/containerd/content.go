@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
@@ -68,6 +69,21 @@ type Blob struct {
 	file   *os.File // nil: read through the API
 	digest oci.Digest
 	size   int64
+	labels map[string]string
+}
+
+// sourceLabel is set by containerd on what it pulls: the registry, as the image's
+// name has it, and as the value the repositories.
+const sourceLabel = "containerd.io/distribution.source."
+
+// Origins are the registries that containerd pulled the blob from.
+func (b *Blob) Origins() (all []string) {
+	for key := range b.labels {
+		if host, ok := strings.CutPrefix(key, sourceLabel); ok {
+			all = append(all, strings.ToLower(host))
+		}
+	}
+	return all
 }
 
 // Open opens d in the first namespace that has it, or answers NotFound. Where
@@ -88,7 +104,7 @@ func (c *ContentStore) Open(ctx context.Context, d oci.Digest) (*Blob, error) {
 			return nil, fmt.Errorf("containerd namespace %s: look up %s: %w", name, d, err)
 		}
 		life, stop := context.WithCancel(within(context.WithoutCancel(ctx), name))
-		b := &Blob{source: c.source, ctx: life, stop: stop, digest: d, size: info.GetInfo().GetSize()}
+		b := &Blob{source: c.source, ctx: life, stop: stop, digest: d, size: info.GetInfo().GetSize(), labels: info.GetInfo().GetLabels()}
 		b.file = c.source.openFile(ctx, d, b.size)
 		return b, nil
 	}
