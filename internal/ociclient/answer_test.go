@@ -271,7 +271,9 @@ func TestUserInURL_IsUsedAndNotShown(t *testing.T) {
 		t.Errorf("status %d, anonymous %v; want 200, false", res.Status, res.Anonymous)
 	}
 	// In a redirect it is the target's, and what it brings is not for everybody.
-	away := serve(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, with(s.URL)+r.URL.Path, 307) })
+	away := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, with(s.URL)+r.URL.Path, http.StatusTemporaryRedirect)
+	})
 	if res, body := get(t, client(t, away.URL, nil), ""); res.Status != 200 || body != "content" || res.Anonymous {
 		t.Errorf("redirected: status %d, anonymous %v; want 200, false", res.Status, res.Anonymous)
 	}

@@ -47,13 +47,15 @@ func troubles(u *upstream) map[string]func(http.ResponseWriter, *http.Request) {
 		}
 	}
 	return map[string]func(http.ResponseWriter, *http.Request){
-		"429":                            status(429),
-		"429 with Retry-After":           status(429, "Retry-After", "60"),
-		"503":                            status(503),
-		"503 with Retry-After":           status(503, "Retry-After", "60"),
-		"400":                            status(400),
-		"a 503 whose body stalls":        half(503),
-		"a 404 of another host":          func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, newMissing(u), 307) },
+		"429":                     status(429),
+		"429 with Retry-After":    status(429, "Retry-After", "60"),
+		"503":                     status(503),
+		"503 with Retry-After":    status(503, "Retry-After", "60"),
+		"400":                     status(400),
+		"a 503 whose body stalls": half(503),
+		"a 404 of another host": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, newMissing(u), http.StatusTemporaryRedirect)
+		},
 		"no header":                      func(_ http.ResponseWriter, r *http.Request) { u.stall(r) },
 		"a broken connection":            func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"a realm that is down":           challenge(dead.URL + "/token"),
@@ -68,7 +70,9 @@ func troubles(u *upstream) map[string]func(http.ResponseWriter, *http.Request) {
 }
 
 // newMissing is a URL at another host that answers 404.
-func newMissing(u *upstream) string { return strings.Replace(u.URL, "127.0.0.1", "localhost", 1) + "/elsewhere/404" }
+func newMissing(u *upstream) string {
+	return strings.Replace(u.URL, "127.0.0.1", "localhost", 1) + "/elsewhere/404"
+}
 
 // tokens answers for the token services of troubles.
 func (u *upstream) tokens(w http.ResponseWriter, r *http.Request) bool {
@@ -308,7 +312,7 @@ func TestR12_PublicRightsAreConfirmedAgain(t *testing.T) {
 	for range 2 {
 		n.clock.advance(30 * 24 * time.Hour)
 		for _, path := range []string{"blobs/" + string(i.layers[0]), "blobs/" + string(i.config), "manifests/" + string(i.digest), "manifests/v1"} {
-			n.get("/v2/app/"+path).want(401)
+			n.get("/v2/app/" + path).want(401)
 			n.get("/v2/app/"+path, "Authorization", bob).want(401)
 		}
 		n.restart()
