@@ -50,15 +50,22 @@ type ObserverOptions struct {
 	// none of an answer's, before the connection is given up; 0 = 60 s. While a
 	// file is sent that may be noticed after up to twice as long.
 	BodyIdle time.Duration
+	// BodyRate is how many bytes per second of a request body must arrive on
+	// average over BodyIdle, and of a response be taken; 0 = 1024.
+	BodyRate int64
 }
 
-const bodyIdleDefault = 60 * time.Second
+const (
+	bodyIdleDefault = 60 * time.Second
+	bodyRateDefault = 1 << 10
+)
 
 // Observer names, counts and logs requests.
 type Observer struct {
 	log      *slog.Logger
 	level    Level
 	bodyIdle time.Duration
+	bodyRate int64 // bytes per second
 	metrics  *metrics
 	other    *Route
 	ids      idSource
@@ -72,7 +79,10 @@ func NewObserver(o ObserverOptions) *Observer {
 	if o.BodyIdle <= 0 {
 		o.BodyIdle = bodyIdleDefault
 	}
-	ob := &Observer{log: o.Log, level: o.Level, bodyIdle: o.BodyIdle, metrics: newMetrics(o.Metrics), ids: newIDSource(), lingerTime: lingerTime}
+	if o.BodyRate <= 0 {
+		o.BodyRate = bodyRateDefault
+	}
+	ob := &Observer{log: o.Log, level: o.Level, bodyIdle: o.BodyIdle, bodyRate: o.BodyRate, metrics: newMetrics(o.Metrics), ids: newIDSource(), lingerTime: lingerTime}
 	ob.other = ob.Route("other")
 	ob.pool.New = func() any { return new(response) }
 	return ob
@@ -123,12 +133,12 @@ func (o *Observer) Wrap(h http.Handler) http.Handler {
 		rw := o.pool.Get().(*response)
 		rw.reset(w, o.other)
 		rw.id = o.ids.of(r)
-		rw.idle, rw.tls = o.bodyIdle, r.TLS != nil
+		rw.idle, rw.rate, rw.tls = o.bodyIdle, o.bodyRate, r.TLS != nil
 		w.Header()["X-Request-Id"] = []string{rw.id}
 		if r.ContentLength != 0 {
 			// The wrapper is not pooled with the response: net/http may still read
 			// from the body after the handler has returned.
-			rw.body = newBody(w, r, o.bodyIdle)
+			rw.body = newBody(w, r, o.bodyIdle, o.bodyRate)
 			r.Body = rw.body
 		}
 		defer o.finish(rw, r, start)

@@ -23,6 +23,7 @@ type response struct {
 
 	idle    time.Duration // how long the client may take none of them
 	renewed time.Time     // the deadline for that; zero: none is set
+	rate    int64         // bytes per second that the client must take on average
 	tls     bool
 }
 
@@ -79,7 +80,7 @@ func (w *response) deadline(now time.Time) {
 }
 
 // ReadFrom hands a file to the connection, which sends it without a copy. It
-// gives up a client that takes nothing for the idle time; one that takes little
+// gives up a client that takes too little in the idle time; one that is slow
 // gets all.
 func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	w.implicitOK()
@@ -96,9 +97,10 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 		before := all.N
 		n, err := io.Copy(w.ResponseWriter, all) // uses the inner ReaderFrom where there is one
 		w.written += n
-		// When the deadline comes the kernel tells what it has sent. What was
+		// When the deadline comes the kernel reports what it has sent. What was
 		// copied and is left over would be lost.
-		if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 || n != before-all.N {
+		least := int64(w.idle.Seconds() * float64(w.rate))
+		if !errors.Is(err, os.ErrDeadlineExceeded) || n <= least || n != before-all.N {
 			return w.written - start, err
 		}
 	}

@@ -18,6 +18,10 @@ type Options struct {
 	Log     *slog.Logger
 	// ConnContext adds to the context of a connection's requests; nil: nothing. See http.Server.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
+	// MaxConns bounds the connections that are open at once. Beyond it, the one
+	// that has been idle for longest is closed for a new one; where none is idle,
+	// new ones wait. 0 = what the limit of open files allows, at most 4096.
+	MaxConns int
 }
 
 const (
@@ -44,6 +48,10 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 	base, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	var running atomic.Int64
+	if o.MaxConns <= 0 {
+		o.MaxConns = maxConns()
+	}
+	limit := newConnLimit(ln, o.MaxConns)
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			running.Add(1)
@@ -55,11 +63,12 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext:       o.ConnContext,
+		ConnState:         limit.note,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
 
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(ln) }()
+	go func() { failed <- srv.Serve(limit) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve %s: %w", ln.Addr(), err)

@@ -159,7 +159,7 @@ func (r *trickle) Read(p []byte) (int, error) {
 
 func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
 	const idle = time.Second
-	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle, BodyRate: 1})
 	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil || len(b) != 20 {
@@ -170,6 +170,48 @@ func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
 	res, _ := send(t, "PUT", "http://"+addr, &trickle{20, idle * 6 / 100})
 	if res.StatusCode != 200 {
 		t.Errorf("status %d", res.StatusCode)
+	}
+}
+
+func TestR17_BodyThatComesTooSlowlyIsGivenUp(t *testing.T) {
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: 200 * time.Millisecond, BodyRate: 1 << 20})
+	read := make(chan error, 1)
+	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		read <- err
+	})), time.Second)
+	defer stop()
+	c, _ := dial(t, addr, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+	go func() {
+		for {
+			<-time.After(10 * time.Millisecond) // the pace of a slow client is what is tested
+			if _, err := io.WriteString(c, "x"); err != nil {
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-read:
+		if !errors.Is(err, errSlow) && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("error %v, want that the client is too slow", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a byte now and then holds the connection")
+	}
+}
+
+func TestBody_TimeThatTheServerTakesIsNotTheClients(t *testing.T) {
+	b := &body{idle: time.Minute, rate: 1 << 10}
+	for range 1000 { // a megabyte that had arrived whenever it was asked for
+		if err := b.pace(1<<10, time.Microsecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.pace(1, time.Minute); err != nil {
+		t.Errorf("enough has come, but: %v", err)
+	}
+	if err := b.pace(59<<10, time.Minute); !errors.Is(err, errSlow) {
+		t.Errorf("too little in a minute: %v", err)
 	}
 }
 
@@ -193,7 +235,7 @@ func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
 
 // download serves a file of size bytes and asks for it. It returns what the
 // handler's write came to.
-func download(t *testing.T, idle time.Duration, size int64, tell func(w http.ResponseWriter, f *os.File) error) (c net.Conn, done <-chan error) {
+func download(t *testing.T, idle time.Duration, rate, size int64, tell func(w http.ResponseWriter, f *os.File) error) (c net.Conn, done <-chan error) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {
@@ -212,7 +254,7 @@ func download(t *testing.T, idle time.Duration, size int64, tell func(w http.Res
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
+	o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle, BodyRate: rate})
 	ended := make(chan error, 1)
 	addr, stop, _ := serving(t, o.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
@@ -251,7 +293,7 @@ var tellings = map[string]func(http.ResponseWriter, *os.File) error{
 
 func TestAnswer_AClientThatTakesNothingIsGivenUp(t *testing.T) {
 	for name, tell := range tellings {
-		_, done := download(t, 50*time.Millisecond, 32<<20, tell)
+		_, done := download(t, 50*time.Millisecond, 0, 32<<20, tell)
 		select {
 		case err := <-done:
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -263,10 +305,31 @@ func TestAnswer_AClientThatTakesNothingIsGivenUp(t *testing.T) {
 	}
 }
 
+func TestR17_ClientThatTakesTooLittleIsGivenUp(t *testing.T) {
+	c, done := download(t, 400*time.Millisecond, 1<<40, 32<<20, tellings["part"])
+	go func() {
+		part := make([]byte, 1<<20)
+		for {
+			<-time.After(50 * time.Millisecond) // the pace of a slow client is what is tested
+			if _, err := io.ReadFull(c, part); err != nil {
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("error %v, want that the client is too slow", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the connection is held")
+	}
+}
+
 func TestAnswer_AClientThatIsSlowGetsAll(t *testing.T) {
 	const idle = 300 * time.Millisecond
 	for _, name := range []string{"file", "part", "reader"} {
-		c, done := download(t, idle, 32<<20, tellings[name])
+		c, done := download(t, idle, 0, 32<<20, tellings[name])
 		r := bufio.NewReaderSize(c, 1<<20)
 		res, err := http.ReadResponse(r, nil)
 		if err != nil {

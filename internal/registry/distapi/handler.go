@@ -4,6 +4,9 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/httpserve"
@@ -34,13 +37,19 @@ type Handler struct {
 	actor   func(*http.Request) string
 	pageMax int
 	routes  [endpoints]*httpserve.Route
+
+	manifests    *semaphore.Weighted // bytes of manifests that are being read
+	manifestWait time.Duration
 }
 
 const pageMaxDefault = 1000
 
 // New returns the handler of the OCI face.
 func New(store *meta.Store, blobs blob.Store, uploads *upload.Sessions, o Options) *Handler {
-	h := &Handler{store: store, blobs: blobs, uploads: uploads, actor: o.Actor, pageMax: o.PageMax}
+	h := &Handler{
+		store: store, blobs: blobs, uploads: uploads, actor: o.Actor, pageMax: o.PageMax,
+		manifests: semaphore.NewWeighted(manifestBudget), manifestWait: manifestWait,
+	}
 	if h.actor == nil {
 		h.actor = anonymous
 	}

@@ -1,10 +1,12 @@
 package distapi
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -73,7 +75,8 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, name oci.N
 	if err != nil {
 		return err
 	}
-	content, err := readManifest(r)
+	content, release, err := h.readManifest(r)
+	defer release()
 	if err != nil {
 		return err
 	}
@@ -141,30 +144,60 @@ func pushTags(ref oci.Reference, params []string) ([]oci.Tag, error) {
 	return tags, nil
 }
 
-// readManifest reads the body of a manifest PUT.
-func readManifest(r *http.Request) ([]byte, error) {
+// Buffers of manifests grow with what arrives, since a stated length is a claim.
+// What they take beyond manifestSmall comes out of a budget of all requests.
+const (
+	manifestSmall  = 64 << 10 // bytes
+	manifestBudget = 64 << 20 // bytes
+	// manifestWait is how long a request waits for a part of the budget.
+	manifestWait = 5 * time.Second
+)
+
+// readManifest reads the body of a manifest PUT. release gives back its part of
+// the budget; it must be called.
+func (h *Handler) readManifest(r *http.Request) (content []byte, release func(), err error) {
 	tooLarge := &largeError{fault.New(fault.Invalid, "the manifest is larger than the %d bytes allowed", oci.ManifestMax).WithCode(oci.CodeManifestInvalid)}
+	var taken int64
+	release = func() { h.manifests.Release(taken) }
 	if r.ContentLength > oci.ManifestMax {
-		return nil, tooLarge
+		return nil, release, tooLarge
 	}
-	broken := func(err error) error {
-		return fault.Wrap(fault.Invalid, err, "the manifest broke off before its end").WithCode(oci.CodeManifestInvalid)
-	}
+	limit := int64(oci.ManifestMax + 1)
 	if r.ContentLength >= 0 {
-		content := make([]byte, r.ContentLength)
-		if _, err := io.ReadFull(r.Body, content); err != nil {
-			return nil, broken(err)
+		limit = r.ContentLength
+	}
+	content = make([]byte, 0, min(limit, 4<<10))
+	for {
+		if len(content) == cap(content) && int64(len(content)) < limit {
+			size := min(2*int64(cap(content)), limit)
+			if size > manifestSmall {
+				if err := h.takeBudget(r.Context(), size-taken); err != nil {
+					return nil, release, err
+				}
+				taken = size
+			}
+			content = append(make([]byte, 0, size), content...)
 		}
-		return content, nil
+		n, err := r.Body.Read(content[len(content):min(int64(cap(content)), limit)])
+		content = content[:len(content)+n]
+		switch {
+		case len(content) > oci.ManifestMax:
+			return nil, release, tooLarge
+		case int64(len(content)) == r.ContentLength, errors.Is(err, io.EOF) && r.ContentLength < 0:
+			return content, release, nil
+		case err != nil:
+			return nil, release, fault.Wrap(fault.Invalid, err, "the manifest broke off before its end").WithCode(oci.CodeManifestInvalid)
+		}
 	}
-	content, err := io.ReadAll(io.LimitReader(r.Body, oci.ManifestMax+1))
-	if err != nil {
-		return nil, broken(err)
+}
+
+func (h *Handler) takeBudget(ctx context.Context, n int64) error {
+	ctx, cancel := context.WithTimeout(ctx, h.manifestWait)
+	defer cancel()
+	if err := h.manifests.Acquire(ctx, n); err != nil {
+		return fault.Wrap(fault.Busy, err, "too many large manifests are being pushed at once; try again")
 	}
-	if len(content) > oci.ManifestMax {
-		return nil, tooLarge
-	}
-	return content, nil
+	return nil
 }
 
 // deleteManifest is dist-spec §Deleting tags and §Deleting Manifests.

@@ -9,21 +9,51 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
-// bufferSize is the unit in which bytes are read, hashed and written, in
-// bytes; buffers is how many of them a large body uses.
+// bufferSize is the unit in which bytes of a large body are read, hashed and
+// written, in bytes; buffers is how many of them one body uses. buffersMax bounds
+// those of all bodies: a client that stalls holds one for as long as it may.
 const (
 	bufferSize = 512 << 10
 	buffers    = 3
-	// smallSize is up to where a body gets a buffer of its own length: many
-	// small uploads at once are to cost no more memory than they bring.
+	buffersMax = 128
+	// smallSize is what a body is read in first, and goes on in while all large
+	// buffers are in use.
 	smallSize = 32 << 10
 )
+
+// largeBuffers are lent to bodies that bring enough bytes to fill them.
+type largeBuffers struct {
+	lent chan struct{} // one for each that is lent
+	pool sync.Pool     // of *[]byte with bufferSize bytes
+}
+
+func newLargeBuffers(n int) *largeBuffers {
+	l := &largeBuffers{lent: make(chan struct{}, n)}
+	l.pool.New = func() any { b := make([]byte, bufferSize); return &b }
+	return l
+}
+
+// get returns nil while all buffers are lent.
+func (l *largeBuffers) get() *[]byte {
+	select {
+	case l.lent <- struct{}{}:
+		return l.pool.Get().(*[]byte)
+	default:
+		return nil
+	}
+}
+
+func (l *largeBuffers) put(b *[]byte) {
+	l.pool.Put(b)
+	<-l.lent
+}
 
 // newHash returns nil for an algorithm that is not supported.
 func newHash(algorithm string) hash.Hash {
@@ -46,25 +76,49 @@ func (e errBody) Unwrap() error { return e.err }
 // transfer copies body to w and h, at most limit bytes and one more, which
 // tells that there are more. It returns the number of bytes that went to both.
 //
-// A body that fits into one buffer is hashed and written in turn. A larger one
-// is hashed by a goroutine of its own while the next buffer is read and
-// written.
-func (s *Sessions) transfer(ctx context.Context, id string, w io.Writer, h hash.Hash, body io.Reader, limit int64) (int64, error) {
+// What fits into one buffer is hashed and written in turn. A larger body is
+// hashed by a goroutine of its own while the next buffer is read and written.
+func (s *Sessions) transfer(ctx context.Context, id string, w io.Writer, h hash.Hash, body io.Reader, limit int64) (total int64, err error) {
 	if limit >= 0 {
 		body = io.LimitReader(body, limit+1)
 	}
-	if limit >= 0 && limit < smallSize {
-		small := make([]byte, limit+1)
+	size := int64(smallSize)
+	if limit >= 0 {
+		size = min(size, limit+1)
+	}
+	small := make([]byte, size)
+	alive := s.alive(ctx, id)
+	for {
 		n, err := fill(body, small)
-		return both(w, h, small[:n], err)
+		if err != nil {
+			n, err := both(w, h, small[:n], err)
+			return total + n, err
+		}
+		if first := s.large.get(); first != nil {
+			n, err := s.pipeline(w, h, body, first, copy(*first, small[:n]), alive)
+			return total + n, err
+		}
+		if _, err := both(w, h, small[:n], nil); err != nil {
+			return total, err
+		}
+		total += int64(n)
+		alive()
 	}
-	first := s.pool.Get().(*[]byte)
-	n, err := fill(body, *first)
-	if err != nil {
-		defer s.pool.Put(first)
-		return both(w, h, (*first)[:n], err)
+}
+
+// alive returns a function that tells the database now and then that the session
+// is in use.
+func (s *Sessions) alive(ctx context.Context, id string) func() {
+	last := time.Now()
+	return func() {
+		if time.Since(last) <= s.opts.Touch {
+			return
+		}
+		last = time.Now()
+		// No reason to break off: a session that is gone shows when the chunk is
+		// recorded, and of a client that is gone what has arrived is to be kept.
+		_ = s.store.TouchUpload(context.WithoutCancel(ctx), id)
 	}
-	return s.pipeline(ctx, id, w, h, body, first)
 }
 
 // both hashes and writes all of a body, which ended with err.
@@ -76,8 +130,8 @@ func both(w io.Writer, h hash.Hash, p []byte, err error) (int64, error) {
 	return int64(len(p)), bodyError(err)
 }
 
-// pipeline is transfer for a large body, the first buffer of which is full.
-func (s *Sessions) pipeline(ctx context.Context, id string, w io.Writer, h hash.Hash, body io.Reader, first *[]byte) (total int64, err error) {
+// pipeline is transfer for a large body, of which have bytes are in first.
+func (s *Sessions) pipeline(w io.Writer, h hash.Hash, body io.Reader, first *[]byte, have int, alive func()) (total int64, err error) {
 	type filled struct {
 		buf *[]byte
 		n   int
@@ -97,12 +151,12 @@ func (s *Sessions) pipeline(ctx context.Context, id string, w io.Writer, h hash.
 		close(toHash)
 		<-hashed // the hash is complete, and no buffer is in use
 		for range len(free) {
-			s.pool.Put(<-free)
+			s.large.put(<-free)
 		}
 	}()
 
-	buf, n := first, len(*first)
-	lastTouch := time.Now()
+	n, err := fill(body, (*first)[have:])
+	buf, n := first, n+have
 	for {
 		if n > 0 {
 			toHash <- filled{buf, n}
@@ -116,15 +170,13 @@ func (s *Sessions) pipeline(ctx context.Context, id string, w io.Writer, h hash.
 		if err != nil {
 			return total, bodyError(err)
 		}
-		if time.Since(lastTouch) > s.opts.Touch {
-			lastTouch = time.Now()
-			// No reason to break off: a session that is gone shows when the chunk is
-			// recorded, and of a client that is gone what has arrived is to be kept.
-			_ = s.store.TouchUpload(context.WithoutCancel(ctx), id)
-		}
+		alive()
+		buf = nil
 		if made < buffers {
+			buf = s.large.get()
+		}
+		if buf != nil {
 			made++
-			buf = s.pool.Get().(*[]byte)
 		} else {
 			buf = <-free
 		}

@@ -35,7 +35,7 @@ type Sessions struct {
 	store *meta.Store
 	blobs blob.Store
 	opts  Options
-	pool  sync.Pool // of *[]byte with bufferSize bytes
+	large *largeBuffers
 
 	mu   sync.Mutex
 	busy map[string]chan struct{} // closed when the request that works on the session is over
@@ -49,9 +49,7 @@ func New(store *meta.Store, blobs blob.Store, o Options) *Sessions {
 	if o.Touch <= 0 {
 		o.Touch = 30 * time.Second
 	}
-	s := &Sessions{store: store, blobs: blobs, opts: o, busy: map[string]chan struct{}{}}
-	s.pool.New = func() any { b := make([]byte, bufferSize); return &b }
-	return s
+	return &Sessions{store: store, blobs: blobs, opts: o, busy: map[string]chan struct{}{}, large: newLargeBuffers(buffersMax)}
 }
 
 // Chunk is a piece of a blob on its way in.
