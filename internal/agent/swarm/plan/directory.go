@@ -12,6 +12,8 @@ import (
 const (
 	maxFetchers   = 24 // nodes that read one blob from the origin at once
 	maxLease      = 16 // pieces of one grant
+	headAlone     = 50 * time.Millisecond
+	headAgain     = 10 * time.Millisecond
 	suspectFor    = 30 * time.Second
 	movedGrace    = 500 * time.Millisecond
 	starvedLong   = 3 // announcements without a new piece

@@ -18,6 +18,10 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 		r.Retry = r.Next // nobody would hear that it came
 		return
 	}
+	if wait := e.headStart(now, m); wait > 0 {
+		r.Retry = int(wait.Milliseconds()) + 1
+		return
+	}
 	fetchers := e.fetchers(now, m)
 	if fetchers > maxFetchers && m.leases == 0 {
 		r.Retry = r.Next
@@ -65,6 +69,21 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 	if len(r.Lease) == 0 {
 		r.Retry = max(250, len(e.list)/2)
 	}
+}
+
+// headStart is how long m is kept waiting for the sake of the first piece, for
+// which every runtime waits: over a link that all share it comes soonest if nobody
+// else reads from the origin meanwhile. Few members may ask again before that.
+func (e *entry) headStart(now time.Duration, m *member) time.Duration {
+	l, leased := e.leases[0]
+	if !leased || l.m == m || e.copies[0] > 0 {
+		return 0
+	}
+	wait := l.at + headAlone - now
+	if len(e.list) <= maxFetchers {
+		wait = min(wait, headAgain)
+	}
+	return wait
 }
 
 func (e *entry) lease(now time.Duration, m *member, i int, r *Reply) {

@@ -68,7 +68,11 @@ func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
 			}
 		}
 	}
-	for d.origin.runs < originRuns && now >= d.origin.retry {
+	runs := originRuns
+	if d.origin.gap == 0 {
+		runs = 1 // a second one would bring the first piece in twice the time
+	}
+	for d.origin.runs < runs && now >= d.origin.retry {
 		run := d.run()
 		if len(run) == 0 {
 			break

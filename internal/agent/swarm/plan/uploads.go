@@ -69,8 +69,8 @@ func (u *Uploads) Push(a *Ask) bool {
 	return true
 }
 
-// Pop takes the ask to send next off the queue, nil if none may be sent now: a
-// piece that was never sent, so that it soon has a second holder; the peer that
+// Pop takes the ask to send next off the queue, nil if none may be sent now: the
+// first piece, for which a runtime waits; a piece that was never sent, so that it soon has a second holder; the peer that
 // has least; the peer that is being sent least; the oldest among equals.
 func (u *Uploads) Pop() *Ask {
 	if u.running >= u.slots {
@@ -96,6 +96,9 @@ func (u *Uploads) Pop() *Ask {
 func (u *Uploads) before(a, b *Ask) bool {
 	if a.Low != b.Low {
 		return b.Low
+	}
+	if x, y := a.Piece == 0, b.Piece == 0; x != y {
+		return x
 	}
 	if x, y := (*a.sent)[a.Piece] == 0, (*b.sent)[b.Piece] == 0; x != y {
 		return x

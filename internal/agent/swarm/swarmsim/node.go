@@ -199,6 +199,9 @@ func (n *node) got(piece int, from plan.Node) {
 	if fresh {
 		n.fresh = append(n.fresh, piece)
 		n.flush()
+		if piece == 0 {
+			n.s.res.First[n.i] = n.s.now
+		}
 		if n.s.Progress != nil {
 			n.s.Progress(n.s.now, n.i)
 		}

@@ -49,6 +49,7 @@ type Result struct {
 	Bound      time.Duration   // the fluid limit, counted from the last arrival
 	Took       time.Duration   // from the last arrival to the last node that completed
 	Finish     []time.Duration // by node, since the start; 0: did not complete
+	First      []time.Duration // by node, since the start: when it had the first piece
 	Complete   int
 	Egress     float64 // copies that left the origin
 	Sent       []float64
@@ -118,6 +119,7 @@ func Run(c Config) Result {
 	s := &sim{Config: c, byName: map[plan.Node]*node{}, blob: fmt.Sprint("sha256:", c.Seed)}
 	s.origin = &link{s: s, rate: c.OriginUp}
 	s.res.Finish = make([]time.Duration, c.Nodes)
+	s.res.First = make([]time.Duration, c.Nodes)
 	s.res.Sent = make([]float64, c.Nodes)
 	for i := range c.Nodes {
 		s.plant(i)
