@@ -57,19 +57,20 @@ const smallDefault = 1 << 20
 
 // Engine is this node's part in the swarm. It is safe for concurrent use.
 type Engine struct {
-	o       Options
-	log     *slog.Logger
-	names   Names // nil: none
-	metrics *metrics
-	client  *http.Client
-	tls     *tls.Config
-	start   time.Time
-	buffers sync.Pool // of *[piece.Size]byte
-	up      *buckets
-	down    *buckets
-	stop    context.Context
-	cancel  context.CancelFunc
-	work    sync.WaitGroup
+	o        Options
+	log      *slog.Logger
+	names    Names // nil: none
+	metrics  *metrics
+	client   *http.Client
+	tls      *tls.Config
+	start    time.Time
+	buffers  sync.Pool // of *[piece.Size]byte
+	gathered sync.Pool // of *[gatherRoom]byte
+	up       *buckets
+	down     *buckets
+	stop     context.Context
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
 
 	mu        sync.Mutex
 	view      *members
@@ -148,7 +149,11 @@ func (e *Engine) transport(conf *tls.Config) *http.Transport {
 			if !ok {
 				return nil, fmt.Errorf("no member of the cluster is called %s", host)
 			}
-			return dialer.DialContext(ctx, network, p.Addr)
+			c, err := dialer.DialContext(ctx, network, p.Addr)
+			if err != nil {
+				return nil, err
+			}
+			return newGather(c, &e.gathered), nil
 		},
 	}
 }

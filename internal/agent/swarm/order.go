@@ -194,7 +194,8 @@ func (o *order) fromPeer() error {
 	d.mu.Unlock()
 	slices.Sort(req.Pieces)
 	began := time.Now()
-	body, err := d.e.post(o.ctx, o.from, "/swarm/v1/blobs/"+string(d.b.Digest())+"/pieces", req)
+	ctx, in := traceIncoming(o.ctx)
+	body, err := d.e.post(ctx, o.from, "/swarm/v1/blobs/"+string(d.b.Digest())+"/pieces", req)
 	if err != nil {
 		return err
 	}
@@ -206,9 +207,14 @@ func (o *order) fromPeer() error {
 		if err != nil {
 			return err
 		}
+		in.consumed += headerLen
+		if f.kind == kindPiece && f.piece > 0 { // the first one is shown as it comes
+			in.expect(f.size)
+		}
 		if err := o.take(r, f, began); err != nil {
 			return err
 		}
+		in.consumed += int64(f.size)
 	}
 	// The end of the body lets the connection be used again.
 	_, err = io.Copy(io.Discard, io.LimitReader(r, 1))

@@ -45,6 +45,12 @@ func TestHead_TheDirectoryLetsOneNodeReadTheFirstPieceAlone(t *testing.T) {
 	}
 
 	d = directory()
+	ask(d, at, Announce{Node: "third", Got: []int{0}})
+	if r := ask(d, at, Announce{Node: "second", Want: 2}); len(r.Lease) == 0 {
+		t.Errorf("another node has the first piece, and the others wait on for %d ms", r.Retry)
+	}
+
+	d = directory()
 	for i := range maxFetchers + 1 {
 		ask(d, at, Announce{Node: Node(rune('a' + i))})
 	}
