@@ -174,6 +174,9 @@ func (d *Download) Replied(now time.Duration, r Reply) {
 		}
 	}
 	for _, m := range r.Peers {
+		if len(d.list) >= MaxPeers {
+			break // whatever the leader says: each neighbour costs a connection and a bitmap
+		}
 		d.AddPeer(m.Node, d.distance(m))
 	}
 }

@@ -10,8 +10,9 @@ import (
 
 // Tuning of the Directory.
 const (
-	maxFetchers   = 24 // nodes that read one blob from the origin at once
-	maxLease      = 16 // pieces of one grant
+	maxFetchers   = 24           // nodes that read one blob from the origin at once
+	maxLease      = 16           // pieces of one grant
+	maxHeld       = 4 * maxLease // leases that a member brings along
 	headAlone     = 50 * time.Millisecond
 	headAgain     = 10 * time.Millisecond
 	suspectFor    = 30 * time.Second
@@ -238,7 +239,7 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 		e.reclaim(m) // of a process that was killed, or of a pull that was given up
 	}
 	if a.Moved {
-		for _, i := range a.Held {
+		for _, i := range a.Held[:min(len(a.Held), maxHeld)] {
 			if i >= 0 && i < e.pieces && e.free.Has(i) {
 				e.lend(now, m, i)
 			}
