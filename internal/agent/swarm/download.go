@@ -93,7 +93,7 @@ func (e *Engine) begin(ctx context.Context, w fetch.Want, b *piece.Blob) (*downl
 	d := &download{
 		e: e, w: w, b: b, kick: make(chan struct{}, 1),
 		orders: map[plan.Node][]*order{}, watched: map[plan.Node]context.CancelFunc{},
-		log: sharing{changed: make(chan struct{})}, trust: newTrust(b.Pieces()),
+		log: sharing{changed: make(chan struct{})}, trust: newTrust(),
 		trace: newTrace(w.Digest, b.Size(), e.now()),
 	}
 	d.ctx, d.cancel = context.WithCancel(ctx)

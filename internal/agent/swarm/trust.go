@@ -31,8 +31,8 @@ type trust struct {
 	seed maphash.Seed
 
 	mu  sync.Mutex
-	by  []deed // by piece
-	old []deed // of the round before, which did not match
+	by  map[int]deed // by piece
+	old map[int]deed // of the round before, which did not match
 }
 
 type deed struct {
@@ -41,8 +41,8 @@ type deed struct {
 	sum     uint64
 }
 
-func newTrust(pieces int) trust {
-	return trust{seed: maphash.MakeSeed(), by: make([]deed, pieces)}
+func newTrust() trust {
+	return trust{seed: maphash.MakeSeed(), by: map[int]deed{}}
 }
 
 func (t *trust) note(i int, p []byte, from plan.Node, relayed bool) {
@@ -68,7 +68,7 @@ func (t *trust) source(i int) plan.Node {
 func (t *trust) turn() map[plan.Node][]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.old, t.by = t.by, make([]deed, len(t.by))
+	t.old, t.by = t.by, map[int]deed{}
 	suspects := map[plan.Node][]int{}
 	for i, x := range t.old {
 		if x.from != "" && x.from != plan.Origin {
@@ -82,7 +82,7 @@ func (t *trust) turn() map[plan.Node][]int {
 func (t *trust) compare(i int, p []byte) (deed, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.old == nil || t.old[i].from == "" || t.old[i].from == plan.Origin {
+	if t.old[i].from == "" || t.old[i].from == plan.Origin {
 		return deed{}, false
 	}
 	return t.old[i], t.old[i].sum != maphash.Bytes(t.seed, p)

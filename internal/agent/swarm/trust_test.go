@@ -146,7 +146,7 @@ func TestN7_ABanReachesTheDownloadsUnderWay(t *testing.T) {
 // TestN7_TheFirstDeedCounts is about a piece that two peers sent: the one that
 // came first was stored, so its sender is held to account for it.
 func TestN7_TheFirstDeedCounts(t *testing.T) {
-	x := newTrust(2)
+	x := newTrust()
 	x.note(0, []byte("wrong"), "liar", false)
 	x.note(0, []byte("right"), "honest", true)
 	if got := x.source(0); got != "liar" {
@@ -163,7 +163,7 @@ func TestN7_TheFirstDeedCounts(t *testing.T) {
 // TestN7_OnlyDeedsOfPeersAreCompared keeps the origin, and whoever sent what the
 // origin has, from being blamed.
 func TestN7_OnlyDeedsOfPeersAreCompared(t *testing.T) {
-	x := newTrust(4)
+	x := newTrust()
 	x.note(0, []byte("old"), plan.Origin, false)
 	x.note(1, []byte("right"), "honest", false)
 	x.note(2, []byte("wrong"), "liar", true)

@@ -141,7 +141,7 @@ func (d *Download) alone(now time.Duration) {
 	skip := d.rnd.IntN(max(1, d.left))
 	for pass := 0; pass < 2 && d.leased.Count() < 2; pass++ {
 		for i := 0; i < d.n && d.leased.Count() < 2; i++ {
-			if d.have.Has(i) || d.leased.Has(i) || d.fly[0][i].on && d.fly[1][i].on {
+			if d.have.Has(i) || d.leased.Has(i) || d.flights(i)[0].on && d.flights(i)[1].on {
 				continue
 			}
 			if pass == 0 && skip > 0 {

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 )
 
@@ -37,5 +38,22 @@ func TestR16_AMemberCannotClaimToHoldAllLeases(t *testing.T) {
 	r, err := d.Announce(movedGrace+headAlone, Announce{Blob: "b", Node: "other", Pieces: pieces, Want: 2})
 	if err != nil || len(r.Lease) == 0 {
 		t.Errorf("another member gets %v (%v)", r.Lease, err)
+	}
+}
+
+// TestR16_ABlobThatIsSaidToBeHugeCostsLittle: a manifest may say that a layer has
+// 256 GiB. What that costs here grows with what comes.
+func TestR16_ABlobThatIsSaidToBeHugeCostsLittle(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	d := NewDownload(Options{Blob: "b", Self: "n", Pieces: MaxPieces, Rand: rand.New(rand.NewPCG(1, 2))})
+	d.Replied(0, Reply{Lease: []int{0, 1}})
+	d.Next(0)
+	runtime.ReadMemStats(&after)
+	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 8 {
+		t.Errorf("%d MiB before the first byte", mib)
+	}
+	if d.Done() {
+		t.Error("it is done")
 	}
 }

@@ -76,8 +76,9 @@ type Download struct {
 	taken  Bits // in flight or leased
 	leased Bits // granted by the leader, not ordered yet
 
-	fly    [2][]flight // by piece: the order, and its duplicate
-	flying []int       // pieces with at least one flight
+	fly    map[int]*[2]flight // by piece, of those that fly: the order, and its duplicate
+	flying []int              // pieces with at least one flight
+	none   [2]flight
 
 	peers    map[Node]*peer
 	list     []*peer
@@ -107,13 +108,12 @@ func NewDownload(o Options) *Download {
 	d := &Download{
 		blob: o.Blob, self: o.Self, zone: o.Zone, n: o.Pieces, rnd: o.Rand, low: o.Background,
 		have: o.Have.Clone().fit(o.Pieces), taken: NewBits(o.Pieces), leased: NewBits(o.Pieces),
-		peers: map[Node]*peer{}, avail: make([]uint16, o.Pieces), window: startWindow, progress: o.Now,
+		fly: map[int]*[2]flight{}, peers: map[Node]*peer{}, avail: make([]uint16, o.Pieces), window: startWindow, progress: o.Now,
 	}
 	if d.low {
 		d.window = floorWindow
 	}
 	d.left = d.n - d.have.Count()
-	d.fly[0], d.fly[1] = make([]flight, d.n), make([]flight, d.n)
 	d.leader.got = d.have.Clone()
 	d.leader.next = o.Now
 	return d
@@ -148,8 +148,9 @@ func (d *Download) Got(now time.Duration, piece int, from Node) (vain []Cancel) 
 	d.left--
 	d.progress = now
 	d.leased.Clear(piece)
-	for k := range d.fly {
-		if f := &d.fly[k][piece]; f.on {
+	fl := d.flights(piece)
+	for k := range fl {
+		if f := &fl[k]; f.on {
 			vain = append(vain, Cancel{nameOf(f.p), piece})
 			d.drop(f)
 		}
@@ -175,8 +176,9 @@ func (d *Download) Lost(pieces Bits) {
 
 // land ends the flight of a piece from a source that delivered.
 func (d *Download) land(now time.Duration, piece int, from Node) {
-	for k := range d.fly {
-		f := &d.fly[k][piece]
+	fl := d.flights(piece)
+	for k := range fl {
+		f := &fl[k]
 		if !f.on || nameOf(f.p) != from {
 			continue
 		}
@@ -234,8 +236,18 @@ func (d *Download) drop(f *flight) {
 	d.inPeers--
 }
 
+// flights returns the flights of a piece. They are kept for pieces that fly only:
+// how many pieces a blob has is a claim, until they are here.
+func (d *Download) flights(piece int) *[2]flight {
+	if fl := d.fly[piece]; fl != nil {
+		return fl
+	}
+	return &d.none
+}
+
 // forget takes a piece without flights off the list of those that fly.
 func (d *Download) forget(piece int) {
+	delete(d.fly, piece)
 	for k, i := range d.flying {
 		if i == piece {
 			d.flying[k] = d.flying[len(d.flying)-1]
@@ -260,8 +272,9 @@ func (d *Download) Failed(now time.Duration, piece int, from Node, why Reason) {
 		return
 	}
 	found, at := false, time.Duration(0)
-	for k := range d.fly {
-		if f := &d.fly[k][piece]; f.on && nameOf(f.p) == from {
+	fl := d.flights(piece)
+	for k := range fl {
+		if f := &fl[k]; f.on && nameOf(f.p) == from {
 			d.drop(f)
 			found, at = true, f.at
 		}
@@ -312,7 +325,7 @@ func (d *Download) originFailed(now time.Duration) {
 // release makes a piece that nothing brings any more orderable again, unless it
 // is leased, and will be fetched from the origin.
 func (d *Download) release(piece int) {
-	if d.fly[0][piece].on || d.fly[1][piece].on || d.have.Has(piece) {
+	if fl := d.flights(piece); fl[0].on || fl[1].on || d.have.Has(piece) {
 		return
 	}
 	if !d.leased.Has(piece) {

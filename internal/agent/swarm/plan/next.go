@@ -18,8 +18,9 @@ func (d *Download) Next(now time.Duration) (orders []Order, late []Cancel) {
 func (d *Download) overdue(now time.Duration) (late []Cancel) {
 	for k := 0; k < len(d.flying); k++ {
 		piece := d.flying[k]
-		for c := range d.fly {
-			f := &d.fly[c][piece]
+		fl := d.flights(piece)
+		for c := range fl {
+			f := &fl[c]
 			if !f.on || now < d.dueOf(f) {
 				continue
 			}
@@ -32,7 +33,8 @@ func (d *Download) overdue(now time.Duration) (late []Cancel) {
 			}
 			d.drop(f)
 		}
-		if !d.fly[0][piece].on && !d.fly[1][piece].on {
+		if !fl[0].on && !fl[1].on {
+			delete(d.fly, piece)
 			if !d.leased.Has(piece) {
 				d.taken.Clear(piece)
 			}
@@ -161,7 +163,8 @@ func (d *Download) endgame(now time.Duration, orders []Order, first int) []Order
 		if d.inPeers >= int(d.window) {
 			break
 		}
-		a, b := &d.fly[0][i], &d.fly[1][i]
+		fl := d.flights(i)
+		a, b := &fl[0], &fl[1]
 		if a.on == b.on {
 			continue // both flying
 		}
@@ -204,7 +207,11 @@ func (d *Download) second(now time.Duration, piece int, not *peer) (best *peer) 
 
 func (d *Download) launch(piece int, p *peer, now, due time.Duration) {
 	k := 0
-	switch a, b := &d.fly[0][piece], &d.fly[1][piece]; {
+	if d.fly[piece] == nil {
+		d.fly[piece] = &[2]flight{}
+	}
+	fl := d.fly[piece]
+	switch a, b := &fl[0], &fl[1]; {
 	case a.on && b.on: // a lease beside two peers: the one that was asked last makes room
 		d.drop(b)
 		k = 1
@@ -213,7 +220,7 @@ func (d *Download) launch(piece int, p *peer, now, due time.Duration) {
 	case !b.on:
 		d.flying = append(d.flying, piece)
 	}
-	d.fly[k][piece] = flight{p: p, at: now, due: due, on: true}
+	fl[k] = flight{p: p, at: now, due: due, on: true}
 	d.taken.Set(piece)
 	if p == nil {
 		d.origin.inflight++
@@ -225,8 +232,8 @@ func (d *Download) launch(piece int, p *peer, now, due time.Duration) {
 
 // flies reports whether a piece is on its way from p.
 func (d *Download) flies(piece int, p *peer) bool {
-	for k := range d.fly {
-		if f := &d.fly[k][piece]; f.on && f.p == p {
+	for _, f := range d.flights(piece) {
+		if f.on && f.p == p {
 			return true
 		}
 	}
@@ -248,8 +255,9 @@ func add(orders []Order, first int, n Node, piece int) []Order {
 func (d *Download) Wake(now time.Duration) time.Duration {
 	wake := now + time.Second
 	for _, i := range d.flying {
-		for k := range d.fly {
-			if f := &d.fly[k][i]; f.on {
+		fl := d.flights(i)
+		for k := range fl {
+			if f := &fl[k]; f.on {
 				wake = min(wake, d.dueOf(f))
 			}
 		}

@@ -49,8 +49,9 @@ func (d *Download) DropPeer(n Node) {
 		return
 	}
 	for _, piece := range append([]int(nil), d.flying...) {
-		for k := range d.fly {
-			if f := &d.fly[k][piece]; f.on && f.p == p {
+		fl := d.flights(piece)
+		for k := range fl {
+			if f := &fl[k]; f.on && f.p == p {
 				d.drop(f)
 			}
 		}

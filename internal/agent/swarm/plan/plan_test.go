@@ -222,8 +222,8 @@ func audit(t *rapid.T, d *Download) {
 	byPeer := map[*peer]int{}
 	for i := range d.n {
 		flying := false
-		for k := range d.fly {
-			if f := d.fly[k][i]; f.on {
+		for _, f := range d.flights(i) {
+			if f.on {
 				flying = true
 				if f.p == nil {
 					origin++
