@@ -12,7 +12,7 @@ if [ ${#targets[@]} -eq 0 ]; then
     internal/registry/meta:claims.go
     internal/agent/evict:judge.go
     internal/agent/piece:remove.go
-    internal/agent/mirror:rights.go
+    internal/agent/mirror:rights.go,rule.go
     internal/agent/swarm:trust.go
   )
 fi
