@@ -19,6 +19,9 @@ import (
 // longer than a batch takes.
 const batchMax = 256
 
+// removeMax is how many of these are removed in one transaction.
+const removeMax = 64
+
 // Result is what a pass did.
 type Result struct {
 	Examined int
@@ -101,15 +104,23 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 			}
 		}
 	}()
-	for _, i := range victims {
-		c, err := e.o.Store.Claim(ctx, j.Verdicts[i].Digest, g.versions[i])
-		if err != nil {
-			if err := e.refused(ctx, r, j.Verdicts[i].Digest, err); err != nil {
-				return err
-			}
+	judged := make([]piece.Judged, len(victims))
+	for n, i := range victims {
+		judged[n] = piece.Judged{Digest: j.Verdicts[i].Digest, Version: g.versions[i]}
+	}
+	all, errs := e.o.Store.ClaimAll(ctx, judged)
+	for n, i := range victims {
+		if errs[n] == nil {
+			claims = append(claims, claimed{victim: i, Claim: all[n]})
+		}
+	}
+	for n, err := range errs {
+		if err == nil {
 			continue
 		}
-		claims = append(claims, claimed{victim: i, Claim: c})
+		if err := e.refused(ctx, r, judged[n].Digest, err); err != nil {
+			return err
+		}
 	}
 	for len(claims) > 0 {
 		u, err := e.o.Tracker.Ask(ctx)
@@ -127,47 +138,77 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 	return nil
 }
 
-// apply gives back the claims that are to be kept and removes the others, until
-// the tracker has heard something newer, by its events, than the answer they
-// were judged by, heard. It returns the claims that it left.
+// apply gives back the claims that are to be kept and removes the others, unless
+// the tracker has heard something newer, by its events, than the answer they were
+// judged by, heard. It returns the claims that it left.
 func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims []claimed, keep []string, heard uint64, r *Result) ([]claimed, error) {
+	var going []claimed
 	for n, c := range claims {
-		if keep[n] == "" && e.o.Tracker.Usage().Seq != heard {
-			return claims[n:], nil
+		if keep[n] == "" {
+			going = append(going, c)
+			continue
 		}
+		r.Raced++
+		e.metrics.refused.WithLabelValues("in use").Inc()
+		e.o.Log.Info("a blob was wanted before it was evicted", "digest", c.Digest, "reason", keep[n])
+		if err := e.o.Store.Unclaim(ctx, c.Claim); err != nil {
+			return slices.Concat(going, claims[n+1:]), err
+		}
+	}
+	// In parts, so that whoever opens one of them waits for a part only.
+	for len(going) > 0 {
 		if err := ctx.Err(); err != nil {
-			return claims[n:], err
+			return going, err
 		}
-		v := &j.Verdicts[c.victim]
-		if keep[n] != "" {
-			r.Raced++
-			e.metrics.refused.WithLabelValues("in use").Inc()
-			e.o.Log.Info("a blob was wanted before it was evicted", "digest", c.Digest, "reason", keep[n])
-			if err := e.o.Store.Unclaim(ctx, c.Claim); err != nil {
-				return claims[n+1:], err
-			}
-			continue
+		now := going[:min(len(going), removeMax)]
+		all := make([]piece.Claim, len(now))
+		for n, c := range now {
+			all[n] = c.Claim
 		}
-		freed, err := e.o.Store.Remove(ctx, c.Claim)
+		done, err := e.o.Store.RemoveAll(ctx, all, func() bool { return e.o.Tracker.Usage().Seq == heard })
+		if errors.Is(err, piece.ErrOutdated) {
+			return going, nil
+		}
 		if err != nil {
-			if err := e.refused(ctx, r, c.Digest, err); err != nil {
-				return claims[n:], err
+			// None of these is gone.
+			done = make([]piece.Removed, len(now))
+			for n := range done {
+				done[n].Err = err
 			}
-			if err := e.o.Store.Unclaim(ctx, c.Claim); err != nil {
-				e.o.Log.Warn("a claim could not be given up", "digest", c.Digest, "error", err)
+		}
+		going = going[len(now):]
+		for n, c := range now {
+			if errors.Is(done[n].Err, piece.ErrOutdated) {
+				going = append(going, c)
+			} else if err := e.removed(ctx, g, j, c, done[n], r); err != nil {
+				return slices.Concat(now[n:], going), err
 			}
-			continue
 		}
-		if g.usage.PullsUnseen {
-			e.gone[c.Digest] = e.o.Index.Now()
-		}
-		e.o.Evicted(c.Digest)
-		r.Evicted++
-		r.Freed += freed
-		e.metrics.evicted.WithLabelValues(v.Tier.String(), v.Why).Add(float64(freed))
-		e.o.Log.Info("evicted", "digest", c.Digest, "bytes", freed, "tier", v.Tier.String(), "reason", v.Reason, "idle", time.Duration(v.Idle)*time.Millisecond)
 	}
 	return nil, nil
+}
+
+// removed counts what became of a claim.
+func (e *Evictor) removed(ctx context.Context, g *gathered, j *Judgement, c claimed, done piece.Removed, r *Result) error {
+	if done.Err != nil {
+		if err := e.refused(ctx, r, c.Digest, done.Err); err != nil {
+			return err
+		}
+		if err := e.o.Store.Unclaim(ctx, c.Claim); err != nil {
+			e.o.Log.Warn("a claim could not be given up", "digest", c.Digest, "error", err)
+		}
+		return nil
+	}
+	if g.usage.PullsUnseen {
+		e.gone[c.Digest] = e.o.Index.Now()
+	}
+	v := &j.Verdicts[c.victim]
+	e.o.Evicted(c.Digest)
+	r.Evicted++
+	r.Freed += done.Freed
+	e.metrics.evicted.WithLabelValues(v.Tier.String(), v.Why).Add(float64(done.Freed))
+	e.o.Log.Info("evicted", "digest", c.Digest, "bytes", done.Freed, "tier", v.Tier.String(), "reason", v.Reason, "idle", time.Duration(v.Idle)*time.Millisecond)
+	return nil
 }
 
 // refused counts what the store did not let go. Only the end of ctx ends the

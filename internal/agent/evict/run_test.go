@@ -718,3 +718,36 @@ func TestN6_WhatHasNoRoomAsAWholeEvictsNothing(t *testing.T) {
 		t.Errorf("events %+v", h.Events())
 	}
 }
+
+// TestN4_NewsOfTheRuntimesDuringARemovalHaveTheRestJudgedAgain: many are removed
+// in one transaction, before whose end a container may have started.
+func TestN4_NewsOfTheRuntimesDuringARemovalHaveTheRestJudgedAgain(t *testing.T) {
+	h := open(t, quota(mib))
+	l := h.store.Limits()
+	h.store.SetLimits(piece.Limits{Quota: 1 << 40, High: 0.9, Low: 0.8})
+	var all []image
+	for n := range 60 {
+		h.later(90 * time.Minute)
+		all = append(all, h.pull(fmt.Sprint(n), nil, 40_000))
+	}
+	h.later(3 * time.Hour)
+	h.store.SetLimits(l)
+	late := all[30] // of a later part than the first
+	var once sync.Once
+	h.o.Evicted = func(d oci.Digest) {
+		once.Do(func() {
+			if slices.Contains(late.all(), d) {
+				t.Error("it went with the first part")
+			}
+			h.run(late, "abc", inuse.Running)
+			if _, err := h.tracker.Ask(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	r := h.evicts()
+	h.stays(late, "started while others were removed")
+	if r.Evicted <= removeMax || r.Failed != 0 || h.store.Usage().Claimed != 0 {
+		t.Errorf("%+v, %+v", r, h.store.Usage())
+	}
+}

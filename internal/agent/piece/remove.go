@@ -10,67 +10,160 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
+// Judged is a blob with the version that was judged.
+type Judged = index.Judged
+
 // Claim begins the removal of a blob that has the version which was judged.
 // Conflict if it has a handle, or a use that is younger than the judgement, or
 // a pin, or another claim.
 func (s *Store) Claim(ctx context.Context, d oci.Digest, version int64) (Claim, error) {
+	claims, errs := s.ClaimAll(ctx, []Judged{{Digest: d, Version: version}})
+	return claims[0], errs[0]
+}
+
+// ClaimAll is Claim for many blobs at once. Each has its claim or its error, and
+// none stops the others.
+func (s *Store) ClaimAll(ctx context.Context, all []Judged) (claims []Claim, errs []error) {
+	claims, errs = make([]Claim, len(all)), make([]error, len(all))
+	fail := func(err error) ([]Claim, []error) {
+		for i, b := range all {
+			if errs[i] == nil {
+				errs[i] = fmt.Errorf("claim %s: %w", b.Digest, err)
+			}
+		}
+		return claims, errs
+	}
 	// No use may be on its way to the row: it would raise the version of the claim.
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
 	// On a full disk it may stay in memory, where seize sees it.
 	if err := s.flushLocked(ctx); err != nil && !errors.Is(err, fault.Full) {
-		return Claim{}, fmt.Errorf("claim %s: %w", d, err)
+		return fail(err)
 	}
-	e, err := s.seize(d, true)
-	if err != nil {
-		return Claim{}, fmt.Errorf("claim %s: %w", d, err)
+	var seized []Judged
+	var at []int // of these in all
+	for i, b := range all {
+		e, err := s.seize(b.Digest, true)
+		if err != nil {
+			errs[i] = fmt.Errorf("claim %s: %w", b.Digest, err)
+			continue
+		}
+		defer s.free(e)
+		seized, at = append(seized, b), append(at, i)
 	}
-	defer s.free(e)
-	b, err := s.index.Claim(ctx, d, version)
+	done, err := s.index.ClaimAll(ctx, seized)
 	noted := err == nil
-	if errors.Is(err, fault.Full) {
-		b, err = s.index.Claimable(ctx, d, version)
+	switch {
+	case errors.Is(err, fault.Full):
+		done = make([]index.Outcome, len(seized))
+		for i, b := range seized {
+			done[i].Blob, done[i].Err = s.index.Claimable(ctx, b.Digest, b.Version)
+		}
+	case err != nil:
+		return fail(err)
 	}
-	if err != nil {
-		return Claim{}, err
+	for i, one := range done {
+		if errs[at[i]] = one.Err; one.Err == nil {
+			claims[at[i]], errs[at[i]] = s.claimed(one.Blob, noted)
+		}
 	}
+	return claims, errs
+}
+
+// claimed counts a claim. One that is not noted in its row is in memory only.
+func (s *Store) claimed(b index.Blob, noted bool) (Claim, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, twice := s.unnoted[d]; twice {
-		return Claim{}, fault.New(fault.Conflict, "%s is claimed already", d)
+	if _, twice := s.unnoted[b.Digest]; twice {
+		return Claim{}, fault.New(fault.Conflict, "%s is claimed already", b.Digest)
 	}
 	if !noted {
-		s.unnoted[d] = b.Version
+		s.unnoted[b.Digest] = b.Version
 	}
-	s.totals.Claimed += s.takes(d, b.Size)
+	s.totals.Claimed += s.takes(b.Digest, b.Size)
 	s.step("claimed")
-	return Claim{Digest: d, Version: b.Version}, nil
+	return Claim{Digest: b.Digest, Version: b.Version}, nil
 }
 
 // Remove removes a blob whose claim stands, and returns the bytes of disk that
 // came free. Conflict if somebody opened it since, or pinned it. The row goes
 // before the bytes.
 func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
-	e, err := s.seize(c.Digest, false)
-	if err != nil {
-		return 0, fmt.Errorf("remove %s: %w", c.Digest, err)
-	}
-	defer s.free(e)
-	if s.isUnnoted(c) {
-		return s.removeUnnoted(ctx, c)
-	}
-	size, err := s.index.Remove(ctx, c.Digest, c.Version)
+	one, err := s.RemoveAll(ctx, []Claim{c}, func() bool { return true })
 	if err != nil {
 		return 0, err
 	}
+	return one[0].Freed, one[0].Err
+}
+
+// Removed is what became of a claim: the bytes of disk that came free, or why the
+// blob stays.
+type Removed struct {
+	Freed int64
+	Err   error
+}
+
+// ErrOutdated is index.ErrOutdated.
+var ErrOutdated = index.ErrOutdated
+
+// RemoveAll is Remove for many blobs at once, none of which stops the others. No
+// blob is removed, and the error is ErrOutdated, if still is false when all of
+// them are about to go.
+func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) ([]Removed, error) {
+	removed := make([]Removed, len(all))
+	var seized []index.Judged
+	var entries []*entry
+	var at []int // of these in all
+	defer func() {
+		for _, e := range entries {
+			if e != nil {
+				s.free(e)
+			}
+		}
+	}()
+	for i, c := range all {
+		e, err := s.seize(c.Digest, false)
+		switch {
+		case err != nil:
+			removed[i].Err = fmt.Errorf("remove %s: %w", c.Digest, err)
+		case s.isUnnoted(c):
+			if still() {
+				removed[i].Freed, removed[i].Err = s.removeUnnoted(ctx, c)
+			} else {
+				removed[i].Err = ErrOutdated
+			}
+			s.free(e)
+		default:
+			seized, entries, at = append(seized, index.Judged(c)), append(entries, e), append(at, i)
+		}
+	}
+	if len(seized) == 0 {
+		return removed, nil
+	}
+	done, err := s.index.RemoveAll(ctx, seized, still)
+	if err != nil {
+		return nil, err
+	}
+	for i, one := range done {
+		if removed[at[i]].Err = one.Err; one.Err == nil {
+			removed[at[i]].Freed, removed[at[i]].Err = s.removeBytes(seized[i].Digest, one.Blob.Size)
+		}
+		s.free(entries[i])
+		entries[i] = nil
+	}
+	return removed, nil
+}
+
+// removeBytes removes the files of a blob whose row is gone.
+func (s *Store) removeBytes(d oci.Digest, size int64) (freed int64, err error) {
 	s.step("row removed")
-	freed = s.onDisk(c.Digest)
-	if err := s.removeFiles(c.Digest); err != nil {
+	freed = s.onDisk(d)
+	if err := s.removeFiles(d); err != nil {
 		// Without a row nobody takes them for a blob. They count as used until the
 		// next start removes them.
-		return 0, fmt.Errorf("remove the files of %s: %w", c.Digest, err)
+		return 0, fmt.Errorf("remove the files of %s: %w", d, err)
 	}
-	s.removed(c.Digest, size, true)
+	s.removed(d, size, true)
 	return freed, nil
 }
 

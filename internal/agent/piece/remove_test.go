@@ -248,3 +248,68 @@ func TestN4_ReadersAndTheEvictorAtOnce(t *testing.T) {
 		t.Errorf("%+v, the rows say %d", u, used)
 	}
 }
+
+// TestN4_EachOfManyIsClaimedAndRemovedForItself: a batch gives up what is in use,
+// and nothing else.
+func TestN4_EachOfManyIsClaimedAndRemovedForItself(t *testing.T) {
+	c := open(t, piece.Options{})
+	var all []piece.Judged
+	put10 := func() {
+		all = nil
+		for i := range 10 {
+			b, d := content(uint64(i), 1000+i)
+			put(t, c, b, d)
+			all = append(all, piece.Judged{Digest: d, Version: info(t, c, d).Version})
+		}
+	}
+	put10()
+	if err := c.index.Pin(t.Context(), "kept", []oci.Digest{all[1].Digest}); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := c.Open(t.Context(), all[2].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := get(c, all[3].Digest, 0, -1); err != nil { // used since
+		t.Fatal(err)
+	}
+	all[4].Version += 7
+	twice := claim(t, c, all[5].Digest)
+	claims, errs := c.ClaimAll(t.Context(), all)
+	for i := range all {
+		if stays := i >= 1 && i <= 5; stays != errors.Is(errs[i], fault.Conflict) || !stays && errs[i] != nil {
+			t.Errorf("blob %d: %v", i, errs[i])
+		}
+	}
+	won, err := c.Open(t.Context(), all[6].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.index.Pin(t.Context(), "later", []oci.Digest{all[7].Digest}); err != nil {
+		t.Fatal(err)
+	}
+	going := []piece.Claim{claims[0], claims[6], claims[7], claims[8], claims[9], twice}
+	if _, err := c.RemoveAll(t.Context(), going, func() bool { return false }); !errors.Is(err, piece.ErrOutdated) {
+		t.Errorf("a removal that is outdated: %v", err)
+	}
+	for _, b := range all {
+		if i := info(t, c, b.Digest); i.Size == 0 {
+			t.Errorf("%+v", i)
+		}
+	}
+	removed, err := c.RemoveAll(t.Context(), going, func() bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range removed {
+		if stays := i == 1 || i == 2; stays != errors.Is(r.Err, fault.Conflict) || !stays && (r.Err != nil || r.Freed < 1000) {
+			t.Errorf("claim %d: %+v", i, r)
+		}
+	}
+	won.Close()
+	opened.Close()
+	if err := c.Unclaim(t.Context(), claims[7]); err != nil {
+		t.Fatal(err)
+	}
+	checkWhole(t, c, 6)
+}
