@@ -186,17 +186,7 @@ func TestDiskFull_ABlobCanBeRemovedThoughNothingCanBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	info(t, c, all[0]) // their uses are written
-	if err := os.Remove(filepath.Join(dir, "index.db.reserve")); err != nil {
-		t.Fatal(err)
-	}
-	fillDisk(t, dir, 0)
-	var err error
-	for n := 0; err == nil && n < 5000; n++ { // what is left of the log
-		err = c.index.PutName(t.Context(), "ns", "repo", oci.Tag(fmt.Sprint("t", n)), all[0], 1)
-	}
-	if !errors.Is(err, fault.Full) {
-		t.Fatalf("the disk is not full: %v", err)
-	}
+	fillUp(t, c, dir, all[0])
 	first, second := claim(t, c, all[0]), claim(t, c, all[1])
 	if _, err := c.Claim(t.Context(), all[2], info(t, c, all[2]).Version); !errors.Is(err, fault.Conflict) {
 		t.Errorf("a pinned blob: %v", err)
@@ -217,5 +207,59 @@ func TestDiskFull_ABlobCanBeRemovedThoughNothingCanBeWritten(t *testing.T) {
 	}
 	if u := c.Usage(); u.Claimed != 0 || u.Blobs != 2 || u.Used != 2*piece.Cost(5*piece.Size) {
 		t.Errorf("%+v", u)
+	}
+}
+
+// TestN2_AUseThatCannotBeNotedIsAReference: on a full disk uses and claims stay in
+// memory, where each has to keep a claim away.
+func TestN2_AUseThatCannotBeNotedIsAReference(t *testing.T) {
+	dir := smallDisk(t, 24*mib)
+	c := openAt(t, dir, piece.Options{})
+	defer c.close(t)
+	var all []oci.Digest
+	for n := range 2 {
+		b, d := content(uint64(n), 5*piece.Size)
+		put(t, c, b, d)
+		all = append(all, d)
+	}
+	used, claimed := info(t, c, all[0]), info(t, c, all[1])
+	fillUp(t, c, dir, all[0])
+	b, err := c.Open(t.Context(), all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	_, err = c.Claim(t.Context(), all[0], used.Version)
+	refused(t, "a claim on what was used since it was judged", err)
+	cl, err := c.Claim(t.Context(), all[1], claimed.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Claim(t.Context(), all[1], claimed.Version)
+	refused(t, "a second claim", err)
+	if u := c.Usage(); u.Claimed != piece.Cost(5*piece.Size) {
+		t.Errorf("%+v", u)
+	}
+	if _, err := c.Remove(t.Context(), cl); err != nil {
+		t.Error(err)
+	}
+	if u := c.Usage(); u.Claimed != 0 || u.Used != piece.Cost(5*piece.Size) {
+		t.Errorf("%+v", u)
+	}
+}
+
+// fillUp leaves not a byte, for the database either.
+func fillUp(t *testing.T, c *cache, dir string, d oci.Digest) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(dir, "index.db.reserve")); err != nil {
+		t.Fatal(err)
+	}
+	fillDisk(t, dir, 0)
+	var err error
+	for n := 0; err == nil && n < 5000; n++ { // what is left of the log
+		err = c.index.PutName(t.Context(), "ns", "repo", oci.Tag(fmt.Sprint("t", n)), d, 1)
+	}
+	if !errors.Is(err, fault.Full) {
+		t.Fatalf("the disk is not full: %v", err)
 	}
 }
