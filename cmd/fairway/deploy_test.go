@@ -40,6 +40,35 @@ func checkArgs(t *testing.T, args []string) {
 	}
 }
 
+// TestN13_TheUnitReachesEveryRuntime: it starts after the runtimes, and nothing
+// hides the sockets of users.
+func TestN13_TheUnitReachesEveryRuntime(t *testing.T) {
+	content, err := os.ReadFile("../../deploy/systemd/fairway-node.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var after []string
+	settings := map[string]string{}
+	for line := range strings.Lines(string(content)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if key == "After" {
+			after = append(after, strings.Fields(value)...)
+		}
+		settings[key] = value
+	}
+	for _, unit := range []string{
+		"containerd.service", "crio.service", "docker.service", "docker.socket", "podman.socket", "k3s.service", "k3s-agent.service",
+		"rke2-server.service", "rke2-agent.service", "k0scontroller.service", "k0sworker.service", "snap.microk8s.daemon-containerd.service",
+	} {
+		if !slices.Contains(after, unit) {
+			t.Errorf("the agent may start before %s", unit)
+		}
+	}
+	if settings["ProtectHome"] != "" || !strings.Contains(settings["CapabilityBoundingSet"], "CAP_DAC_OVERRIDE") {
+		t.Errorf("ProtectHome=%s and CapabilityBoundingSet=%s hide the sockets of users", settings["ProtectHome"], settings["CapabilityBoundingSet"])
+	}
+}
+
 func TestDeploy_UnitsAreWhole(t *testing.T) {
 	units, err := filepath.Glob("../../deploy/systemd/*.service")
 	if err != nil || len(units) < 2 {

@@ -109,6 +109,9 @@ type setting struct {
 func appendSettings(list []*setting, prefix, section string, v reflect.Value) []*setting {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
+		if !f.IsExported() {
+			continue // for tests of the package
+		}
 		key := section + f.Tag.Get("key")
 		if f.Type.Kind() == reflect.Struct {
 			list = appendSettings(list, prefix, key+".", v.Field(i))

@@ -31,6 +31,7 @@ type agent struct {
 	data string
 	host string // HOST:PORT of the mirror
 	url  string
+	path string // of the program: fairway, or what starts it
 	args []string
 	log  *logBuffer
 	proc *daemon.Process
@@ -51,11 +52,19 @@ func startAgent(t testing.TB, u *upstream, args ...string) *agent {
 
 func startAgentIn(t testing.TB, u *upstream, dir string, args ...string) *agent {
 	t.Helper()
+	a := newAgent(t, u, dir, args...)
+	a.start()
+	return a
+}
+
+// newAgent makes an agent that has not been started.
+func newAgent(t testing.TB, u *upstream, dir string, args ...string) *agent {
+	t.Helper()
 	addr, err := daemon.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{t: t, u: u, data: filepath.Join(dir, "node"), host: addr, url: "http://" + addr, log: newLog(t, "the agent")}
+	a := &agent{t: t, u: u, path: fairway, data: filepath.Join(dir, "node"), host: addr, url: "http://" + addr, log: newLog(t, "the agent")}
 	a.args = append([]string{
 		"node", "--registry", u.url, "--name", "node-1", "--data", a.data, "--listen", addr, "--warm", "0s", "--tag-ttl", "0s", "--floor", "0",
 	}, args...)
@@ -64,7 +73,6 @@ func startAgentIn(t testing.TB, u *upstream, dir string, args ...string) *agent 
 			a.proc.Kill()
 		}
 	})
-	a.start()
 	return a
 }
 
@@ -72,7 +80,7 @@ func (a *agent) start() {
 	a.t.Helper()
 	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
 	defer cancel()
-	p, err := daemon.Start(ctx, daemon.Options{Path: fairway, Args: a.args, Log: a.log, Ready: a.url + "/healthz"})
+	p, err := daemon.Start(ctx, daemon.Options{Path: need(a.t, a.path), Args: a.args, Log: a.log, Ready: a.url + "/healthz"})
 	if err != nil {
 		a.t.Fatalf("%v\n%s", err, a.log)
 	}

@@ -50,8 +50,8 @@ type Agent struct {
 
 	index     *index.Index
 	store     *piece.Store
-	endpoints []string
-	sources   []inuse.Source
+	sources   []inuse.Source     // of the runtimes that the configuration names
+	detector  *endpoint.Detector // of the others; nil where it names some
 	tracker   *inuse.Tracker
 	evictor   *evict.Evictor
 	upstreams upstreams
@@ -189,14 +189,20 @@ func (a *Agent) openCache(ctx context.Context) error {
 	return nil
 }
 
+// openRuntimes opens the runtimes that the configuration names, or else has them
+// detected for as long as the agent runs.
 func (a *Agent) openRuntimes(ctx context.Context) error {
-	if a.endpoints = a.cfg.Runtime; len(a.endpoints) == 0 {
-		a.endpoints = endpoint.Detect("/")
+	o := inuse.Options{Log: a.log, Metrics: a.metrics}
+	if len(a.cfg.Runtime) == 0 {
+		var err error
+		a.detector, err = endpoint.NewDetector(endpoint.DetectorOptions{Root: a.cfg.root, File: filepath.Join(a.cfg.Data, "runtimes"), Log: a.log})
+		if err != nil {
+			return err
+		}
+		a.closers = append(a.closers, a.detector.Close)
+		o.Finder = a.detector
 	}
-	if len(a.endpoints) == 0 {
-		a.log.Warn("no runtime was found in the usual places, so nothing is evicted; name it with the setting runtime, or say that there is none with runtime none")
-	}
-	for _, e := range a.endpoints {
+	for _, e := range a.cfg.Runtime {
 		s, err := endpoint.Open(ctx, e, a.log)
 		if err != nil {
 			return setting.Errorf("runtime", "%s: %v", e, err)
@@ -204,7 +210,10 @@ func (a *Agent) openRuntimes(ctx context.Context) error {
 		a.sources = append(a.sources, s)
 		a.closers = append(a.closers, s.Close)
 	}
-	a.tracker = inuse.NewTracker(a.sources, inuse.Options{Log: a.log, Metrics: a.metrics})
+	a.tracker = inuse.NewTracker(a.sources, o)
+	if len(a.tracker.Usage().Sources) == 0 {
+		a.log.Warn("no runtime was found in the usual places, so nothing is evicted until one is there; name it with the setting runtime, or say that there is none with runtime none")
+	}
 	return nil
 }
 
@@ -218,7 +227,7 @@ func (a *Agent) openMirror(ctx context.Context) error {
 	}
 	a.fetcher = fetch.New(fetch.Options{
 		Store: a.store, Index: a.index, Fillers: a.swarm.fillers(origin), Rest: a.swarm.rest(), Origin: origin, Near: a.swarm.passing(false), Last: a.swarm.passing(true),
-		Holders: a.holders(), Fetched: a.swarm.fetched(), Log: a.log, Metrics: a.metrics,
+		Holders: a.holders, Fetched: a.swarm.fetched(), Log: a.log, Metrics: a.metrics,
 	})
 	a.closers = append(a.closers, func() error { a.fetcher.Close(); return nil })
 	a.mirror = mirror.New(mirror.Options{
@@ -279,8 +288,12 @@ func (h held) Open(ctx context.Context, d oci.Digest) (fetch.Content, error) {
 
 // holders are the runtimes that hand out what they have.
 func (a *Agent) holders() []fetch.Holder {
+	sources := a.sources
+	if a.detector != nil {
+		sources = a.detector.Sources()
+	}
 	var all []fetch.Holder
-	for _, s := range a.sources {
+	for _, s := range sources {
 		if c, ok := s.(interface {
 			Content() *containerd.ContentStore
 		}); ok {
@@ -293,8 +306,13 @@ func (a *Agent) holders() []fetch.Holder {
 // Addr is the address that is listened on.
 func (a *Agent) Addr() net.Addr { return a.listener.Addr() }
 
-// Runtimes lists the endpoints of the runtimes that are asked.
-func (a *Agent) Runtimes() []string { return a.endpoints }
+// Runtimes lists the endpoints of the runtimes that are asked now.
+func (a *Agent) Runtimes() []string {
+	if a.detector != nil {
+		return a.detector.Endpoints()
+	}
+	return a.cfg.Runtime
+}
 
 // Run serves, watches and evicts until ctx ends and what was under way is over.
 func (a *Agent) Run(ctx context.Context) error {
@@ -320,6 +338,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { a.fetcher.Verify(ctx); return nil })
 	g.Go(func() error { return a.tracker.Run(ctx) })
+	if a.detector != nil {
+		g.Go(func() error { a.detector.Watch(ctx, a.tracker.Look); return nil })
+	}
 	g.Go(func() error { return a.evict(ctx) })
 	if a.reporter != nil {
 		g.Go(func() error {

@@ -36,7 +36,7 @@ type Config struct {
 	Warm    unit.Duration `key:"warm" doc:"Data used within this time is warm: it goes after the cold and before nothing. 0: only images that a runtime has are."`
 	Deleted unit.Duration `key:"deleted_ttl" doc:"How long data stays whose image was deleted at the registry, unless something here uses it."`
 
-	Runtime     setting.List  `key:"runtime" arg:"ENDPOINT" doc:"Runtimes to ask what runs, as containerd:///PATH, cri:///PATH or docker:///PATH of their sockets, or just unix:///PATH; it can be given more than once. Empty: the known sockets that are there. none: there is no runtime, and nothing is in use."`
+	Runtime     setting.List  `key:"runtime" arg:"ENDPOINT" doc:"Runtimes to ask what runs, as containerd:///PATH, cri:///PATH or docker:///PATH of their sockets, or just unix:///PATH; it can be given more than once. Empty: those whose sockets are in the usual places, also when they appear later. none: there is no runtime, and nothing is in use."`
 	Upstreams   setting.List  `key:"upstreams" arg:"NAME[=URL],..." doc:"Registries, besides the one of registry, that may be pulled from through this node, with the URL where it is not https://NAME. Any other is refused, and the runtime pulls directly."`
 	Credentials string        `key:"credentials" arg:"FILE" doc:"Credentials for upstreams, in the format of Docker's config.json. Who may pull from this node may pull what these may."`
 	CA          string        `key:"ca" arg:"FILE" doc:"Certificates of authorities to trust for upstreams, besides the system's, in PEM."`
@@ -51,6 +51,8 @@ type Config struct {
 	Log           setting.Log   `key:"log"`
 	Pprof         bool          `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 	ShutdownGrace unit.Duration `key:"shutdown_grace" doc:"How long pulls that are under way may take after the agent was told to end. Downloads cut off then are resumed."`
+
+	root string // below which runtimes are detected; "" is /
 }
 
 // Default is the configuration of a node started without any.

@@ -85,6 +85,7 @@ type choice struct {
 	limits     piece.Limits
 	options    Options
 	noRuntimes bool
+	finder     inuse.Finder // nil: no other runtime appears
 }
 
 func open(t testing.TB, c choice) *house {
@@ -111,7 +112,7 @@ func open(t testing.TB, c choice) *house {
 	if c.noRuntimes {
 		sources = nil
 	}
-	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now, Confirm: 1})
+	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now, Confirm: 1, Finder: c.finder})
 	o := c.options
 	o.Store, o.Index, o.Tracker, o.Now, o.Metrics, o.Log = h.store, h.index, h.tracker, now, h.metrics, slog.New(slog.DiscardHandler)
 	if o.Warm == 0 {

@@ -78,7 +78,7 @@ type Options struct {
 	Origin Origin // for what is streamed through
 	// Near is asked for that before Origin, and Last when Origin gave no answer; nil: nobody.
 	Near, Last Origin
-	Holders    []Holder
+	Holders    func() []Holder // on this machine, at the moment; nil: none
 	// Linger is how long a download goes on when nobody waits for it any more; 0 = 10 min.
 	Linger time.Duration
 	// Fetched is told of each blob that is here now; nil: nobody.
@@ -109,6 +109,9 @@ type Fetcher struct {
 func New(o Options) *Fetcher {
 	if o.Linger <= 0 {
 		o.Linger = lingerDefault
+	}
+	if o.Holders == nil {
+		o.Holders = func() []Holder { return nil }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -244,7 +244,7 @@ type holding struct {
 // Held opens a blob that somebody else on this machine has. ok is false if
 // nobody has, or what they have proved to be something else before.
 func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder string, ok bool) {
-	for _, h := range f.o.Holders {
+	for _, h := range f.o.Holders() {
 		key := holding{h.Name(), d}
 		if !f.worthAsking(key) {
 			continue

@@ -152,7 +152,7 @@ func (s *tracked) answered(began, asked time.Time, snapshot Snapshot, second *Sn
 	s.busy = sortedValues(s.belief.busy)
 	s.pullsUnseen = snapshot.PullsUnseen
 	s.readings++
-	wasUp := s.status.Up
+	wasUp, first := s.status.Up, s.readings == 1
 	if !wasUp {
 		s.status.Up, s.status.Since = true, s.tracker.o.Now()
 	}
@@ -165,6 +165,9 @@ func (s *tracked) answered(began, asked time.Time, snapshot Snapshot, second *Sn
 	}
 	st := s.status
 	s.mu.Unlock()
+	if first && s.tracker.o.Finder != nil {
+		s.tracker.o.Finder.Answered(s.source)
+	}
 	if !wasUp {
 		s.tracker.o.Log.Info("a container runtime answers", "runtime", s.name, "containers", st.Containers, "images", st.Images)
 	}

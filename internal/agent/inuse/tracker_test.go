@@ -449,3 +449,114 @@ fairway_node_runtime_up{runtime="a"} 0
 		t.Error(err)
 	}
 }
+
+// finder hands out what a test puts in.
+type finder struct {
+	mu       sync.Mutex
+	fresh    []inuse.Source
+	answered []string
+}
+
+func (f *finder) appear(s ...inuse.Source) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fresh = append(f.fresh, s...)
+}
+
+func (f *finder) Find() []inuse.Source {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found := f.fresh
+	f.fresh = nil
+	return found
+}
+
+func (f *finder) Answered(s inuse.Source) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.answered = append(f.answered, s.Name())
+}
+
+func TestN13_ARuntimeThatAppearsIsUnknownUntilItAnswers(t *testing.T) {
+	var f finder
+	a, b := inusetest.NewFake("a"), inusetest.NewFake("a")
+	f.appear(a)
+	tracker := inuse.NewTracker(nil, inuse.Options{Finder: &f})
+	if u := ask(t, tracker); len(u.Unknown) != 0 || len(u.Sources) != 1 {
+		t.Fatalf("one that was there at the start: %+v", u)
+	}
+	changed, before := tracker.Changed(), tracker.Usage().Seq
+	b.SetContainer(container("x", one))
+	b.Kill()
+	f.appear(b)
+	tracker.Look()
+	u := tracker.Usage()
+	if len(u.Unknown) != 1 || u.Unknown[0].Name != "a-2" || !u.At.IsZero() || u.Seq == before {
+		t.Errorf("one has appeared: %+v, want it unknown, no time, and another number than %d", u, before)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told of it")
+	}
+	if u := ask(t, tracker); len(u.Unknown) != 1 {
+		t.Errorf("it does not answer: unknown %v", u.Unknown)
+	}
+	b.Restart()
+	if u := ask(t, tracker); len(u.Unknown) != 0 || ids(u) != "x" || u.Containers[0].Runtime != "a-2" {
+		t.Errorf("it answers: %+v, want its container", u)
+	}
+	ask(t, tracker)
+	if got := strings.Join(f.answered, ","); got != "a,a" {
+		t.Errorf("the finder was told that %q answered, want each once", got)
+	}
+}
+
+// TestN13_EachQuestionLooksFirst: what appears between two questions is in the
+// answer to the second, or unknown in it.
+func TestN13_EachQuestionLooksFirst(t *testing.T) {
+	var f finder
+	tracker := inuse.NewTracker([]inuse.Source{inusetest.NewFake("a")}, inuse.Options{Finder: &f})
+	ask(t, tracker)
+	b := inusetest.NewFake("b")
+	b.SetContainer(container("x", one))
+	f.appear(b)
+	if u := ask(t, tracker); ids(u) != "x" || len(u.Unknown) != 0 {
+		t.Errorf("asked after b had appeared: %s, unknown %v, want its container", ids(u), u.Unknown)
+	}
+}
+
+func TestN13_ARuntimeThatAppearsIsWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f finder
+		tracker := run(t, inuse.Options{Finder: &f, Every: time.Hour})
+		b := inusetest.NewFake("b")
+		f.appear(b)
+		tracker.Look()
+		synctest.Wait()
+		if u := tracker.Usage(); len(u.Unknown) != 0 {
+			t.Errorf("it was not asked: %+v", u)
+		}
+		b.SetContainer(container("x", one))
+		after(time.Second)
+		if u := tracker.Usage(); ids(u) != "x" {
+			t.Errorf("after an event of it: %q, want x", ids(u))
+		}
+	})
+}
+
+// TestN13_ARuntimeThatDisappearsIsUnknownAndNotGone for whatever time.
+func TestN13_ARuntimeThatDisappearsIsUnknownAndNotGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f finder
+		b := inusetest.NewFake("b")
+		b.SetContainer(container("x", one))
+		f.appear(b)
+		tracker := run(t, inuse.Options{Finder: &f})
+		b.Kill()
+		after(30 * 24 * time.Hour)
+		if u := ask(t, tracker); ids(u) != "x" || len(u.Unknown) != 1 {
+			t.Errorf("a month later: %s, unknown %v, want x and b", ids(u), u.Unknown)
+		}
+	})
+}

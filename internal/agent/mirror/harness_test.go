@@ -134,7 +134,7 @@ func (n *node) open() {
 	up := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: ups, Idle: n.o.idle, Pause: time.Millisecond, Log: log, Metrics: n.metrics,
 		Gave: func(w fetch.Want, anonymous bool) { n.mirror.Gave(w, anonymous) }})
 	n.fetch = fetch.New(fetch.Options{
-		Store: n.store, Index: n.index, Fillers: []fetch.Filler{up}, Origin: up, Holders: n.o.holders,
+		Store: n.store, Index: n.index, Fillers: []fetch.Filler{up}, Origin: up, Holders: func() []fetch.Holder { return n.o.holders },
 		Linger: n.o.linger, Log: log, Metrics: n.metrics,
 	})
 	observer := httpserve.NewObserver(httpserve.ObserverOptions{Log: log})

@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,11 +57,37 @@ func New(o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c, err := client.New(client.WithHost("unix://" + o.Path))
+	c, err := client.New(client.WithHost("unix://"+o.Path), client.WithResponseHook(bound))
 	if err != nil {
 		return nil, fmt.Errorf("the Docker API at %s: %w", o.Path, err)
 	}
 	return &Source{name: o.Name, log: o.Log, client: c}, nil
+}
+
+// answerMax bounds an answer, in bytes: the socket may be one of a user. A list
+// that is larger is an error, not a shorter list.
+const answerMax = 32 << 20
+
+// bound has the reading of an answer fail beyond answerMax. Events have no end.
+func bound(res *http.Response) {
+	if !strings.HasSuffix(res.Request.URL.Path, "/events") {
+		res.Body = &bounded{ReadCloser: res.Body, left: answerMax}
+	}
+}
+
+type bounded struct {
+	io.ReadCloser
+	left int
+}
+
+// Read is of io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, fmt.Errorf("the engine's answer is larger than %d bytes", answerMax)
+	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 // Name is of inuse.Source.
@@ -191,6 +218,7 @@ func (s *Source) image(i image.Summary) (all []inuse.Image) {
 func (s *Source) container(c container.Summary, known map[string][]oci.Digest, chains map[string]oci.Digest) inuse.Container {
 	one := inuse.Container{
 		Runtime: s.name, ID: c.ID, Image: c.Image, State: stateOf(c.State), Since: time.Unix(c.Created, 0),
+		Imageless: c.ImageID == "" && c.Image == "", // Podman's --rootfs
 	}
 	if len(c.Names) > 0 {
 		one.Name = strings.TrimPrefix(c.Names[0], "/")

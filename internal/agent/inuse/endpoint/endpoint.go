@@ -1,13 +1,17 @@
 // Package endpoint owns the grammar of runtime endpoints and the places where
 // the sockets of container runtimes usually are. It opens the driver for an
-// endpoint; it never decides that there is no runtime: an endpoint that does
-// not answer becomes a source that is unknown until it does.
+// endpoint, and a Detector finds the endpoints of a machine for as long as an
+// agent runs (N13).
+//
+// The package never decides that there is no runtime. An endpoint that does not
+// answer is a source that is unknown until it does, also when its socket is gone
+// again. A place that cannot be looked at, and the traces of a runtime that does
+// not listen, make a source that cannot be asked either.
 package endpoint
 
 import (
 	"context"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -63,18 +67,25 @@ func parse(endpoint string) (kind, path string, err error) {
 	return kind, filepath.Clean(path), nil
 }
 
-// name is short where the path says who is there.
+// name is short where the path says who is there. It depends on nothing but the
+// endpoint: reports tell the runtimes of a node apart by it, across restarts.
 func name(kind, path string) string {
-	switch {
-	case strings.Contains(path, "crio"):
-		return "cri-o"
-	case strings.Contains(path, "podman"):
-		return "podman"
-	case kind == kindUnix:
-		return strings.TrimSuffix(filepath.Base(path), ".sock")
-	default:
-		return kind
+	user := ""
+	if _, rest, ok := strings.Cut(path, "/run/user/"); ok {
+		id, _, _ := strings.Cut(rest, "/")
+		user = "-" + id
 	}
+	for _, known := range []struct{ part, name string }{
+		{"crio", "cri-o"}, {"podman", "podman"}, {"/microk8s/", "microk8s"}, {"/k3s/", "k3s"}, {"/k0s/", "k0s"},
+	} {
+		if strings.Contains(path, known.part) {
+			return known.name + user
+		}
+	}
+	if kind == kindUnix {
+		return strings.TrimSuffix(filepath.Base(path), ".sock") + user
+	}
+	return kind + user
 }
 
 // driver is a source that can say whether its kind of API answers.
@@ -92,36 +103,4 @@ func open(kind, path, name string, log *slog.Logger) (driver, error) {
 	default:
 		return docker.New(docker.Options{Path: path, Name: name, Log: log})
 	}
-}
-
-// usual are the places where packages and installers put sockets. A name that
-// links to another place is one socket with it.
-var usual = []string{
-	"containerd:///run/containerd/containerd.sock",
-	"containerd:///run/k3s/containerd/containerd.sock",
-	"cri:///run/crio/crio.sock",
-	"cri:///var/run/crio/crio.sock",
-	"docker:///var/run/docker.sock",
-	"docker:///run/docker.sock",
-	"docker:///run/podman/podman.sock",
-}
-
-// Detect returns the endpoints of the sockets that exist in the usual places
-// under root, "/" for the machine's own.
-func Detect(root string) []string {
-	var found []string
-	seen := map[string]bool{}
-	for _, e := range usual {
-		kind, path, _ := strings.Cut(e, "://")
-		real, err := filepath.EvalSymlinks(filepath.Join(root, path))
-		if err != nil || seen[real] {
-			continue
-		}
-		if st, err := os.Stat(real); err != nil || st.Mode().Type() != os.ModeSocket {
-			continue
-		}
-		seen[real] = true
-		found = append(found, kind+"://"+filepath.Join(root, path))
-	}
-	return found
 }

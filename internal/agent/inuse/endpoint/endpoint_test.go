@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,15 +23,20 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func TestOpen_NeedsNobodyThere(t *testing.T) {
 	for text, name := range map[string]string{
-		"containerd:///run/containerd/containerd.sock": "containerd",
-		"cri:///run/crio/crio.sock":                    "cri-o",
-		"cri:///run/containerd/containerd.sock":        "cri",
-		"docker:///var/run/docker.sock":                "docker",
-		"docker:///run/podman/podman.sock":             "podman",
-		"unix:///run/crio/crio.sock":                   "cri-o",
-		"/run/podman/podman.sock":                      "podman",
-		"/run/somewhere/containerd.sock":               "containerd",
-		"none":                                         "none",
+		"containerd:///run/containerd/containerd.sock":               "containerd",
+		"cri:///run/crio/crio.sock":                                  "cri-o",
+		"cri:///run/containerd/containerd.sock":                      "cri",
+		"docker:///var/run/docker.sock":                              "docker",
+		"docker:///run/podman/podman.sock":                           "podman",
+		"unix:///run/crio/crio.sock":                                 "cri-o",
+		"/run/podman/podman.sock":                                    "podman",
+		"/run/somewhere/containerd.sock":                             "containerd",
+		"containerd:///run/k3s/containerd/containerd.sock":           "k3s",
+		"containerd:///run/k0s/containerd.sock":                      "k0s",
+		"containerd:///var/snap/microk8s/common/run/containerd.sock": "microk8s",
+		"docker:///run/user/1000/podman/podman.sock":                 "podman-1000",
+		"unix:///run/user/1000/docker.sock":                          "docker-1000",
+		"none":                                                       "none",
 	} {
 		s, err := endpoint.Open(t.Context(), text, quiet)
 		if err != nil {
@@ -67,29 +71,6 @@ func listen(t *testing.T, path string) net.Listener {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
-}
-
-func TestDetect(t *testing.T) {
-	root := t.TempDir()
-	if got := endpoint.Detect(root); len(got) != 0 {
-		t.Errorf("nothing is there: %v", got)
-	}
-	listen(t, filepath.Join(root, "run/docker.sock"))
-	listen(t, filepath.Join(root, "run/k3s/containerd/containerd.sock"))
-	if err := os.MkdirAll(filepath.Join(root, "var"), 0o750); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(filepath.Join(root, "run"), filepath.Join(root, "var/run")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(root, "run/crio/crio.sock"), 0o750); err != nil { // no socket
-		t.Fatal(err)
-	}
-	got := endpoint.Detect(root)
-	want := []string{"containerd://" + root + "/run/k3s/containerd/containerd.sock", "docker://" + root + "/var/run/docker.sock"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v: each socket once", got, want)
-	}
 }
 
 // within gives a guess time enough for all kinds.
