@@ -90,6 +90,8 @@ func containerdRuntime(c *ctrd, namespace string, one, two inusetest.Content) *i
 			c.names = append(c.names, name{namespace, container})
 			ctr(t, "c", "create", image, container, "/bin/sleep", "100000")
 		},
+		LoseSnapshot: func(t testing.TB, container string) { ctr(t, "snapshots", "rm", container) },
+
 		Start:  func(t testing.TB, container string) { ctr(t, "t", "start", "-d", container) },
 		Pause:  func(t testing.TB, container string) { ctr(t, "t", "pause", container) },
 		Resume: func(t testing.TB, container string) { ctr(t, "t", "resume", container) },

@@ -135,10 +135,17 @@ func (g *gathered) find(d oci.Digest) int {
 
 // holder is something that uses content.
 type holder struct {
-	use     *Use
-	roots   []oci.Digest // whose trees it uses
-	blobs   []oci.Digest // what else
-	tracing bool         // it is a container that is not exited: it must lead somewhere
+	use      *Use
+	roots    []oci.Digest // whose trees it uses
+	blobs    []oci.Digest // what else
+	tracing  bool         // it is a container that is not exited: it must lead somewhere
+	anything bool         // it is one of an image that nobody can name: its blobs are a guess
+}
+
+// traced reports whether the holder is known to use content: what leads to the
+// cache's, or what its runtime lists besides the roots.
+func (h *holder) traced(leads bool) bool {
+	return leads || !h.anything && slices.ContainsFunc(h.blobs, func(d oci.Digest) bool { return !slices.Contains(h.roots, d) })
 }
 
 // key is the same for holders with the same roots.
@@ -181,8 +188,9 @@ func holdersOf(u *inuse.Usage, pins []index.Pin) []holder {
 	for i := range u.Containers {
 		c := &u.Containers[i]
 		h := holder{use: &Use{Why: Container, Text: containerText(c)}, roots: slices.Concat(c.Digests, c.ChainIDs), blobs: c.Blobs, tracing: true}
+		h.anything = len(h.roots) == 0 && !c.Imageless
 		if !c.State.Active() {
-			h.use.Why, h.tracing = Image, false
+			h.use.Why, h.tracing, h.anything = Image, false, false
 		}
 		all = append(all, h)
 	}
@@ -226,7 +234,10 @@ func (e *Evictor) holders(ctx context.Context, g *gathered) error {
 			g.traced[key] = leads
 			done[h.use.Why+key] = struct{}{}
 		}
-		if h.tracing && !leads && len(h.blobs) == 0 {
+		if h.anything {
+			g.situation.Untraceable = "it may belong to " + h.use.Text + ", and nobody knows what that consists of"
+		}
+		if h.tracing && !h.traced(leads) {
 			g.situation.Untraced = "it may belong to " + h.use.Text + ", whose image is not known here"
 		}
 	}

@@ -95,6 +95,9 @@ type Situation struct {
 	Runtimes bool   // there are runtimes to ask
 	Unknown  string // why not all of them are known, "" if they are
 	Untraced string // a container that leads to no known manifest, "" for none
+	// Untraceable is a container of which not even a digest is known, "" for none:
+	// its layers may be those of any image, also of one that the cache knows.
+	Untraceable string
 
 	Stepped bool   // the clock jumped since the pass before
 	Steps   []Step // forward jumps that this process has seen
@@ -177,6 +180,8 @@ func tierOf(f *Facts, s *Situation, l *Limits) Verdict {
 		// A time far in the future is of a clock before it was set back, and so of
 		// before the question, unless that may have been meanwhile.
 		v.Why, v.Reason = Fresh, "it was used after the runtimes were asked"
+	case s.Untraceable != "":
+		v.Why, v.Reason = Untraced, s.Untraceable
 	case f.Orphan && s.Untraced != "":
 		v.Why, v.Reason = Untraced, s.Untraced
 	default:

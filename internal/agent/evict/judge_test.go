@@ -83,6 +83,9 @@ func anySituation(t *rapid.T, held int64) Situation {
 	if rare(t, "untraced") {
 		s.Untraced = "somebody's"
 	}
+	if rare(t, "untraceable") {
+		s.Untraceable = "somebody's"
+	}
 	if rapid.Bool().Draw(t, "need?") {
 		s.Need = rapid.SampledFrom([]int64{1, mib, 30 * mib, 90 * mib}).Draw(t, "need")
 	}
@@ -101,7 +104,7 @@ func anyLimits(t *rapid.T) Limits {
 func untouchable(f Facts, s Situation) bool {
 	named := f.Use != nil && (f.Use.Why == Container || f.Use.Why == Pull || f.Use.Why == Pin)
 	newer := s.Runtimes && f.UsedAt+1000 >= s.Asked && (f.UsedAt <= s.Now || s.Stepped)
-	return f.Claimed || named || f.Open || s.Unknown != "" || newer || f.Orphan && s.Untraced != ""
+	return f.Claimed || named || f.Open || s.Unknown != "" || newer || s.Untraceable != "" || f.Orphan && s.Untraced != ""
 }
 
 // wanted is how much the watermarks and the margin ask for, as the documentation puts it.
@@ -472,6 +475,7 @@ func TestTiers(t *testing.T) {
 		{"pinned", func(f *Facts, _ *Situation) { f.Use = &Use{Why: Pin, Text: "pin"} }, Active, Pin},
 		{"newer than the answer", func(f *Facts, s *Situation) { f.UsedAt = s.Asked + 1 }, Active, Fresh},
 		{"nobody's, beside a container of who knows what", func(f *Facts, s *Situation) { f.Orphan, s.Untraced = true, "web's" }, Active, Untraced},
+		{"known, beside a container that may use anything", func(_ *Facts, s *Situation) { s.Untraceable = "web's" }, Active, Untraced},
 		{"known, beside a container of who knows what", func(_ *Facts, s *Situation) { s.Untraced = "web's" }, Cold, Idle},
 		{"idle by a clock that has jumped", func(_ *Facts, s *Situation) { s.Stepped = true }, Warm, Stepped},
 	} {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
+	"github.com/fairway-registry/fairway/internal/agent/inuse/inusetest"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -221,11 +222,11 @@ func TestN3_AContainerThatCannotBeTracedKeepsWhatNobodyKnows(t *testing.T) {
 	h := open(t, quota(4*mib))
 	orphan, _ := h.put(h.bytes(300_000), "application/octet-stream")
 	for name, c := range map[string]inuse.Container{
-		"nothing is known": {}, "a digest nobody knows": {Digests: []oci.Digest{blobName(1)}}, "the config, which nothing names": {},
+		"no image": {Imageless: true}, "a digest nobody knows": {Digests: []oci.Digest{blobName(1)}}, "the config, which nothing names": {},
 	} {
 		if strings.Contains(name, "config") {
 			d, _ := h.put(h.bytes(100), "application/vnd.oci.image.config.v1+json")
-			c.Digests = []oci.Digest{d}
+			c.Digests, c.Blobs = []oci.Digest{d}, []oci.Digest{d}
 		}
 		c.Runtime, c.ID, c.Name, c.State = "containerd", "abc", "odd", inuse.Running
 		h.runtime.SetContainer(c)
@@ -243,6 +244,84 @@ func TestN3_AContainerThatCannotBeTracedKeepsWhatNobodyKnows(t *testing.T) {
 	h.evicts()
 	if h.has(orphan) {
 		t.Error("the orphan stays for ever")
+	}
+}
+
+// TestN13_AGuessOnlyProtects: the container's snapshot is gone from the runtime's
+// records, and its tag leads to another image now. What it runs may be any image
+// of the cache, also one whose manifest is known.
+func TestN13_AGuessOnlyProtects(t *testing.T) {
+	h := open(t, quota(4*mib))
+	orphan, _ := h.put(h.bytes(100_000), "application/octet-stream")
+	before, now := h.pull("app:1 before", nil, 300_000), h.pull("app:1 now", nil, 300_000)
+	c := inuse.Container{Runtime: "containerd", ID: "abc", Name: "web", State: inuse.Running, Image: "app:1", Blobs: now.all()}
+	h.runtime.SetContainer(c)
+	h.overfill(12)
+	r := h.evicts()
+	if r.Evicted != 0 || r.Kept[Untraced] == 0 || !h.has(orphan) {
+		t.Errorf("beside a container of who knows what: %+v, the orphan is there: %v", r, h.has(orphan))
+	}
+	h.stays(before, "it may run that")
+	h.stays(now, "it may run that")
+	if v, err := h.Explain(t.Context(), before.layers[0]); err != nil || v.Why != Untraced || !strings.Contains(v.Reason, "container web") {
+		t.Errorf("%+v %v", v, err)
+	}
+	c.State = inuse.Exited
+	h.runtime.SetContainer(c)
+	h.overfill(12)
+	if r := h.evicts(); r.Evicted == 0 {
+		t.Errorf("it has exited, and nothing goes: %+v", r)
+	}
+}
+
+// appearing is a finder to which runtimes are added.
+type appearing struct {
+	mu    sync.Mutex
+	fresh []inuse.Source
+}
+
+func (a *appearing) add(s inuse.Source) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fresh = append(a.fresh, s)
+}
+
+func (a *appearing) Find() []inuse.Source {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	found := a.fresh
+	a.fresh = nil
+	return found
+}
+
+func (a *appearing) Answered(inuse.Source) {}
+
+// TestN13_ARuntimeThatAppearsBetweenJudgementAndRemoval uses what was about to go.
+func TestN13_ARuntimeThatAppearsBetweenJudgementAndRemoval(t *testing.T) {
+	for name, silent := range map[string]bool{"answers": false, "is silent": true} {
+		var places appearing
+		c := quota(4 * mib)
+		c.finder = &places
+		h := open(t, c)
+		all := h.overfill(12)
+		other := inusetest.NewFake("podman")
+		other.SetContainer(inuse.Container{ID: "1", State: inuse.Running, Digests: []oci.Digest{all[0].manifest}})
+		if silent {
+			other.Kill()
+		}
+		h.whenClaimed(func() { places.add(other) })
+		r := h.evicts()
+		if silent && r.Evicted != 0 {
+			t.Errorf("a runtime that appeared %s: %+v", name, r)
+		}
+		h.stays(all[0], "a runtime that appeared "+name)
+		if silent {
+			other.Restart()
+			if r := h.evicts(); r.Evicted == 0 {
+				t.Errorf("it answers now, and nothing goes: %+v", r)
+			}
+			h.stays(all[0], "it has answered")
+		}
 	}
 }
 

@@ -37,12 +37,15 @@ type Container struct {
 	Image     string // as the runtime names it; for people only
 	// Digests are of indexes, manifests and configs that the container is
 	// known to run. A tag's present target is in it only where the container's
-	// own root file system shows the same content.
+	// own root file system shows the same content: a guess may only protect (N13).
 	Digests []oci.Digest
 	// ChainIDs are the top chain IDs of the root file system (image-spec,
 	// config.md §Layer ChainID). A container with neither Digests nor ChainIDs
-	// cannot be traced to any content.
+	// cannot be traced to any content, and may use any, unless it is Imageless.
 	ChainIDs []oci.Digest
+	// Imageless says that the runtime has made it of no image at all, as of a root
+	// file system that somebody unpacked by hand.
+	Imageless bool
 	// Blobs are configs and layers, where the runtime can list them. Where the
 	// content could not be traced, those that the image's name leads to now are
 	// here: to be kept on doubt, not known to be what runs.

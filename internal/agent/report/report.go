@@ -291,7 +291,7 @@ func (r *Reporter) look(ctx context.Context, usage *inuse.Usage) {
 	r.metrics.untraced.Set(float64(g.untraced))
 	carried, unheard := r.carry(usage, g.uses)
 	r.last = append(g.uses, carried...)
-	r.complete = !unheard
+	r.complete = !unheard && g.guessed == 0
 }
 
 // carry returns what a former life of the agent found in use by sources that

@@ -42,6 +42,7 @@ func joined(ds []oci.Digest) string {
 type gathered struct {
 	uses     []use
 	untraced int // containers that lead to nothing
+	guessed  int // of all containers, those of which no digest is known
 }
 
 // gather makes uses of what the runtimes say and of the pins. known is what
@@ -72,6 +73,9 @@ func gather(ctx context.Context, usage *inuse.Usage, x *index.Index, known map[s
 		u := use{Source: c.Runtime, Image: c.Image, Roots: slices.Clone(c.Digests), Chains: slices.Clone(c.ChainIDs), Containers: 1, Since: c.Since}
 		if len(u.Roots)+len(u.Chains) == 0 {
 			u.Roots = slices.Clone(c.Blobs) // on doubt, what it may run
+			if !c.Imageless && c.State.Active() {
+				g.guessed++
+			}
 		}
 		if len(u.Roots)+len(u.Chains) == 0 {
 			g.untraced++

@@ -48,3 +48,30 @@ func TestGather_AContainerKeepsItsImageAfterTheRuntimeHasForgottenIt(t *testing.
 		t.Errorf("another container's: %+v", uses)
 	}
 }
+
+// TestN13_AGuessIsNotAllThatIsInUse: the registry must not take a report for
+// complete where nobody can say what a container runs.
+func TestN13_AGuessIsNotAllThatIsInUse(t *testing.T) {
+	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(t.TempDir(), "index.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Close() })
+	source := inuse.SourceStatus{Name: "containerd", Up: true, Answered: time.Now()}
+	for name, tc := range map[string]struct {
+		c    inuse.Container
+		want bool
+	}{
+		"traced":  {inuse.Container{State: inuse.Running, Digests: []oci.Digest{named("a")}}, true},
+		"guessed": {inuse.Container{State: inuse.Running, Image: "app:1", Blobs: []oci.Digest{named("a")}}, false},
+		"unknown": {inuse.Container{State: inuse.Running, Image: "app:1"}, false},
+		"exited":  {inuse.Container{State: inuse.Exited, Image: "app:1"}, true},
+		"of none": {inuse.Container{State: inuse.Running, Imageless: true}, true},
+	} {
+		r := &Reporter{o: Options{Index: x}, metrics: newMetrics(nil), answers: map[string]*answered{}}
+		r.look(t.Context(), &inuse.Usage{Containers: []inuse.Container{tc.c}, Sources: []inuse.SourceStatus{source}})
+		if r.complete != tc.want {
+			t.Errorf("%s: the report is complete: %v", name, r.complete)
+		}
+	}
+}

@@ -201,6 +201,9 @@ func stateOf(s task.Status) inuse.State {
 	}
 }
 
+// dockerNamespace is where Docker has its containers.
+const dockerNamespace = "moby"
+
 // Labels of the CRI plugin.
 const (
 	criKind       = "io.cri-containerd.kind"
@@ -296,21 +299,20 @@ func (r *reading) chainOf(ctx context.Context, snapshotter, key string) (oci.Dig
 	return "", nil
 }
 
-// guess is for a container whose snapshot does not tell: what the name leads
-// to is known to be what it runs only if the name has not been touched since.
+// guess is for a container whose snapshot does not tell what it runs. What its
+// image's name leads to now is to be kept, and no more: the name may have moved,
+// and no time in the records excludes that, since clocks are set back.
 func (r *reading) guess(ctx context.Context, c *containersapi.Container, one *inuse.Container) error {
+	if r.namespace == dockerNamespace {
+		return nil // Docker keeps names and snapshots to itself, and can trace it
+	}
+	one.Imageless = c.GetImage() == "" && c.GetSnapshotKey() == ""
 	image := r.byName[c.GetImage()]
 	target, err := oci.ParseDigest(image.GetTarget().GetDigest())
 	if err != nil {
 		return nil //nolint:nilerr // no such image, or no digest: nothing to guess by
 	}
 	t, err := r.graph.below(ctx, target)
-	if err != nil {
-		return err
-	}
 	one.Blobs = t.all()
-	if at := image.GetUpdatedAt(); at != nil && c.GetCreatedAt() != nil && at.AsTime().Before(c.GetCreatedAt().AsTime()) {
-		one.Digests = t.digests()
-	}
-	return nil
+	return err
 }

@@ -52,6 +52,25 @@ func runtime(f *inusetest.Fake, namespace string) inusetest.Runtime {
 			Digests: i.Digests, Blobs: i.Blobs, ChainIDs: []oci.Digest{c.ChainID},
 		})
 	}
+	lost := map[string]string{} // images of containers without a snapshot
+	r.LoseSnapshot = func(_ testing.TB, id string) {
+		lost[id] = r.One.Name
+		f.SetContainer(inuse.Container{
+			Runtime: "fake", Namespace: namespace, ID: id, Image: r.One.Name, State: inuse.Created, Since: time.Now(), Blobs: at(r.One).Blobs,
+		})
+	}
+	move := r.Move
+	r.Move = func(t testing.TB, from, to inusetest.Content) {
+		move(t, from, to)
+		for id, name := range lost {
+			if name == from.Name {
+				f.SetContainer(inuse.Container{
+					Runtime: "fake", Namespace: namespace, ID: id, Image: name, State: inuse.Created, Since: time.Now(), Blobs: at(to).Blobs,
+				})
+			}
+			delete(lost, id)
+		}
+	}
 	r.Start, r.Resume = state(inuse.Running), state(inuse.Running)
 	r.Pause, r.Stop = state(inuse.Paused), state(inuse.Exited)
 	r.Remove = func(_ testing.TB, id string) { f.RemoveContainer(id) }

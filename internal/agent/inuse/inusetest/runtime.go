@@ -41,6 +41,10 @@ type Runtime struct {
 	Stop   func(t testing.TB, container string) // its process ends, the container stays
 	Remove func(t testing.TB, container string) // also while it runs
 
+	// LoseSnapshot removes what the runtime knows of the root file system of a
+	// container that was never started.
+	LoseSnapshot func(t testing.TB, container string)
+
 	Kill    func(t testing.TB) // the runtime's daemon; containers live on
 	Restart func(t testing.TB) // after Kill; returns when it answers
 

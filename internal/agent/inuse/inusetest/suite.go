@@ -28,6 +28,9 @@ func Run(t *testing.T, r Runtime) {
 	if r.Move != nil {
 		t.Run("RunsUnderATagThatHasMoved", r.movedTag)
 	}
+	if r.Move != nil && r.LoseSnapshot != nil {
+		t.Run("AGuessOnlyProtects", r.guess)
+	}
 	if r.RemoveImage != nil {
 		t.Run("RunsAfterItsImageWasRemoved", r.removedImage)
 	}
@@ -249,6 +252,39 @@ func (r Runtime) movedTag(t *testing.T) {
 		if err := foreign(c, r.Two); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// guess: where the root file system does not tell what a container runs, its
+// image's name does not either. What that leads to is kept, and no more is said.
+func (r Runtime) guess(t *testing.T) {
+	s := r.scene(t, "lost")
+	r.Pull(t, r.Two.Name)
+	r.LoseSnapshot(t, "lost")
+	t.Cleanup(func() { r.Pull(t, r.One.Name) })
+	for _, moved := range []bool{false, true} {
+		want := r.One
+		if moved {
+			want = r.Two
+			r.Move(t, r.One, r.Two)
+		}
+		// A source opened now has never seen the snapshot.
+		eventually(t, r.Open(t), func(got inuse.Snapshot) error {
+			c, ok := find(got, "lost")
+			switch {
+			case !ok:
+				return errors.New("the container is gone")
+			case len(c.Digests)+len(c.ChainIDs) > 0 || c.Imageless:
+				return fmt.Errorf("it is said to run %v and %v, of no image: %v", c.Digests, c.ChainIDs, c.Imageless)
+			case !slices.Contains(c.Blobs, want.Layers[len(want.Layers)-1]):
+				return fmt.Errorf("what its name leads to is not kept: %v", c.Blobs)
+			}
+			return nil
+		})
+	}
+	c, _ := find(snapshot(t, s), "lost")
+	if err := foreign(c, r.Two); err != nil {
+		t.Error(err)
 	}
 }
 
