@@ -57,7 +57,7 @@ func New(o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c, err := client.New(client.WithHost("unix://"+o.Path), client.WithResponseHook(bound))
+	c, err := client.New(client.WithHost("unix://"+o.Path), client.WithHTTPResponseHook(bound))
 	if err != nil {
 		return nil, fmt.Errorf("the Docker API at %s: %w", o.Path, err)
 	}
