@@ -46,6 +46,10 @@ func (p *Plan) containers(o Options) error {
 	b.WriteString(ours())
 	set := 0
 	for _, u := range o.Upstreams {
+		if u.ipv6() {
+			p.note("%s is skipped: %s has no way to name a mirror of a registry with an IPv6 address. Its images are pulled from there directly; give the registry a name to have them mirrored.", u.Name, o.Runtime)
+			continue
+		}
 		mirror := o.Listen + "/" + strings.ReplaceAll(u.Name, ":", "_")
 		if file, taken := others[u.Name]; taken {
 			p.note("%s is configured in %s, which stays as it is. Add this to it there:\n  [[registry.mirror]]\n  location = %q\n  insecure = true", u.Name, file, mirror)

@@ -24,6 +24,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -110,7 +111,7 @@ func (o Options) check() error {
 	}
 	seen := map[string]bool{}
 	for _, u := range o.Upstreams {
-		if u.Name == "" || strings.ContainsAny(u.Name, "/\\\"'[]{} \t\r\n") || strings.HasPrefix(u.Name, ".") || seen[u.Name] {
+		if u.Name == "" || strings.ContainsAny(u.plain(), "/\\\"'[]{} \t\r\n") || strings.HasPrefix(u.Name, ".") || seen[u.Name] {
 			return fault.New(fault.Invalid, "%q is no name of a registry, or is given twice; want for example docker.io or registry.example:5000", u.Name)
 		}
 		seen[u.Name] = true
@@ -119,6 +120,20 @@ func (o Options) check() error {
 		}
 	}
 	return nil
+}
+
+var ipv6 = regexp.MustCompile(`^\[[0-9A-Fa-f:.]+\](:[0-9]+)?$`)
+
+// ipv6 reports whether the upstream is named by an IPv6 address, [::1]:5000. No
+// name of an image, nor a part of one, can be made of that but by containerd.
+func (u Upstream) ipv6() bool { return ipv6.MatchString(u.Name) }
+
+// plain is the name without the brackets of an address.
+func (u Upstream) plain() string {
+	if u.ipv6() {
+		return strings.NewReplacer("[", "", "]", "").Replace(u.Name)
+	}
+	return u.Name
 }
 
 // server is where the upstream's registry really is.
