@@ -1,11 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/fairway-registry/fairway/internal/adminclient"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
@@ -134,17 +134,12 @@ func (s *smallBlobs) pull(node *server, n int) error {
 	return all.Wait()
 }
 
-func nodeStatus(node *server) (nodeapi.Status, error) {
-	resp, err := http.Get(node.url() + "/api/v1/status")
+func nodeStatus(node *server) (st nodeapi.Status, err error) {
+	c, err := adminclient.New(node.url())
 	if err != nil {
-		return nodeapi.Status{}, err
+		return st, err
 	}
-	body, err := io.ReadAll(resp.Body)
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return nodeapi.Status{}, err
-	}
-	var st nodeapi.Status
-	return st, json.Unmarshal(body, &st)
+	return st, c.Call(context.Background(), http.MethodGet, "/status", nil, &st)
 }
 
 // unlink removes n files of a size, and a small one beside each, spread over 256

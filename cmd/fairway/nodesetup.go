@@ -131,15 +131,16 @@ func onThisMachine(address string) string {
 // askTimeout bounds the question to an agent that may hang.
 const askTimeout = 5 * time.Second
 
-// askMirrors asks the agent what it mirrors: where it listens, or, if the network
-// may listen there too, at its socket. That one counts only if it is the same
-// agent's.
+// askMirrors asks the agent that listens at an address what it mirrors, by its
+// socket, which is in its data directory or named at the address. An answer at the
+// address itself does not count: anybody may listen there while no agent does, and
+// the runtime would pull from where that says.
 func askMirrors(ctx context.Context, listen, socket string) (mirrors []nodeapi.Mirrored, running bool) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	at := []string{"http://" + listen}
 	if abs, err := filepath.Abs(socket); err == nil {
-		at = append(at, "unix://"+abs)
+		at = append([]string{"unix://" + abs}, at...)
 	}
 	for _, url := range at {
 		c, err := adminclient.New(url)
@@ -147,7 +148,8 @@ func askMirrors(ctx context.Context, listen, socket string) (mirrors []nodeapi.M
 			continue
 		}
 		var s nodeapi.Status
-		if err := c.Call(ctx, "GET", "/status", nil, &s); err == nil && samePort(s.Listen, listen) {
+		err = c.Call(ctx, "GET", "/status", nil, &s)
+		if onSocket := strings.HasPrefix(url, "unix:") || c.Socket() != ""; err == nil && onSocket && samePort(s.Listen, listen) {
 			return s.Mirrors, true
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
 func TestMain(m *testing.M) {
@@ -171,6 +174,26 @@ func request(ts *testscript.TestScript, method, path, contentType string, body [
 		req.Header.Set("Content-Type", contentType)
 	}
 	res, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	content, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	ts.Check(res.Body.Close())
+	if socket := res.Header.Get(nodeapi.SocketHeader); socket != "" && strings.Contains(target, "/api/") {
+		return onSocket(ts, socket, req)
+	}
+	return res.StatusCode, res.Header, content
+}
+
+// onSocket makes a request again where a node serves its admin API.
+func onSocket(ts *testscript.TestScript, socket string, req *http.Request) (int, http.Header, []byte) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	body, err := req.GetBody()
+	ts.Check(err)
+	again := req.Clone(context.Background())
+	again.Body = body
+	res, err := client.Do(again)
 	ts.Check(err)
 	content, err := io.ReadAll(res.Body)
 	ts.Check(err)

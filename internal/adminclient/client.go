@@ -17,14 +17,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"mime"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode"
+
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
 // Client calls one server.
@@ -36,6 +43,8 @@ type Client struct {
 	server string // as people call it
 	base   string // of the URLs of requests
 	http   *http.Client
+	// socket is where a node serves what it refuses here; nil while that is not known.
+	socket atomic.Pointer[Client]
 }
 
 // ErrServer says that the text given for a server is no URL of one.
@@ -121,6 +130,9 @@ func (e *Error) Error() string {
 // the answer into out, if that is not nil. Errors are *Unreachable, *Error, or
 // ctx's.
 func (c *Client) Call(ctx context.Context, method, path string, in, out any) error {
+	if at := c.socket.Load(); at != nil {
+		return at.Call(ctx, method, path, in, out)
+	}
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -146,7 +158,50 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 	if err != nil {
 		return c.failed(ctx, err)
 	}
+	if at := res.Header.Get(nodeapi.SocketHeader); at != "" && res.StatusCode == http.StatusForbidden && c.base == c.server {
+		socket, err := c.node(at)
+		if err != nil {
+			return err
+		}
+		c.socket.Store(socket)
+		return socket.Call(ctx, method, path, in, out)
+	}
 	return c.answer(res, content, out)
+}
+
+// Socket is the URL of the socket that a node has named; "" if it has not.
+func (c *Client) Socket() string {
+	if at := c.socket.Load(); at != nil {
+		return at.server
+	}
+	return ""
+}
+
+// node returns a client of a node by the socket that was named at its address.
+// Anybody on the machine may listen at an address that is free, so the socket
+// counts only if it belongs to root or to the caller.
+func (c *Client) node(path string) (*Client, error) {
+	refuse := func(why string) error {
+		return &Error{Status: http.StatusForbidden, Message: fmt.Sprintf(
+			"the node at %s serves its admin API on the socket %s only, which %s; name it with --node unix://PATH", c.server, printable(path), why)}
+	}
+	if !filepath.IsAbs(path) {
+		return nil, refuse("is no absolute path")
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, refuse("cannot be looked at from here")
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || info.Mode().Type() != fs.ModeSocket || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return nil, refuse("is not one of root or of this user")
+	}
+	at, err := newUnix("unix://"+path, path)
+	if err != nil {
+		return nil, refuse("is no address")
+	}
+	at.Raw = c.Raw
+	return at, nil
 }
 
 // failed tells the end of ctx from a server that does not answer.

@@ -7,9 +7,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
 func TestNew_TakesURLsAndHostPort(t *testing.T) {
@@ -164,5 +167,62 @@ func TestCall_WhatATerminalWouldObeyIsEscaped(t *testing.T) {
 	status = http.StatusConflict
 	if err := c.Call(t.Context(), "GET", "/x", nil, nil); err == nil || err.Error() != `no\x1b[31m` {
 		t.Errorf("error %q", err)
+	}
+}
+
+// TestNode_ASocketCountsIfItBelongsToSomebodyWhoIsTrusted: anybody may listen at
+// an address that is free, and name a socket there.
+func TestNode_ASocketCountsIfItBelongsToSomebodyWhoIsTrusted(t *testing.T) {
+	dir := t.TempDir()
+	served := 0
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		served++
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"node":"n1"}`))
+	})
+	listen := func(name string) string {
+		path := filepath.Join(dir, name)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler, ReadHeaderTimeout: dialTimeout}}
+		srv.Start()
+		t.Cleanup(srv.Close)
+		return path
+	}
+	mine, foreign := listen("mine"), listen("foreign")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(mine, link); err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]string{
+		mine: "", link: "not one of root", "mine": "no absolute path", filepath.Join(dir, "gone"): "cannot be looked at",
+	}
+	if os.Geteuid() == 0 { // who else can give a socket away?
+		if err := os.Chown(foreign, 12345, -1); err != nil {
+			t.Fatal(err)
+		}
+		cases[foreign] = "not one of root"
+	}
+	for named, want := range cases {
+		tcp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(nodeapi.SocketHeader, named)
+			w.WriteHeader(http.StatusForbidden)
+		}))
+		c, err := New(tcp.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		served = 0
+		var out struct{ Node string }
+		err = c.Call(t.Context(), "GET", "/status", nil, &out)
+		tcp.Close()
+		switch {
+		case want == "" && (err != nil || out.Node != "n1" || c.Socket() != "unix://"+named):
+			t.Errorf("%s: %v, %+v, socket %q", named, err, out, c.Socket())
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want) || served != 0):
+			t.Errorf("%s: %v, %d requests, want %q and none", named, err, served, want)
+		}
 	}
 }

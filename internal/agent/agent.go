@@ -373,13 +373,13 @@ func (a *Agent) evict(ctx context.Context) error {
 	return a.evictor.Run(ctx)
 }
 
-// adminAPI makes the admin API for one of the listeners.
-func (a *Agent) adminAPI(guard httpserve.Guard) *admin.API {
+// adminAPI makes the admin API of the socket, which no web page reaches.
+func (a *Agent) adminAPI() *admin.API {
 	return admin.New(admin.Options{
 		Index: a.index, Store: a.store, Evictor: a.evictor, Tracker: a.tracker, Namespace: a.upstreams.standard,
 		Pinned: a.pinned, Status: a.status, Events: a.latestEvents, Limits: a.Limits, SetLimits: a.SetLimits,
 		Swarm: a.swarmStatus, Traces: a.swarm.traces,
-		Guard: guard, Observer: a.observer, Log: a.log,
+		Observer: a.observer, Log: a.log,
 	})
 }
 

@@ -109,7 +109,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 func TestRun_ServesAndEndsWithNothingLeftOpen(t *testing.T) {
 	cfg := testConfig(t)
 	a, stop := start(t, cfg)
-	for path, want := range map[string]string{"/healthz": "alive", "/readyz": "ready", "/": "Fairway node", "/metrics": "fairway_node_", "/api/v1/status": `"node":"n1"`, "/v2/": ""} {
+	for path, want := range map[string]string{"/healthz": "alive", "/readyz": "ready", "/": "Fairway node", "/metrics": "fairway_node_", "/v2/": ""} {
 		if status, body := a.fetchText(t, path); status != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("GET %s: %d %.200q", path, status, body)
 		}
@@ -201,6 +201,48 @@ func TestAdmin_IsNotServedToTheNetwork(t *testing.T) {
 	}
 	if err := c.Call(t.Context(), "GET", "/status", nil, nil); err != nil {
 		t.Errorf("on the socket: %v", err)
+	}
+}
+
+// TestAdmin_IsServedOnTheSocketOnly: every user of the machine reaches loopback,
+// and only the agent's may see, evict and set limits.
+func TestAdmin_IsServedOnTheSocketOnly(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.DockerListen = "127.0.0.1:0"
+	a, _ := start(t, cfg)
+	for _, base := range []string{"http://" + a.Addr().String(), "http://" + a.docker.Addr().String()} {
+		for _, path := range []string{"/api", "/api/v1/status", "/api/v1/limits", "/api/v1/openapi.json", "/api//v1/limits", "/v2/../api/v1/limits"} {
+			req, err := http.NewRequestWithContext(t.Context(), "PUT", base, strings.NewReader(`{"quota_bytes":1}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.URL.Opaque = path
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if named := res.Header.Get(nodeapi.SocketHeader); res.StatusCode < 400 || res.StatusCode == http.StatusForbidden && named != cfg.adminSocket() {
+				t.Errorf("PUT %s%s: %d, socket %q", base, path, res.StatusCode, named)
+			}
+		}
+	}
+	if got := a.Limits().QuotaBytes; got != int64(cfg.Quota) {
+		t.Errorf("the quota is %d now", got)
+	}
+	// Whoever may use the socket need not know where it is.
+	c, err := adminclient.New("http://" + a.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	quota := int64(5 << 30)
+	for range 2 {
+		if err := c.Call(t.Context(), "PUT", "/limits", nodeapi.LimitsRequest{QuotaBytes: &quota}, nil); err != nil || a.Limits().QuotaBytes != quota {
+			t.Errorf("by the socket that it names: %v, quota %d", err, a.Limits().QuotaBytes)
+		}
+	}
+	if info, err := os.Stat(cfg.adminSocket()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket is %v, %v", info.Mode(), err)
 	}
 }
 

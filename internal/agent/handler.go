@@ -2,54 +2,72 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 
 	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 )
 
 // faces says what is served where.
 func (a *Agent) faces() map[net.Listener]http.Handler {
 	guard := httpserve.Guard{Loopback: onLoopback(a.listener), Hosts: a.cfg.Hosts}
 	ops := a.operations()
-	var api http.Handler
-	if guard.Loopback {
-		api = a.adminAPI(guard)
-	}
+	elsewhere := a.adminElsewhere()
 	faces := map[net.Listener]http.Handler{
-		a.listener:        guarded(guard, a.mirror, api, ops),
-		a.socket.Listener: guarded(httpserve.Guard{}, nil, a.adminAPI(httpserve.Guard{}), ops),
+		a.listener:        guarded(guard, a.mirror, elsewhere, ops),
+		a.socket.Listener: guarded(httpserve.Guard{}, nil, a.adminAPI(), ops),
 	}
 	if a.docker != nil {
 		guard.Loopback = onLoopback(a.docker)
-		faces[a.docker] = guarded(guard, a.mirror.For(dockerHub), nil, http.NotFoundHandler())
+		faces[a.docker] = guarded(guard, a.mirror.For(dockerHub), elsewhere, http.NotFoundHandler())
 	}
 	return faces
 }
 
-// guarded chooses the face by the path as the client sent it. There may be no
-// mirror and no api: beyond this machine nobody is to see what runs here, or
-// evict it.
+// guarded chooses the handler by the path as the client sent it. There may be no
+// mirror.
 func guarded(guard httpserve.Guard, mirror, api, ops http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		path := req.URL.Path
-		isAPI := strings.HasPrefix(path, "/api/") // which has this rule for every client
-		if !(isAPI && api != nil) && guard.Suspicious(req) {
-			httpserve.DeniedHost(w, req)
-			return
-		}
 		switch {
+		case guard.Suspicious(req):
+			httpserve.DeniedHost(w, req)
 		case mirror != nil && (path == "/v2" || strings.HasPrefix(path, "/v2/")):
 			mirror.ServeHTTP(w, req)
-		case isAPI && api != nil:
+		case path == "/api" || strings.HasPrefix(path, "/api/"):
 			api.ServeHTTP(w, req)
-		case isAPI:
-			httpserve.Denied(w, errors.New("the admin API is asked for where others can reach it"),
-				"the admin API is served on loopback and on the agent's socket only")
 		default:
 			ops.ServeHTTP(w, req)
+		}
+	})
+}
+
+// adminElsewhere refuses requests of the admin API on TCP, where every user of
+// this machine could see what runs here, evict it and change limits. It names the
+// socket, whose mode says who may.
+func (a *Agent) adminElsewhere() http.Handler {
+	socket, err := filepath.Abs(a.socket.path)
+	if err != nil {
+		socket = a.socket.path
+	}
+	body, err := json.Marshal(map[string]any{"error": map[string]string{
+		"code": "denied", "message": "the admin API is served on the agent's socket only; call unix://" + socket,
+	}})
+	if err != nil {
+		body = nil // a map of texts can be encoded
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		httpserve.Note(w, errors.New("the admin API is asked for on TCP"))
+		w.Header().Set(nodeapi.SocketHeader, socket)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		if _, err := w.Write(body); err != nil {
+			httpserve.Note(w, err)
 		}
 	})
 }
@@ -58,7 +76,7 @@ func guarded(guard httpserve.Guard, mirror, api, ops http.Handler) http.Handler 
 func (a *Agent) operations() http.Handler {
 	return httpserve.Operations{
 		Observer: a.observer, Metrics: a.metrics, Ready: a.readiness, Pprof: a.cfg.Pprof, Log: a.log,
-		Greeting: "This is a Fairway node.\nRuntimes pull through /v2/; the admin API, on loopback and on the agent's socket, is described at /api/v1/openapi.json.\n",
+		Greeting: "This is a Fairway node.\nRuntimes pull through /v2/; the admin API is served on the agent's socket, see fairway cache and fairway node status.\n",
 	}.Handler()
 }
 

@@ -6,6 +6,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// SocketHeader names, in the refusal of an admin API that is asked for on TCP, the
+// path of the socket where it is served.
+const SocketHeader = "Fairway-Admin-Socket"
+
 // The agent's admin API, below /api/v1 on its socket, and on its listener where
 // that is loopback:
 //
