@@ -30,13 +30,11 @@ func openUpstreams(cfg Config, log *slog.Logger, version string) (upstreams, err
 	}
 	var credentials ociclient.Credentials
 	if cfg.Credentials != "" {
-		content, err := os.ReadFile(cfg.Credentials)
+		file, err := ociclient.OpenConfigFile(cfg.Credentials, log)
 		if err != nil {
 			return upstreams{}, setting.Errorf("credentials", "%v", err)
 		}
-		if credentials, err = ociclient.ParseDockerConfig(content); err != nil {
-			return upstreams{}, setting.Errorf("credentials", "%s: %v", cfg.Credentials, err)
-		}
+		credentials = file.Find
 	}
 	transport := ociclient.NewTransport(o)
 	return upstreams{

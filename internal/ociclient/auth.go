@@ -51,19 +51,20 @@ func (t tokenCache) get(repo string) (token, bool) {
 func (t tokenCache) put(repo string, tok token) { t.byRepo.Add(repo, tok) }
 func (t tokenCache) drop(repo string)           { t.byRepo.Remove(repo) }
 
-// known returns the Authorization that repo's requests are worth trying with,
-// and whether anybody could come by it.
-func (c *Client) known(repo string) (header string, anonymous bool) {
-	if t, ok := c.tokens.get(repo); ok {
+// known returns the Authorization that repo's requests of a login are worth
+// trying with, and whether anybody could come by it.
+func (c *Client) known(repo string, l Login) (header string, anonymous bool) {
+	if t, ok := c.tokens.get(tokenKey(repo, l)); ok {
 		return t.header, t.anonymous
 	}
-	if c.basic.Load() {
-		if user, pass, ok := c.creds(c.base.Host); ok && user != TokenUser {
-			return basicAuth(user, pass), false
-		}
+	if c.basic.Load() && l != (Login{}) && l.User != TokenUser {
+		return basicAuth(l.User, l.Pass), false
 	}
 	return "", true
 }
+
+// tokenKey has a token used no longer than the login that it was given for.
+func tokenKey(repo string, l Login) string { return repo + "\x00" + l.User + "\x00" + l.Pass }
 
 func basicAuth(user, pass string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+pass))
@@ -71,8 +72,8 @@ func basicAuth(user, pass string) string {
 
 // authorize answers an upstream's challenges with what this machine has: its
 // credentials, or nobody's. "" says that it has nothing that fits.
-func (c *Client) authorize(ctx context.Context, repo string, challenges []string) (header string, anonymous bool, err error) {
-	user, pass, have := c.creds(c.base.Host)
+func (c *Client) authorize(ctx context.Context, repo string, l Login, challenges []string) (header string, anonymous bool, err error) {
+	user, pass, have := l.User, l.Pass, l != (Login{})
 	for _, ch := range parseChallenges(challenges) {
 		switch {
 		case strings.EqualFold(ch.scheme, "bearer") && ch.params["realm"] != "":
@@ -80,14 +81,14 @@ func (c *Client) authorize(ctx context.Context, repo string, challenges []string
 			if err != nil && have && OutcomeOf(err) == Denied {
 				// A login that is not valid any more must not keep from what is public.
 				if t, anon := c.fetchToken(ctx, repo, ch.params, "", ""); anon == nil {
-					c.tokens.put(repo, t)
+					c.tokens.put(tokenKey(repo, l), t)
 					return t.header, true, nil
 				}
 			}
 			if err != nil {
 				return "", false, err
 			}
-			c.tokens.put(repo, t)
+			c.tokens.put(tokenKey(repo, l), t)
 			return t.header, t.anonymous, nil
 		case strings.EqualFold(ch.scheme, "basic") && have && user != TokenUser:
 			c.basic.Store(true)

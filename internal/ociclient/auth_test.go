@@ -2,6 +2,7 @@ package ociclient
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -30,9 +31,13 @@ func FuzzParseChallenges(f *testing.F) {
 
 func FuzzParseDockerConfig(f *testing.F) {
 	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}`))
-	f.Fuzz(func(_ *testing.T, b []byte) {
-		if creds, err := ParseDockerConfig(b); err == nil {
-			creds("docker.io")
+	f.Add([]byte(`{"auths":{"quay.io/a":{"auth":"dTpw"}},"credHelpers":{"quay.io":"x"},"credsStore":"../y"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if config, err := ParseDockerConfig(b); err == nil {
+			config.login("docker.io", "library/busybox")
+			if name, _ := config.helper("docker.io"); strings.ContainsAny(name, "/ ") {
+				t.Errorf("a helper called %q", name)
+			}
 		}
 	})
 }

@@ -18,9 +18,10 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// Credentials finds what to log in with at a host ("registry.example:5000").
-// The user TokenUser says that pass is an identity token.
-type Credentials func(host string) (user, pass string, ok bool)
+// Credentials finds what to log in with for a repository at a host
+// ("registry.example:5000"); the zero Login where there is nothing. An error says
+// that it is not known whether there is.
+type Credentials func(ctx context.Context, host, repo string) (Login, error)
 
 // TokenUser is the name under which Docker hands identity tokens around.
 const TokenUser = "<token>"
@@ -64,7 +65,7 @@ func New(o Options) *Client {
 		o.Transport = NewTransport(TransportOptions{})
 	}
 	if o.Credentials == nil {
-		o.Credentials = func(string) (string, string, bool) { return "", "", false }
+		o.Credentials = func(context.Context, string, string) (Login, error) { return Login{}, nil }
 	}
 	if o.UserAgent == "" {
 		o.UserAgent = "fairway"
@@ -80,7 +81,12 @@ func New(o Options) *Client {
 	}
 	base, user, pass, given := SplitUser(o.Base)
 	if given {
-		o.Credentials = func(host string) (string, string, bool) { return user, pass, host == base.Host }
+		o.Credentials = func(_ context.Context, host, _ string) (Login, error) {
+			if host != base.Host {
+				return Login{}, nil
+			}
+			return Login{User: user, Pass: pass}, nil
+		}
 	}
 	c := &Client{
 		base: base, creds: o.Credentials, log: o.Log, agent: o.UserAgent, idle: o.Idle, tokens: newTokenCache(), pauses: newPauses(o.Now),
@@ -235,15 +241,25 @@ func (c *Client) let(ctx context.Context, q question, h http.Header, authorizati
 	if authorization != "" {
 		return c.ask(ctx, q, h, authorization, false)
 	}
-	used, anonymous := c.known(q.repo)
+	login, lost := c.creds(ctx, c.base.Host, q.repo)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	used, anonymous := c.known(q.repo, login)
 	res, err := c.ask(ctx, q, h, used, anonymous)
 	if err != nil || res.Status != http.StatusUnauthorized || !res.own {
 		// The challenge of a redirect's target is not the registry's: whoever answers
 		// it gives the registry's credentials to somebody else.
 		return res, err
 	}
-	c.tokens.drop(q.repo)
-	found, anonymous, err := c.authorize(ctx, q.repo, res.Header.Values("WWW-Authenticate"))
+	if lost != nil {
+		// Nobody knows whether this machine may have it, so that is not a refusal.
+		c.log.Debug("the credentials for the upstream cannot be found", "upstream", c.base.Host, "repository", q.repo, "err", lost)
+		res.Outcome = OutcomeOf(lost)
+		return res, nil
+	}
+	c.tokens.drop(tokenKey(q.repo, login))
+	found, anonymous, err := c.authorize(ctx, q.repo, login, res.Header.Values("WWW-Authenticate"))
 	if err != nil {
 		// The challenge goes to the asker, who may know more than this machine. What
 		// the token service does not decide, nobody has decided.

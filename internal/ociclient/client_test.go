@@ -39,7 +39,9 @@ func client(t *testing.T, base string, creds ociclient.Credentials) *ociclient.C
 }
 
 func login(user, pass string) ociclient.Credentials {
-	return func(string) (string, string, bool) { return user, pass, true }
+	return func(context.Context, string, string) (ociclient.Login, error) {
+		return ociclient.Login{User: user, Pass: pass}, nil
+	}
 }
 
 func get(t *testing.T, c *ociclient.Client, authorization string) (*ociclient.Response, string) {
@@ -271,28 +273,6 @@ func TestParseUpstream(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q: %s (%v), want %s", in, got, err, want)
-		}
-	}
-}
-
-func TestDockerConfig(t *testing.T) {
-	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	creds, err := ociclient.ParseDockerConfig([]byte(`{"auths":{
-		"https://index.docker.io/v1/":{"auth":"` + b64("hub:p:w") + `"},
-		"reg.example:5000":{"username":"u","password":"p"},
-		"id.example":{"auth":"` + b64("x:") + `","identitytoken":"tok"},
-		"empty.example":{}
-	},"credsStore":"desktop"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for host, want := range map[string]string{
-		"docker.io": "hub p:w true", "registry-1.docker.io": "hub p:w true", "reg.example:5000": "u p true",
-		"id.example": ociclient.TokenUser + " tok true", "empty.example": "  false", "reg.example": "  false",
-	} {
-		user, pass, ok := creds(host)
-		if got := fmt.Sprintf("%s %s %v", user, pass, ok); got != want {
-			t.Errorf("%s: %q, want %q", host, got, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package ociclient
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -67,7 +68,7 @@ type UpstreamsOptions struct {
 }
 
 // NewUpstreams makes a client for each upstream. Credentials are looked up by
-// the upstream's name first, then by its host.
+// the host and port of its URL first, then by its name.
 func NewUpstreams(o UpstreamsOptions) *Upstreams {
 	if o.Transport == nil {
 		o.Transport = NewTransport(TransportOptions{})
@@ -76,14 +77,14 @@ func NewUpstreams(o UpstreamsOptions) *Upstreams {
 	for name, base := range o.Bases {
 		u.byName[name] = New(Options{
 			Base: base, Transport: o.Transport, Log: o.Log, UserAgent: o.UserAgent, Idle: o.Idle, Now: o.Now,
-			Credentials: func(host string) (user, pass string, ok bool) {
+			Credentials: func(ctx context.Context, host, repo string) (Login, error) {
 				if o.Credentials == nil {
-					return "", "", false
+					return Login{}, nil
 				}
-				if user, pass, ok = o.Credentials(name); ok {
-					return user, pass, ok
+				if l, err := o.Credentials(ctx, host, repo); err != nil || l != (Login{}) {
+					return l, err
 				}
-				return o.Credentials(host)
+				return o.Credentials(ctx, name, repo)
 			},
 		})
 	}

@@ -1,6 +1,7 @@
 package mirror_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 const (
@@ -195,8 +197,11 @@ func TestCredentials_OfTheNodeAreForThoseWithoutTheirOwn(t *testing.T) {
 	u := newUpstream(t)
 	i := u.push("secret", "v1", "s", 1000)
 	u.repo("secret").auth = "Basic bm9kZTpodW50ZXIy" // node:hunter2
-	n := start(t, nodeOptions{upstreams: []*upstream{u}, creds: func(host string) (string, string, bool) {
-		return "node", "hunter2", host == u.name()
+	n := start(t, nodeOptions{upstreams: []*upstream{u}, creds: func(_ context.Context, host, _ string) (ociclient.Login, error) {
+		if host != u.name() {
+			return ociclient.Login{}, nil
+		}
+		return ociclient.Login{User: "node", Pass: "hunter2"}, nil
 	}})
 	n.pull("", "secret", "v1", i)
 	n.pull("", "secret", "v1", i)
