@@ -51,7 +51,7 @@ variable that no command reads is a warning. Those of a node begin with ` + "`FA
 on one machine can share an environment; ` + "`FAIRWAY_NODE`" + ` itself is what ` + "`fairway cache`" + ` asks.
 
 - Durations: ` + "`90s`, `2h`, `1h30m`, `30d`, `2w`" + `, or a number of seconds.
-- Sizes: ` + "`64MiB`, `10GB`" + `, or a number of bytes. ` + "`KiB MiB GiB TiB`" + ` are powers of 1024, ` + "`KB MB GB TB`" + ` of 1000.
+- Sizes: ` + "`64MiB`, `10GB`" + `, or a number of bytes. ` + "`K Ki KiB`, `M Mi MiB` and so on to `P`" + ` are powers of 1024, ` + "`KB MB GB TB PB`" + ` of 1000.
 - Shares: ` + "`90%`" + `. Lists: items separated by commas, a list in the file, or the flag once for each item.
 
 # The registry: fairway serve

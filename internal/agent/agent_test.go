@@ -425,6 +425,33 @@ func TestOpen_MistakesNameTheirSetting(t *testing.T) {
 	}
 }
 
+// TestConfig_AnUpstreamIsGivenOnce: of two URLs one would be forgotten silently.
+func TestConfig_AnUpstreamIsGivenOnce(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"docker.io=http://a.example,docker.io=http://b.example": false,
+		"docker.io,docker.io":                      false,
+		"docker.io, Docker.IO=http://b.example":    false,
+		"r.example:5000=http://other.example:5000": false,
+		"r.example:5000=http://r.example:5000/":    true,
+		"docker.io=http://a.example,quay.io":       true,
+	} {
+		cfg := testConfig(t)
+		cfg.Registry, cfg.DockerListen = "http://r.example:5000", "127.0.0.1:0"
+		if err := cfg.Upstreams.UnmarshalText([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		var wrong *setting.Error
+		if err := cfg.Validate(); (err == nil) != ok || err != nil && (!errors.As(err, &wrong) || wrong.Key != "upstreams") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	cfg := testConfig(t)
+	cfg.Runtime = setting.List{"docker:///x.sock", "docker:///x.sock"}
+	if err := cfg.Validate(); err == nil {
+		t.Error("a runtime is given twice")
+	}
+}
+
 func TestLimits_OfNoneAreSharesOfTheDisk(t *testing.T) {
 	const total = 100 << 30
 	l, err := changed(piece.Limits{}, Config{High: 90, Low: 80}.Limits(), total)

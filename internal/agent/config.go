@@ -38,7 +38,7 @@ type Config struct {
 
 	Runtime     setting.List  `key:"runtime" arg:"ENDPOINT" doc:"Runtimes to ask what runs, as containerd:///PATH, cri:///PATH or docker:///PATH of their sockets, or just unix:///PATH; it can be given more than once. Empty: those whose sockets are in the usual places, also when they appear later. none: there is no runtime, and nothing is in use."`
 	Upstreams   setting.List  `key:"upstreams" arg:"NAME[=URL],..." doc:"Registries, besides the one of registry, that may be pulled from through this node, with the URL where it is not https://NAME. Any other is refused, and the runtime pulls directly."`
-	Credentials string        `key:"credentials" arg:"FILE" doc:"Credentials for upstreams, in the format of Docker's config.json. Who may pull from this node may pull what these may."`
+	Credentials string        `key:"credentials" arg:"FILE" doc:"Credentials for upstreams, in the format of Docker's config.json or Podman's auth.json, with the credential helpers that it names. It is read again when it changes. Who may pull from this node may pull what these may."`
 	CA          string        `key:"ca" arg:"FILE" doc:"Certificates of authorities to trust for upstreams, besides the system's, in PEM."`
 	TagTTL      unit.Duration `key:"tag_ttl" doc:"How long a tag is taken to name what it named when the upstream was last asked."`
 	StaleMax    unit.Duration `key:"stale_max" doc:"How old the last known digest of a tag may be when the upstream does not answer. 0: it is never used."`
@@ -115,6 +115,11 @@ func (c Config) Validate() error {
 	if err := c.validateSwarm(); err != nil {
 		return err
 	}
+	for i, e := range c.Runtime {
+		if slices.Contains(c.Runtime[:i], e) {
+			return setting.Errorf("runtime", "%s is given twice", e)
+		}
+	}
 	if len(c.Runtime) > 1 && slices.Contains(c.Runtime, endpoint.None) {
 		return setting.Errorf("runtime", "%s says that there is no runtime, but others are named too", endpoint.None)
 	}
@@ -176,14 +181,24 @@ func (c Config) upstreams() (bases map[string]*url.URL, standard string, err err
 		standard = strings.ToLower(u.Host)
 		bases[standard] = u
 	}
-	list := c.Upstreams
-	if c.DockerListen != "" {
-		list = append(setting.List{dockerHub}, list...) // which may say where it is instead
-	}
-	for _, text := range list {
+	given := map[string]string{}
+	for _, text := range c.Upstreams {
 		name, u, err := ociclient.ParseUpstream(text)
 		if err != nil {
 			return nil, "", setting.Errorf("upstreams", "%v", err)
+		}
+		if first, twice := given[name]; twice {
+			return nil, "", setting.Errorf("upstreams", "%s is given twice, as %q and as %q; give it once", name, first, text)
+		}
+		if own := bases[name]; own != nil && own.String() != strings.TrimSuffix(u.String(), "/") {
+			return nil, "", setting.Errorf("upstreams", "%q gives another URL for the registry %s; change the setting registry, or leave it out here", text, own)
+		}
+		given[name], bases[name] = text, u
+	}
+	if _, ok := bases[dockerHub]; !ok && c.DockerListen != "" {
+		name, u, err := ociclient.ParseUpstream(dockerHub)
+		if err != nil {
+			return nil, "", setting.Errorf("docker_listen", "%v", err)
 		}
 		bases[name] = u
 	}

@@ -149,8 +149,8 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 }
 
 // ParseSize reads a number of bytes: "512", "64MiB", "1.5GiB", "10MB". KB, MB,
-// GB and TB are powers of 1000, KiB … and the bare letters K, M, G, T powers of
-// 1024.
+// GB, TB and PB are powers of 1000; KiB …, Ki … (as Kubernetes writes them) and the
+// bare letters K, M, G, T and P are powers of 1024.
 func ParseSize(s string) (Size, error) {
 	text := strings.TrimSpace(s)
 	n := digits(text)
@@ -180,10 +180,11 @@ func ParseSize(s string) (Size, error) {
 
 var sizeUnits = map[string]int64{
 	"": 1, "B": 1,
-	"K": 1 << 10, "KIB": 1 << 10, "KB": 1e3,
-	"M": 1 << 20, "MIB": 1 << 20, "MB": 1e6,
-	"G": 1 << 30, "GIB": 1 << 30, "GB": 1e9,
-	"T": 1 << 40, "TIB": 1 << 40, "TB": 1e12,
+	"K": 1 << 10, "KI": 1 << 10, "KIB": 1 << 10, "KB": 1e3,
+	"M": 1 << 20, "MI": 1 << 20, "MIB": 1 << 20, "MB": 1e6,
+	"G": 1 << 30, "GI": 1 << 30, "GIB": 1 << 30, "GB": 1e9,
+	"T": 1 << 40, "TI": 1 << 40, "TIB": 1 << 40, "TB": 1e12,
+	"P": 1 << 50, "PI": 1 << 50, "PIB": 1 << 50, "PB": 1e15,
 }
 
 func sizeError(s, why string) error {

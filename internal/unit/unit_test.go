@@ -61,6 +61,29 @@ func TestParseSize_BinaryAndDecimalUnits(t *testing.T) {
 	}
 }
 
+// TestParseSize_TheFormsThatPeopleType reads a size in each of them.
+func TestParseSize_TheFormsThatPeopleType(t *testing.T) {
+	for i, letter := range "KMGTP" {
+		binary := Size(50) << (10 * (i + 1))
+		decimal := Size(50)
+		for range i + 1 {
+			decimal *= 1000
+		}
+		for suffix, want := range map[string]Size{"": binary, "i": binary, "iB": binary, "B": decimal} {
+			for _, text := range []string{"50" + string(letter) + suffix, "50 " + string(letter) + suffix, strings.ToLower("50" + string(letter) + suffix), "50.0" + string(letter) + suffix} {
+				if got, err := ParseSize(text); err != nil || got != want {
+					t.Errorf("ParseSize(%q) = %d, %v; want %d", text, got, err, want)
+				}
+			}
+		}
+	}
+	for _, text := range []string{"50i", "50iB", "50Gib/s", "50GiBB", "50 G B", "50Bi", "1e3", "50E"} {
+		if got, err := ParseSize(text); err == nil {
+			t.Errorf("ParseSize(%q) = %d, want an error", text, got)
+		}
+	}
+}
+
 func TestSize_String(t *testing.T) {
 	for s, want := range map[Size]string{
 		0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.5 KiB", 64 << 20: "64 MiB", 1<<30 - 1: "1 GiB", 5 << 40: "5 TiB",

@@ -189,3 +189,20 @@ func TestPreheat_OnlyThePlatformOfTheNode(t *testing.T) {
 		t.Errorf("node %+v", n)
 	}
 }
+
+// TestPreheat_ABuildCache: BuildKit's index names layers and the cache's
+// configuration, none of which is a manifest.
+func TestPreheat_ABuildCache(t *testing.T) {
+	w := begin(t)
+	a := w.node("a", nil)
+	cache := w.pushBuildCache("team/app", "cache", layer, 2*layer)
+	p := w.done(w.preheat(adminapi.PreheatRequest{Reference: "team/app:cache"}).ID)
+	if n := p.Nodes[0]; n.DoneBytes < 3*layer || n.DoneBytes != n.TotalBytes {
+		t.Errorf("node %+v", n)
+	}
+	for _, d := range append(cache.blobs, cache.digest) {
+		if a.got(d) == "" {
+			t.Errorf("%s is not there", d)
+		}
+	}
+}

@@ -310,6 +310,30 @@ func (w *world) pushIndex(repo, tag string, images map[string]image) image {
 	return image{repo: repo, tag: tag, digest: digest.FromBytes(content)}
 }
 
+// pushBuildCache pushes what BuildKit exports as a cache: an index of layers, in
+// which the last entry is the cache's configuration.
+func (w *world) pushBuildCache(repo, tag string, layers ...int) image {
+	w.t.Helper()
+	i := w.push(repo, tag+"-layers", layers...)
+	types := []string{"application/vnd.buildkit.cacheconfig.v0"} // what push made first
+	for range layers {
+		types = append(types, "application/vnd.oci.image.layer.v1.tar")
+	}
+	var list []map[string]any
+	for n, d := range i.blobs {
+		size := len(fmt.Appendf(nil, `{"os":"linux","author":%q}`, repo+tag+"-layers"))
+		if n > 0 {
+			size = layers[n-1]
+		}
+		list = append(list, map[string]any{"mediaType": types[n], "digest": d, "size": size})
+	}
+	slices.Reverse(list)
+	content := w.json(map[string]any{"schemaVersion": 2, "mediaType": oci.MediaTypeIndex, "manifests": list})
+	w.send("PUT", "/v2/"+repo+"/manifests/"+tag, oci.MediaTypeIndex, content)
+	i.tag, i.digest, i.size = tag, digest.FromBytes(content), len(content)
+	return i
+}
+
 func (w *world) json(v any) []byte {
 	w.t.Helper()
 	content, err := json.Marshal(v)

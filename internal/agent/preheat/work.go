@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -205,14 +206,30 @@ func (p *plan) add(ctx context.Context, ref oci.Reference, depth int) error {
 	}
 	for _, b := range parsed.Blobs {
 		// What is optional, such as layers that are elsewhere, may not be there.
-		if !b.Optional && !p.seen[b.Digest] {
-			p.seen[b.Digest] = true
-			p.wants = append(p.wants, fetch.Want{
-				Digest: b.Digest, Size: b.Size, MediaType: b.MediaType, Namespace: m.Namespace, Repo: p.repo, Private: m.Private, Background: true,
-			})
+		if !b.Optional {
+			p.want(m, b)
 		}
 	}
 	return nil
+}
+
+// want adds a blob that a manifest names.
+func (p *plan) want(m Manifest, b oci.Descriptor) {
+	if p.seen[b.Digest] {
+		return
+	}
+	p.seen[b.Digest] = true
+	p.wants = append(p.wants, fetch.Want{
+		Digest: b.Digest, Size: b.Size, MediaType: b.MediaType, Namespace: m.Namespace, Repo: p.repo, Private: m.Private, Background: true,
+	})
+}
+
+// isManifest reports whether an entry of an index is asked for as a manifest: if
+// it does not say what it is, and if its type says so. A build cache is an index
+// of layers and of its own configuration, which are blobs.
+func isManifest(mediaType string) bool {
+	mediaType, _, _ = strings.Cut(strings.ToLower(mediaType), ";")
+	return strings.TrimSpace(mediaType) == "" || oci.IsIndex(mediaType) || strings.Contains(mediaType, ".manifest.") || strings.Contains(mediaType, ".index.")
 }
 
 func (p *plan) addIndex(ctx context.Context, m Manifest, depth int) error {
@@ -235,6 +252,10 @@ func (p *plan) addIndex(ctx context.Context, m Manifest, depth int) error {
 			return err
 		}
 		if p.seen[d] {
+			continue
+		}
+		if !isManifest(c.MediaType) {
+			p.want(m, oci.Descriptor{Digest: d, Size: c.Size, MediaType: c.MediaType})
 			continue
 		}
 		p.seen[d] = true
