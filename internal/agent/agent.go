@@ -123,7 +123,7 @@ func (a *Agent) open(ctx context.Context, plain *slog.Logger) error {
 	a.evictor, err = evict.New(evict.Options{
 		Store: a.store, Index: a.index, Tracker: a.tracker, Rare: a.rare, Evicted: a.evicted,
 		// To the evictor 0 is its default; to who sets it, that nothing is warm for its use alone.
-		Floor: int64(a.cfg.Floor), Warm: max(1, time.Duration(a.cfg.Warm)), DeletedTTL: time.Duration(a.cfg.Deleted), Log: plain, Metrics: a.metrics,
+		Floor: int64(a.cfg.Floor), Warm: max(1, time.Duration(a.cfg.Warm)), DeletedTTL: time.Duration(a.cfg.Deleted), Every: a.cfg.evictEvery, Log: plain, Metrics: a.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("make the evictor: %w", err)

@@ -98,7 +98,7 @@ func put(t *testing.T, a *Agent, content string) oci.Digest {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
 		if is() {
 			return
 		}
@@ -322,13 +322,9 @@ func TestN5_ANodeStartedOverItsQuotaEvictsAtOnce(t *testing.T) {
 	}
 	stop()
 	<-time.After(1100 * time.Millisecond) // the answer must be newer than they are, by more than clocks may differ
-	cfg.Quota = 1_000_000
-	began := time.Now()
+	cfg.Quota, cfg.evictEvery = 1_000_000, time.Hour
 	a, _ = start(t, cfg)
 	eventually(t, "the cache is below its quota", func() bool { return a.store.Usage().Used < 1_000_000 })
-	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("eviction began after %v", took)
-	}
 }
 
 // TestN3_ARuntimeThatNeverAnswersKeepsEverything has no runtime at its socket.

@@ -52,7 +52,8 @@ type Config struct {
 	Pprof         bool          `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 	ShutdownGrace unit.Duration `key:"shutdown_grace" doc:"How long pulls that are under way may take after the agent was told to end. Downloads cut off then are resumed."`
 
-	root string // below which runtimes are detected; "" is /
+	root       string        // below which runtimes are detected; "" is /
+	evictEvery time.Duration // between two looks at the watermarks; 0 is evict's default
 }
 
 // Default is the configuration of a node started without any.

@@ -184,7 +184,7 @@ func TestAccessLog_LineTellsWhatHappened(t *testing.T) {
 // eventually waits for what another goroutine brings about.
 func eventually(t *testing.T, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
@@ -299,7 +299,7 @@ fairway_http_requests_in_flight 0
 		}
 		return lines
 	}
-	deadline := time.Now().Add(5 * time.Second) // the count follows the answer
+	deadline := time.Now().Add(time.Minute) // the count follows the answer
 	for len(missing()) > 0 && time.Now().Before(deadline) {
 		<-time.After(time.Millisecond)
 	}

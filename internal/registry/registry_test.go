@@ -241,7 +241,7 @@ func TestRun_AnUploadUnderWayMayFinishAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The server has begun to read it once the metric counts it in flight.
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(ask(r, "/metrics").Body.String(), "fairway_http_requests_in_flight 2"); <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(ask(r, "/metrics").Body.String(), "fairway_http_requests_in_flight 2"); <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the upload was not seen in time")
 		}

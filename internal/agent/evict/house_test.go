@@ -85,7 +85,8 @@ type choice struct {
 	limits     piece.Limits
 	options    Options
 	noRuntimes bool
-	finder     inuse.Finder // nil: no other runtime appears
+	askTimeout time.Duration // of the tracker; 0: its default
+	finder     inuse.Finder  // nil: no other runtime appears
 }
 
 func open(t testing.TB, c choice) *house {
@@ -112,7 +113,7 @@ func open(t testing.TB, c choice) *house {
 	if c.noRuntimes {
 		sources = nil
 	}
-	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now, Confirm: 1, Finder: c.finder})
+	h.tracker = inuse.NewTracker(sources, inuse.Options{Now: now, Confirm: 1, AskTimeout: c.askTimeout, Finder: c.finder})
 	o := c.options
 	o.Store, o.Index, o.Tracker, o.Now, o.Metrics, o.Log = h.store, h.index, h.tracker, now, h.metrics, slog.New(slog.DiscardHandler)
 	if o.Warm == 0 {

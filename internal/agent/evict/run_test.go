@@ -683,7 +683,9 @@ func TestMakeRoom_ARuntimeThatHangsDelaysOneAdmissionOnly(t *testing.T) {
 
 // TestPlan_DoesNotWaitForARuntimeThatHangs: people who looked waited for 5 s.
 func TestPlan_DoesNotWaitForARuntimeThatHangs(t *testing.T) {
-	h := open(t, quota(4*mib))
+	c := quota(4 * mib)
+	c.askTimeout = 2 * time.Minute
+	h := open(t, c)
 	h.fill(3, 400_000)
 	h.evicts()
 	h.patience = 10 * time.Millisecond
@@ -694,7 +696,7 @@ func TestPlan_DoesNotWaitForARuntimeThatHangs(t *testing.T) {
 	if err != nil || len(p.Verdicts) < 3 {
 		t.Fatalf("%d verdicts, %v", len(p.Verdicts), err)
 	}
-	if took := time.Since(began); took > 4*time.Second { // the tracker's patience is 5 s
+	if took := time.Since(began); took > time.Minute { // the tracker waits for two
 		t.Errorf("the plan took %v", took)
 	}
 	if p.Answered.IsZero() {
@@ -705,7 +707,9 @@ func TestPlan_DoesNotWaitForARuntimeThatHangs(t *testing.T) {
 // TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs: each layer that was not
 // cached waited for 5 to 10 s for its first byte.
 func TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs(t *testing.T) {
-	h := open(t, quota(4*mib))
+	c := quota(4 * mib)
+	c.askTimeout = 2 * time.Minute
+	h := open(t, c)
 	h.fill(13, 400_000)
 	h.later(3 * time.Hour)
 	h.patience = time.Millisecond
@@ -714,7 +718,7 @@ func TestMakeRoom_NoAdmissionWaitsForARuntimeThatHangs(t *testing.T) {
 	if _, ok := h.put(h.bytes(1_900_000), ""); ok {
 		t.Fatal("there is room though nothing is known of the runtime")
 	}
-	if took := time.Since(began); took > 4*time.Second { // the tracker's patience is 5 s
+	if took := time.Since(began); took > time.Minute { // the tracker waits for two
 		t.Errorf("the admission waited for %v", took)
 	}
 	h.runtime.Unhang() // the pass goes on, and is for whoever comes next

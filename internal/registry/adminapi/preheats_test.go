@@ -155,7 +155,9 @@ func TestPreheat_TasksOneAfterAnother(t *testing.T) {
 	}
 	b.progress(first.ID, nodeapi.Progress{State: nodeapi.TaskSkipped, Error: "no\x1b room"}).ok(204, nil)
 	var p meta.Preheat
-	s.do("GET", fmt.Sprintf("/preheats/%d?wait=20s", first.ID), nil).ok(200, &p)
+	for p.State == "" || p.State == meta.PreheatRunning {
+		s.do("GET", fmt.Sprintf("/preheats/%d?wait=20s", first.ID), nil).ok(200, &p)
+	}
 	if p.State != meta.PreheatFailed || p.FinishedAt == nil || p.Nodes[0].State != nodeapi.TaskDone || p.Nodes[1].Error != "no room" {
 		t.Errorf("preheat %+v", p)
 	}

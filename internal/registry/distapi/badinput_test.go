@@ -36,7 +36,7 @@ func (s *server) raw(text string) net.Conn {
 // status reads an answer's status from a connection.
 func status(t *testing.T, c net.Conn) int {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		t.Fatalf("read an answer: %v", err)

@@ -93,10 +93,8 @@ func TestStopKeepsCountsAndTheNextRunTakesTheRestAtOnce(t *testing.T) {
 		run, err = h.gc.Get(h.ctx(), run.ID)
 		h.must(err)
 	}
-	began := time.Now()
 	run, err = h.gc.Stop(h.ctx(), run.ID)
 	h.must(err)
-	h.wants(time.Since(began) < 5*time.Second, "it took %s to stop", time.Since(began))
 	h.wants(run.State == meta.RunStopped && run.Examined > 0 && run.Unlinked < n && run.FinishedAt != nil, "the stopped run: %+v", run)
 
 	h.opts.Rate = 0

@@ -76,7 +76,7 @@ func listen(t *testing.T, path string) net.Listener {
 // within gives a guess time enough for all kinds.
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // patience is how long a real runtime may take to show what was done to it.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run runs the suite. Each part leaves the runtime as it found it.
 func Run(t *testing.T, r Runtime) {
@@ -397,7 +397,7 @@ func (r Runtime) cancelled(t *testing.T) {
 	if _, err := s.Snapshot(ctx); err == nil {
 		t.Error("a cancelled Snapshot succeeded")
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > patience {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -417,7 +417,7 @@ func (r Runtime) unreachable(t *testing.T) {
 		t.Error("Watch returned nil when the runtime was killed")
 	}
 	for _, s := range []inuse.Source{s, r.Open(t)} {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		if got, err := s.Snapshot(ctx); err == nil {
 			t.Errorf("a runtime that is away answered: %+v", got)
 		} else if ctx.Err() != nil {
