@@ -81,6 +81,8 @@ type Options struct {
 	Holders    func() []Holder // on this machine, at the moment; nil: none
 	// Linger is how long a download goes on when nobody waits for it any more; 0 = 10 min.
 	Linger time.Duration
+	// LingerIdle is for how long it may bring nothing meanwhile; 0 = 5 s.
+	LingerIdle time.Duration
 	// Fetched is told of each blob that is here now; nil: nobody.
 	Fetched func(d oci.Digest, size int64)
 	Log     *slog.Logger
@@ -88,7 +90,10 @@ type Options struct {
 	Now     func() time.Time      // nil: time.Now
 }
 
-const lingerDefault = 10 * time.Minute
+const (
+	lingerDefault     = 10 * time.Minute
+	lingerIdleDefault = 5 * time.Second
+)
 
 // Fetcher runs downloads. It is safe for concurrent use.
 type Fetcher struct {
@@ -112,6 +117,9 @@ func New(o Options) *Fetcher {
 	}
 	if o.Holders == nil {
 		o.Holders = func() []Holder { return nil }
+	}
+	if o.LingerIdle <= 0 {
+		o.LingerIdle = lingerIdleDefault
 	}
 	if o.Now == nil {
 		o.Now = time.Now

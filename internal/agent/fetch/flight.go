@@ -100,17 +100,26 @@ func (f *Fetcher) leave(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl.waiting--; fl.waiting == 0 && !fl.landed {
-		fl.linger = time.AfterFunc(f.o.Linger, func() { f.abandon(fl) })
+		f.lingerOn(fl, f.o.Linger)
 	}
 }
 
-// abandon ends a download for which nobody has waited for long.
-func (f *Fetcher) abandon(fl *flight) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if fl.waiting == 0 {
-		fl.cancel()
-	}
+// lingerOn looks now and then whether a download for which nobody waits brings
+// something. Otherwise it would hold a connection and its files for nobody. f.mu
+// is held.
+func (f *Fetcher) lingerOn(fl *flight, left time.Duration) {
+	lacks, pause := fl.b.Lacks(), min(f.o.LingerIdle, left)
+	fl.linger = time.AfterFunc(pause, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		switch {
+		case fl.waiting > 0 || fl.landed:
+		case pause == left || fl.b.Lacks() == lacks:
+			fl.cancel()
+		default:
+			f.lingerOn(fl, left-pause)
+		}
+	})
 }
 
 // fly runs a download to its end.

@@ -252,6 +252,9 @@ func TestR16_StartsWithAnyContent(t *testing.T) {
 				t.Errorf("a size out of bounds is handed on: %d", e.Size)
 			}
 		}
+		if _, err := c.Info(t.Context(), ds[2]); !errors.Is(err, fault.NotFound) {
+			t.Errorf("a blob that is larger than any may be: %v", err)
+		}
 		if list, err := c.List(t.Context()); err != nil || len(list) == 0 {
 			t.Errorf("%d blobs, %v", len(list), err)
 		}
