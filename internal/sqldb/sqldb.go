@@ -66,6 +66,7 @@ type DB struct {
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
 	opened       time.Time
 	asked        atomic.Int64 // when a client last asked for a write, in ns after opened
+	unsynced     atomic.Bool  // a commit may not be on the disk yet
 	stop         chan struct{}
 	done         sync.WaitGroup
 	closeOnce    sync.Once
@@ -293,20 +294,40 @@ func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
 // Maintain is Write for the collector: clients' writes go first, and a full
 // disk makes it use the space held in reserve.
 func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
-	return db.reserved(ctx, db.idle, fn)
+	return db.reserved(ctx, db.idle, fn, false)
+}
+
+// MaintainNote is Maintain for what a loss of power may take back, as with Note.
+// It has no commit that waits for the disk, by which a collection would hold up
+// clients. Whoever acts on what it wrote where that cannot be taken back, such as
+// by deleting a file, calls Sync first.
+func (db *DB) MaintainNote(ctx context.Context, fn func(*Tx) error) error {
+	return db.reserved(ctx, db.idle, fn, true)
+}
+
+// Sync returns when all that was committed before it is durable.
+func (db *DB) Sync(ctx context.Context) error {
+	if !db.unsynced.Load() {
+		return nil
+	}
+	return db.Maintain(ctx, func(tx *Tx) error {
+		// SQLite does not wait for the disk unless a page has changed.
+		_, err := tx.Exec("UPDATE clock SET seen = seen + 1")
+		return err
+	})
 }
 
 // Relieve is Write for what makes room, or must not fail for the lack of it: a
 // full disk makes it use the space held in reserve.
 func (db *DB) Relieve(ctx context.Context, fn func(*Tx) error) error {
 	db.asked.Store(int64(time.Since(db.opened)))
-	return db.reserved(ctx, db.urgent, fn)
+	return db.reserved(ctx, db.urgent, fn, false)
 }
 
-func (db *DB) reserved(ctx context.Context, queue chan *op, fn func(*Tx) error) error {
-	err := db.enqueue(ctx, queue, &op{fn: fn})
+func (db *DB) reserved(ctx context.Context, queue chan *op, fn func(*Tx) error, lazy bool) error {
+	err := db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
 	if IsFull(err) && db.opts.Release != nil && db.opts.Release() {
-		err = db.enqueue(ctx, queue, &op{fn: fn})
+		err = db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
 	}
 	return err
 }

@@ -344,3 +344,45 @@ func TestR15_ADatabaseHasOneOwner(t *testing.T) {
 		t.Errorf("%d rows through the link, want 1", n)
 	}
 }
+
+func TestSync_WaitsForTheDiskOnceAfterNotes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	var mu sync.Mutex
+	var pace string
+	synced := 0 // commits that wait for the disk
+	db := open(t, sqldb.Options{Path: path, Trace: func(query string, _ []any) {
+		mu.Lock()
+		defer mu.Unlock()
+		if strings.HasPrefix(query, "PRAGMA synchronous=") {
+			pace = query
+		}
+		if query == "COMMIT" && !strings.HasSuffix(pace, "NORMAL") {
+			synced++
+		}
+	}})
+	wal := func() int64 {
+		fi, err := os.Stat(path + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Size()
+	}
+	commits := func(want int, grows bool, fn func() error) {
+		t.Helper()
+		before, size := synced, wal()
+		if err := fn(); err != nil {
+			t.Fatal(err)
+		}
+		// SQLite has the disk wait for a commit only if that has written something.
+		if synced-before != want || wal() > size != grows {
+			t.Errorf("%d commits wait for the disk, want %d; the log grows: %v, want %v", synced-before, want, wal() > size, grows)
+		}
+	}
+	ctx := context.Background()
+	commits(0, true, func() error { return db.MaintainNote(ctx, insert(1, "a")) })
+	commits(1, true, func() error { return db.Sync(ctx) })
+	commits(0, false, func() error { return db.Sync(ctx) })
+	commits(0, true, func() error { return db.MaintainNote(ctx, insert(2, "a")) })
+	commits(1, true, func() error { return db.Write(ctx, insert(3, "a")) })
+	commits(0, false, func() error { return db.Sync(ctx) })
+}

@@ -201,8 +201,14 @@ func (db *DB) transact(group []*op) error {
 			return db.abort(fmt.Errorf("release: %w", err))
 		}
 	}
+	if db.lax {
+		db.unsynced.Store(true)
+	}
 	if _, err := c.exec("COMMIT"); err != nil {
 		return db.abort(fmt.Errorf("commit: %w", err))
+	}
+	if !db.lax {
+		db.unsynced.Store(false)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ type house struct {
 	store *meta.Store
 	gc    *gc.Collector
 	opts  gc.Options
+	trace func(query string, args []any) // of the statements; may be nil
 }
 
 func newHouse(t *testing.T) *house {
@@ -55,7 +56,7 @@ func (h *house) open() {
 		h.Fatal(err)
 	}
 	h.blobs = h.files
-	if h.store, err = meta.Open(h.ctx(), meta.Options{Path: filepath.Join(h.dir, "fairway.db"), Now: h.clock.Load}); err != nil {
+	if h.store, err = meta.Open(h.ctx(), meta.Options{Path: filepath.Join(h.dir, "fairway.db"), Now: h.clock.Load, Trace: h.trace}); err != nil {
 		h.Fatal(err)
 	}
 	h.gc = gc.New(h.store, h.blobs, h.opts)

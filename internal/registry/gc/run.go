@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -20,10 +21,13 @@ import (
 // commit is shared, few enough that a client's write does not wait long for it.
 const batchMax = 128
 
+// purgeMax is how many objects are deleted after one wait for the disk.
+const purgeMax = 1024
+
 // While clients write, a batch is applied in steps of so many acts, and each
 // is followed by a rest of so many times its length.
 const (
-	stepMax    = 8
+	stepMax    = 16
 	restFactor = 4
 	restMax    = 200 * time.Millisecond
 )
@@ -480,7 +484,7 @@ func (r *runner) purge(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		limit := batchMax
+		limit := purgeMax
 		if r.store.Contended() {
 			limit = stepMax
 		}
@@ -490,19 +494,31 @@ func (r *runner) purge(ctx context.Context) error {
 		}
 		began := time.Now()
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
-		ps = r.takePurges(ps)
-		outcomes := r.deleteBytes(ctx, ps)
-		// What is deleted is counted, also when the run is told to stop.
-		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
-		r.endPurges(ps)
-		if err != nil {
+		if err := r.purgeThese(ctx, r.takePurges(ps)); err != nil {
 			return err
 		}
-		r.metrics.worked(counts)
 		if err := r.rest(ctx, time.Since(began)); err != nil {
 			return err
 		}
 	}
+}
+
+// purgeThese deletes objects, after the rows that named them have gone on disk
+// for good: otherwise a loss of power would bring back rows without bytes.
+func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
+	defer r.endPurges(ps)
+	if err := r.store.Sync(ctx); err != nil {
+		return err
+	}
+	for outcomes := range slices.Chunk(r.deleteBytes(ctx, ps), batchMax) {
+		// What is deleted is counted, also when the run is told to stop.
+		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
+		if err != nil {
+			return err
+		}
+		r.metrics.worked(counts)
+	}
+	return nil
 }
 
 // takePurges returns those that no other run of this process is deleting: the

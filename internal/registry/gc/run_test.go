@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -30,6 +31,48 @@ func (d *deletes) Delete(ctx context.Context, key string) (int64, error) {
 		return 0, err
 	}
 	return d.Store.Delete(ctx, key)
+}
+
+// A loss of power takes back commits that did not wait for the disk. Those of a
+// collection do not, so that there must be one that does between the commit that
+// forgets a blob and the delete of its bytes.
+func TestR7_BytesGoOnlyWhenTheirRowsAreGoneForGood(t *testing.T) {
+	var mu sync.Mutex
+	durable, queued, atRisk, lazy := true, false, false, 0
+	h := newHouse(t)
+	h.trace = func(query string, _ []any) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case strings.HasPrefix(query, "PRAGMA synchronous="):
+			durable = strings.HasSuffix(query, "FULL")
+		case strings.HasPrefix(query, "INSERT INTO purges"):
+			queued = true
+		case query == "COMMIT" && durable:
+			queued, atRisk = false, false
+		case query == "COMMIT":
+			lazy++
+			queued, atRisk = false, atRisk || queued
+		}
+	}
+	h.reopen()
+	for i := range 300 {
+		h.push("a", fmt.Sprint(i))
+	}
+	deleted := 0
+	h.withStore(&deletes{h.files, func(context.Context, string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if deleted++; atRisk {
+			return errors.New("its row may come back")
+		}
+		return nil
+	}})
+	run := h.collectAll()
+	h.wants(run.Collected == 300 && run.Purged == 300 && run.Failed == 0 && deleted == 300, "run: %+v, %d deletes", run.Counts, deleted)
+	mu.Lock()
+	defer mu.Unlock()
+	h.wants(lazy > 0, "no commit of the collection did without the disk")
 }
 
 func TestR9_OneFailingObjectDoesNotStopTheOthersAndIsTriedAgain(t *testing.T) {

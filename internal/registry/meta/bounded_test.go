@@ -308,7 +308,12 @@ func TestR17_PagesOfLeasesAndNodesJoinUp(t *testing.T) {
 }
 
 func TestN3_IncompleteReportsKeepForTheirGraceAndDoNotPileUp(t *testing.T) {
-	d := open(t)
+	written := 0 // bytes of what the node runs
+	d, _ := traced(t, func(query string, args []any) {
+		if strings.HasPrefix(query, "INSERT INTO node_runs") {
+			written = len(args[1].(string))
+		}
+	})
 	const grace = time.Hour
 	uses := func(from, to int) (in []nodeapi.InUse) {
 		for i := from; i < to; i++ {
@@ -322,6 +327,7 @@ func TestN3_IncompleteReportsKeepForTheirGraceAndDoNotPileUp(t *testing.T) {
 		return n
 	}
 	const each, reports = 10, 100
+	const runBytes = 250
 	for i := range reports {
 		d.clock.Add((10 * time.Minute).Milliseconds())
 		_, _, err := d.PutNode(t.Context(), nodeapi.Report{Node: "n", Instance: "i", Seq: int64(i + 1), TTLSeconds: 60, InUse: uses(each*i, each*(i+1))}, grace)
@@ -334,6 +340,9 @@ func TestN3_IncompleteReportsKeepForTheirGraceAndDoNotPileUp(t *testing.T) {
 	// Grace, its slack and the time to live are 69 minutes: 7 reports.
 	if n := held(); n.Digests > 8*each || n.Images > 8*each {
 		t.Errorf("after %d incomplete reports %d digests and %d images are kept", reports, n.Digests, n.Images)
+	}
+	if written > 8*each*runBytes {
+		t.Errorf("after %d incomplete reports %d bytes are written", reports, written)
 	}
 	// What is named again and again stays, however long.
 	if us, err := d.LeasesOn(t.Context(), 0, digest.FromString(fmt.Sprint(each*reports-1)), 10); err != nil || len(us) != 1 || us[0].Containers != 1 {

@@ -78,11 +78,13 @@ type Postponed struct {
 const NoLimit = math.MaxInt64
 
 // Collect applies work and returns what it did: its counts, where claims that
-// were lost count as kept with reason "raced".
+// were lost count as kept with reason "raced". A loss of power may take it back,
+// until the next commit of another kind, or Sync: before bytes are deleted, the
+// caller has called that.
 func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 	var done Counts
 	var more bool
-	err := s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.MaintainNote(ctx, func(tx *sqldb.Tx) error {
 		c := collection{s: s, tx: tx, w: w}
 		c.done = w.Counts
 		c.done.Kept = map[string]int64{}

@@ -170,7 +170,7 @@ var sorts = []struct{ in, why string }{
 // wide are searches by an index of which one value may have any number of rows:
 // all repositories with a blob, and all of a repository. They must stop at the
 // first row, or at a limit.
-var wide = regexp.MustCompile(`^SEARCH (\w+) .*INDEX (links_blob \(blob_id=\?|manifests_state \(repo_id=\?|sqlite_autoindex_(tags|links|manifests)_1 \(repo_id=\?)( AND trashed_at=\?)?\)`)
+var wide = regexp.MustCompile(`^SEARCH (\w+) .*INDEX (links_blob \(blob_id=\?(?: AND hidden=\?)?|manifests_state \(repo_id=\?|sqlite_autoindex_(tags|links|manifests)_1 \(repo_id=\?)( AND trashed_at=\?)?\)`)
 
 var wideBounded = []struct{ in, why string }{
 	{"FROM links l JOIN repositories r ON r.id = l.repo_id WHERE l.blob_id = ? LIMIT ?", "it has a limit"},

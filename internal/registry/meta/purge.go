@@ -25,6 +25,15 @@ func enqueuePurge(tx *sqldb.Tx, p purge) error {
 	return nil
 }
 
+// Sync returns when the purge queue is on disk, and with it that no row names
+// the keys in it. Until then their bytes must stay (R6, R7).
+func (s *Store) Sync(ctx context.Context) error {
+	if err := s.db.Sync(ctx); err != nil {
+		return fmt.Errorf("have the purge queue on disk: %w", err)
+	}
+	return nil
+}
+
 // PendingPurge is an object whose bytes wait to be deleted.
 type PendingPurge struct {
 	Key      string
@@ -66,7 +75,7 @@ type Purged struct {
 // after a backoff that doubles up to an hour (R9).
 func (s *Store) FinishPurges(ctx context.Context, run int64, outcomes []Purged) (Counts, error) {
 	var done Counts
-	err := s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.MaintainNote(ctx, func(tx *sqldb.Tx) error {
 		done = Counts{}
 		freed := map[string]int64{}
 		var gone []string
