@@ -61,6 +61,9 @@ func New(server string) (*Client, error) {
 	}
 	u, err := url.Parse(server)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
+		if at := strings.LastIndexByte(server, '@'); at >= 0 {
+			server = "…" + server[at:] // what is before it may be a password
+		}
 		return nil, fmt.Errorf("%q: %w", server, ErrServer)
 	}
 	transport := &http.Transport{
@@ -70,7 +73,8 @@ func New(server string) (*Client, error) {
 		IdleConnTimeout:     time.Minute,
 	}
 	base := strings.TrimSuffix(u.String(), "/")
-	return &Client{server: base, base: base, http: &http.Client{Transport: transport}}, nil
+	u.User = nil // net/http sends it, and nobody is shown it
+	return &Client{server: strings.TrimSuffix(u.String(), "/"), base: base, http: &http.Client{Transport: transport}}, nil
 }
 
 func newUnix(server, path string) (*Client, error) {

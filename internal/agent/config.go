@@ -161,7 +161,7 @@ func ValidWatermarks(high, low unit.Percent) error {
 func registryURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
-		return nil, setting.Errorf("registry", "%q is no URL of a registry; want for example http://127.0.0.1:5000", text)
+		return nil, setting.Errorf("registry", "%q is not the URL of a registry; want for example http://127.0.0.1:5000", ociclient.Redact(text))
 	}
 	u.Path = ""
 	return u, nil

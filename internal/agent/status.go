@@ -7,6 +7,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/evict"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // statusWait bounds how long a status waits for the runtimes.
@@ -20,7 +21,7 @@ func (a *Agent) status(ctx context.Context) (nodeapi.Status, error) {
 	}
 	s := nodeapi.Status{
 		Node: a.name, Version: a.version, StartedAt: a.began.UTC(), Uptime: time.Since(a.began),
-		Registry: a.cfg.Registry, Listen: a.listener.Addr().String(), Upstreams: a.upstreams.clients.Names(), Mirrors: mirrors,
+		Registry: ociclient.Shown(a.cfg.Registry), Listen: a.listener.Addr().String(), Upstreams: a.upstreams.clients.Names(), Mirrors: mirrors,
 		Cache: a.cacheUsage(), Runtimes: a.runtimes(),
 	}
 	// The last pass may be long ago, and after the start there was none.

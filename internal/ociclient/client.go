@@ -204,6 +204,15 @@ func (c *Client) Get(ctx context.Context, repo, rest, authorization string, head
 	return c.do(ctx, question{repo: repo, rest: rest, kind: "list", head: head, idle: c.idle}, http.Header{}, authorization)
 }
 
+// URL is what Get asks for.
+func (c *Client) URL(repo, rest string) *url.URL {
+	u := *c.base
+	path, query, _ := strings.Cut(rest, "?")
+	u.Path = strings.TrimSuffix(u.Path, "/") + "/v2/" + repo + "/" + path
+	u.RawQuery = query
+	return &u
+}
+
 // question is what is asked.
 type question struct {
 	repo, rest string
@@ -319,12 +328,10 @@ func (r *Response) hurry() {
 func (c *Client) send(ctx context.Context, q question, header http.Header) (*Response, error) {
 	header["User-Agent"] = []string{c.agent}
 	header["Accept-Encoding"] = []string{"identity"}
-	u := *c.base
-	path, query, _ := strings.Cut(q.rest, "?")
-	u.Path = strings.TrimSuffix(u.Path, "/") + "/v2/" + q.repo + "/" + path
-	u.RawQuery = query
+	u := c.URL(q.repo, q.rest)
+	path, _, _ := strings.Cut(q.rest, "?")
 	asking, cancel := context.WithCancelCause(ctx)
-	req := (&http.Request{Method: q.method(), URL: &u, Header: header, Host: u.Host}).WithContext(asking)
+	req := (&http.Request{Method: q.method(), URL: u, Header: header, Host: u.Host}).WithContext(asking)
 	res, err := c.http.Do(req) //nolint:bodyclose // the caller closes it with the Response
 	if err != nil {
 		cancel(nil)

@@ -17,6 +17,16 @@ func SplitUser(u *url.URL) (clean *url.URL, user, pass string, ok bool) {
 	return &c, u.User.Username(), pass, true
 }
 
+// Shown is a URL as it may be shown and logged.
+func Shown(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return Redact(text)
+	}
+	clean, _, _, _ := SplitUser(u)
+	return clean.String()
+}
+
 // Redact takes what may be a user and password out of text that is, or should
 // have been, a URL or NAME=URL: for messages about what cannot be parsed.
 func Redact(text string) string {

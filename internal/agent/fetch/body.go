@@ -32,10 +32,12 @@ type body struct {
 }
 
 func newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser, idle time.Duration, count prometheus.Counter) *body {
-	return &body{
+	b := &body{
 		ReadCloser: rc, ctx: ctx, cancel: cancel, idle: idle, count: count, left: -1, size: -1,
 		stall: time.AfterFunc(idle, func() { cancel(errStalled) }),
 	}
+	b.stall.Stop() // until somebody reads: a reader may be slower than the upstream
+	return b
 }
 
 // align makes the answer begin at from and end at to, whatever the upstream
@@ -79,8 +81,9 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.left > 0 && int64(len(p)) > b.left {
 		p = p[:b.left]
 	}
-	n, err := b.ReadCloser.Read(p)
 	b.stall.Reset(b.idle)
+	n, err := b.ReadCloser.Read(p)
+	b.stall.Stop()
 	b.count.Add(float64(n))
 	if b.left > 0 {
 		b.left -= int64(n)

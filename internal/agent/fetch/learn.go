@@ -22,6 +22,13 @@ func (f *Fetcher) learn(ctx context.Context, b *piece.Blob) error {
 	if b.Size() > configMax {
 		return nil
 	}
+	if b.Size() <= oci.ManifestMax {
+		// Runtimes may ask for a manifest as a blob. Without its edges nobody knows
+		// what its layers belong to.
+		if is, err := f.recognise(ctx, b.Digest()); is || err != nil {
+			return err
+		}
+	}
 	parents, err := f.o.Index.ManifestsOfConfig(ctx, b.Digest())
 	if err != nil || len(parents) == 0 {
 		return err

@@ -34,6 +34,7 @@ type Verified struct {
 	off, n int64 // the part wanted; n < 0: to the end
 	peers  bool  // it began to come from other nodes
 	from   func(namespace string) bool
+	whole  io.ReaderAt // all of it, if it can be read twice
 }
 
 // From reports whether a blob at a Holder came from an upstream. A Holder that
@@ -52,8 +53,22 @@ func (v *Verified) Slice(off, n int64) { v.off, v.n = off, n }
 // Close gives up the source.
 func (v *Verified) Close() error { return v.close() }
 
-// WriteTo implements io.WriterTo.
+// WriteTo implements io.WriterTo. Nothing is handed out of a blob that can be read
+// twice before it is known to be right, nor of a small one.
 func (v *Verified) WriteTo(w io.Writer) (written int64, err error) {
+	switch {
+	case v.whole != nil:
+		sum := v.digest.Algorithm().Hash()
+		n, err := io.Copy(sum, io.NewSectionReader(v.whole, 0, v.size))
+		if err != nil {
+			return 0, fmt.Errorf("stream %s through: %w", v.digest, err)
+		}
+		if err := v.check(sum, n); err != nil {
+			return 0, err
+		}
+	case v.size >= 0 && v.size <= wholeMax:
+		return v.writeWhole(w)
+	}
 	sum := v.digest.Algorithm().Hash()
 	buf, held := make([]byte, chunk), make([]byte, 0, chunk)
 	var at int64
@@ -81,6 +96,28 @@ func (v *Verified) WriteTo(w io.Writer) (written int64, err error) {
 	}
 	m, err := w.Write(held)
 	return written + int64(m), err
+}
+
+// wholeMax bounds what is held in memory until it is verified, in bytes.
+const wholeMax = 1 << 20
+
+func (v *Verified) writeWhole(w io.Writer) (int64, error) {
+	content := make([]byte, v.size)
+	n, err := io.ReadFull(v.src, content)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, fmt.Errorf("stream %s through: %w", v.digest, err)
+	}
+	sum := v.digest.Algorithm().Hash()
+	_, _ = sum.Write(content[:n]) // a hash never fails
+	more, err := io.CopyN(sum, v.src, 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("stream %s through: %w", v.digest, err)
+	}
+	if err := v.check(sum, int64(n)+more); err != nil {
+		return 0, err
+	}
+	m, err := w.Write(v.part(0, content[:n]))
+	return int64(m), err
 }
 
 // ended tells the end of the source from one that was cut short, for which
@@ -266,8 +303,8 @@ func (f *Fetcher) Held(ctx context.Context, d oci.Digest) (v *Verified, holder s
 			from = func(namespace string) bool { return slices.Contains(s.Origins(), namespace) }
 		}
 		return &Verified{
-			from: from,
-			src:  io.NewSectionReader(content, 0, content.Size()), close: content.Close, digest: d, size: content.Size(), n: -1,
+			from: from, whole: content,
+			src: io.NewSectionReader(content, 0, content.Size()), close: content.Close, digest: d, size: content.Size(), n: -1,
 			failed: func() { f.distrust(key) },
 		}, key.holder, true
 	}

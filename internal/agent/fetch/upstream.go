@@ -31,7 +31,7 @@ func isStatus(err error) bool {
 // UpstreamOptions is what an Upstream needs.
 type UpstreamOptions struct {
 	Upstreams *ociclient.Upstreams
-	// Idle is how long a body may bring no byte; 0 = 15 s.
+	// Idle is how long a body may bring no byte; 0 = 8 s.
 	Idle time.Duration
 	// Gave is told of each answer that brings bytes of a blob, and whether anybody
 	// would have got it; nil: nobody.
@@ -44,7 +44,7 @@ type UpstreamOptions struct {
 }
 
 const (
-	idleDefault  = 15 * time.Second
+	idleDefault  = 8 * time.Second
 	pauseDefault = 250 * time.Millisecond
 	// attemptsMax bounds attempts in a row that bring nothing. The first of all
 	// is not followed by another if the upstream gave no answer: the runtime has

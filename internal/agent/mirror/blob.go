@@ -284,6 +284,9 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 		if err := p.slice(); err != nil {
 			return err
 		}
+		if err := p.hold(ctx, b); err != nil {
+			return err
+		}
 	}
 	before := p.sent
 	_, err := p.m.o.Fetch.Copy(ctx, p, b, p.off+p.sent, p.n-p.sent)
@@ -293,6 +296,37 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 	}
 	for name, n := range b.Sources(p.off+before, p.sent-before) {
 		p.from[kindOf(name)] += n
+	}
+	return err
+}
+
+const (
+	holdSmall = 8 << 20 // bytes
+	holdMost  = 10 * time.Second
+	holdLeast = time.Second
+)
+
+// hold waits for a whole blob to be verified before the first byte of it is
+// handed out. A runtime that was given bytes of a source which turned out wrong
+// asks another host for the rest, and has spoilt the blob for good. A large one is
+// not waited for longer than a runtime is patient; then bytes are handed out as they
+// come, and the last piece when all of it is verified. A part of a blob does not wait: whoever asks for one
+// of something cold verifies it otherwise.
+func (p *pull) hold(ctx context.Context, b *piece.Blob) error {
+	if p.coming == nil || b.Complete() || p.w.Header().Get("Content-Range") != "" || p.m.o.Hold < 0 || b.Pieces() == 0 {
+		return nil
+	}
+	patience := p.m.o.Hold
+	if patience == 0 {
+		if patience = holdLeast; b.Size() <= holdSmall {
+			patience = holdMost
+		}
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := b.Wait(waiting, b.Pieces()-1)
+	if waiting.Err() != nil && ctx.Err() == nil && errors.Is(err, waiting.Err()) {
+		return nil
 	}
 	return err
 }

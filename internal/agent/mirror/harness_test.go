@@ -2,11 +2,14 @@ package mirror_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -15,6 +18,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +46,33 @@ type node struct {
 	log     *logBuffer
 	clock   *clock
 	failing bool // the index, on purpose
+
+	impatient atomic.Bool // waits for no header
+}
+
+// hasty is a transport that gives an upstream no time to answer while the test says so.
+type hasty struct {
+	http.RoundTripper
+	now *atomic.Bool
+}
+
+type hasteError struct{}
+
+func (hasteError) Error() string { return "no header came" }
+func (hasteError) Timeout() bool { return true }
+
+func (h hasty) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !h.now.Load() {
+		return h.RoundTripper.RoundTrip(r)
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	late := time.AfterFunc(200*time.Millisecond, func() { cancel(hasteError{}) })
+	defer late.Stop()
+	res, err := h.RoundTripper.RoundTrip(r.WithContext(ctx)) //nolint:bodyclose // the caller closes it
+	if err != nil && errors.Is(context.Cause(ctx), hasteError{}) {
+		return nil, hasteError{}
+	}
+	return res, err
 }
 
 const tagTTL = 30 * time.Second
@@ -53,9 +84,11 @@ type nodeOptions struct {
 	holders   []fetch.Holder
 	linger    time.Duration
 	idle      time.Duration
+	hold      time.Duration // 0: none
 	header    time.Duration
-	upstreams []*upstream // the first is the default
-	as        []string    // other names of them
+	upstreams []*upstream         // the first is the default
+	as        []string            // other names of them
+	bases     map[string]*url.URL // where they are instead
 }
 
 // clock is what the mirror takes for the time.
@@ -127,9 +160,10 @@ func (n *node) open() {
 			n.t.Fatal(err)
 		}
 	}
+	maps.Copy(bases, n.o.bases)
 	ups := ociclient.NewUpstreams(ociclient.UpstreamsOptions{
 		Bases: bases, Credentials: n.o.creds, Log: log, Idle: n.o.idle, Now: n.clock.now,
-		Transport: ociclient.NewTransport(ociclient.TransportOptions{Header: n.o.header}),
+		Transport: hasty{ociclient.NewTransport(ociclient.TransportOptions{Header: n.o.header}), &n.impatient},
 	})
 	up := fetch.NewUpstream(fetch.UpstreamOptions{Upstreams: ups, Idle: n.o.idle, Pause: time.Millisecond, Log: log, Metrics: n.metrics,
 		Gave: func(w fetch.Want, anonymous bool) { n.mirror.Gave(w, anonymous) }})
@@ -147,7 +181,7 @@ func (n *node) open() {
 	}
 	n.mirror = mirror.New(mirror.Options{
 		Upstreams: ups, Default: def, Fetch: n.fetch, Store: n.store, Index: n.index,
-		TagTTL: tagTTL, StaleMax: 24 * time.Hour, GrantTTL: 5 * time.Minute,
+		Hold: cmp.Or(n.o.hold, -1), TagTTL: tagTTL, StaleMax: 24 * time.Hour, GrantTTL: 5 * time.Minute,
 		Log: log, Metrics: n.metrics, Observer: observer, Now: n.clock.now,
 	})
 	n.http = httptest.NewServer(observer.Wrap(n.mirror))
@@ -210,7 +244,9 @@ func (n *node) begin(path, rng string, first int) *answer {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	req.Header.Set("Range", rng)
+	if rng != "" {
+		req.Header.Set("Range", rng)
+	}
 	res, err := n.http.Client().Do(req)
 	if err != nil {
 		n.t.Fatal(err)

@@ -1,13 +1,16 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
-	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
@@ -15,14 +18,16 @@ import (
 const listMax = 16 << 20
 
 // list hands on dist-spec v1.1 §Listing Tags and §Listing Referrers: they change,
-// and nothing is pulled by them.
-func (m *Mirror) list(w http.ResponseWriter, r *http.Request, a access, rest string) error {
+// and nothing is pulled by them. A list is answered whole or not at all: half of
+// one, or one without its next page, looks complete.
+func (m *Mirror) list(w http.ResponseWriter, r *http.Request, a access, endpoint string) error {
 	client, ok := m.o.Upstreams.Client(a.ns)
 	if !ok {
 		return notConfigured(a.ns)
 	}
 	query := r.URL.Query()
 	query.Del("ns")
+	rest := endpoint
 	if len(query) > 0 {
 		rest += "?" + query.Encode()
 	}
@@ -31,42 +36,149 @@ func (m *Mirror) list(w http.ResponseWriter, r *http.Request, a access, rest str
 		return client.Get(ctx, string(a.repo), rest, a.auth, r.Method == http.MethodHead)
 	})
 	if err != nil {
-		return err
+		return m.heedRepository(ctx, a, err)
 	}
 	defer func() { _ = res.Body.Close() }() // it was only read
+	content, err := io.ReadAll(io.LimitReader(res.Body, listMax+1))
+	switch {
+	case err != nil:
+		return fault.Wrap(fault.Busy, fmt.Errorf("read %s of %s: %w", endpoint, a.repo, err), "the upstream broke off in the middle of a list").WithCode(oci.CodeUnknown)
+	case len(content) > listMax:
+		return badList(fmt.Errorf("%s of %s has more than %d bytes", endpoint, a.repo, listMax))
+	}
+	next, err := a.next(client.URL(string(a.repo), rest), endpoint, res.Header.Values("Link"))
+	if err != nil {
+		return badList(fmt.Errorf("%s of %s: %w", endpoint, a.repo, err))
+	}
 	header := w.Header()
-	for _, key := range []string{"Content-Type", "Content-Length", "Oci-Filters-Applied"} {
+	for _, key := range []string{"Content-Type", "Oci-Filters-Applied"} {
 		if v := res.Header.Values(key); len(v) > 0 {
 			header[key] = v
 		}
 	}
-	if link := a.link(res.Header.Get("Link")); link != "" {
-		header.Set("Link", link)
+	if next != "" {
+		header.Set("Link", next)
 	}
 	header.Set(headerSource, sourceUpstream)
-	w.WriteHeader(res.Status)
-	if _, err := io.Copy(w, io.LimitReader(res.Body, listMax)); err != nil {
-		httpserve.Note(w, fmt.Errorf("hand on a listing: %w", err))
-		panic(http.ErrAbortHandler) // half a list looks like a whole one
+	if r.Method != http.MethodHead {
+		header.Set("Content-Length", strconv.Itoa(len(content)))
+	} else if res.Size >= 0 {
+		header.Set("Content-Length", strconv.FormatInt(res.Size, 10))
 	}
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(content) // a client that is gone needs no answer
 	return nil
 }
 
-// link makes an upstream's link to its next page one to this mirror's: it must
-// name the upstream as the request did. One that leads elsewhere is left out.
-func (a access) link(s string) string {
-	target, params, ok := strings.Cut(strings.TrimPrefix(s, "<"), ">")
-	u, err := url.Parse(target)
-	if !ok || err != nil {
-		return ""
+func badList(err error) error {
+	return fault.Wrap(fault.Busy, err, "the upstream's list cannot be handed on completely: "+err.Error()).WithCode(oci.CodeUnknown)
+}
+
+// next makes an upstream's link to its next page (RFC 8288) one to this mirror's,
+// which must name the upstream as the request did; "" if there is none. asked is
+// the URL that the links are relative to. The next page of a list is the same
+// list with another query, whatever the upstream calls itself.
+func (a access) next(asked *url.URL, endpoint string, lines []string) (string, error) {
+	for _, l := range parseLinks(lines) {
+		if !l.next {
+			continue
+		}
+		u, err := asked.Parse(l.target)
+		if err != nil {
+			return "", fmt.Errorf("its next page %.128q is not a URL", ociclient.Redact(l.target))
+		}
+		if !strings.HasSuffix(u.Path, "/v2/"+string(a.repo)+"/"+endpoint) {
+			return "", fmt.Errorf("its next page is at %.128q, which is another list", u.Path)
+		}
+		query, err := url.ParseQuery(u.RawQuery)
+		if err != nil {
+			return "", errors.New("the query of its next page is malformed")
+		}
+		if a.byQuery {
+			query.Set("ns", a.ns)
+		}
+		mine := url.URL{Path: "/v2/" + a.prefix + string(a.repo) + "/" + endpoint, RawQuery: query.Encode()}
+		return "<" + mine.String() + `>; rel="next"`, nil
 	}
-	rest, ok := strings.CutPrefix(u.Path, "/v2/")
-	if !ok {
-		return ""
+	return "", nil
+}
+
+// link is one of a Link header.
+type link struct {
+	target string
+	next   bool
+}
+
+// parseLinks reads all links of all header lines. One that does not say what it
+// is leads to the next page, as the only one that a list needs.
+func parseLinks(lines []string) (all []link) {
+	for _, rest := range lines {
+		for {
+			_, after, ok := strings.Cut(rest, "<")
+			if !ok {
+				break
+			}
+			target, params, ok := strings.Cut(after, ">")
+			if !ok {
+				break
+			}
+			l := link{target: strings.TrimSpace(target), next: true}
+			rest = l.params(params)
+			all = append(all, l)
+		}
 	}
-	query := u.Query()
-	if a.byQuery {
-		query.Set("ns", a.ns)
+	return all
+}
+
+// params reads the parameters of a link, and returns what comes after them.
+func (l *link) params(s string) (rest string) {
+	for first := true; ; {
+		s = strings.TrimLeft(s, " \t")
+		if !strings.HasPrefix(s, ";") {
+			return s
+		}
+		s = strings.TrimLeft(s[1:], " \t;")
+		end := strings.IndexAny(s, "=;,")
+		if end < 0 {
+			return ""
+		}
+		name := strings.TrimSpace(s[:end])
+		if s = s[end:]; s[0] != '=' {
+			continue
+		}
+		var value string
+		value, s = linkValue(strings.TrimLeft(s[1:], " \t"))
+		if first && strings.EqualFold(name, "rel") {
+			first = false // RFC 8288 §3.3: the first counts
+			l.next = false
+			for rel := range strings.FieldsSeq(value) {
+				l.next = l.next || strings.EqualFold(rel, "next")
+			}
+		}
 	}
-	return "</v2/" + a.prefix + rest + "?" + query.Encode() + ">" + params
+}
+
+// linkValue reads a token or a quoted string.
+func linkValue(s string) (value, rest string) {
+	if !strings.HasPrefix(s, `"`) {
+		end := strings.IndexAny(s, ";,")
+		if end < 0 {
+			end = len(s)
+		}
+		return strings.TrimSpace(s[:end]), s[end:]
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			if i++; i < len(s) {
+				b.WriteByte(s[i])
+			}
+		case '"':
+			return b.String(), s[i+1:]
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String(), ""
 }

@@ -133,11 +133,11 @@ func (m *Mirror) local(ctx context.Context, a access, d oci.Digest) (document, e
 // typeOf is what a manifest's own bytes say that it is, "" if they do not. An
 // upstream may say something else, or nothing.
 func typeOf(content []byte) string {
-	parsed, err := oci.ParseManifest("", content)
-	if err != nil {
+	said, err := oci.DetectType(content)
+	if err != nil || oci.IsSchema1(said) { // of which there are two that look alike
 		return ""
 	}
-	return parsed.MediaType
+	return said
 }
 
 func (m *Mirror) localBytes(ctx context.Context, a access, d oci.Digest) (content []byte, mediaType, source string, err error) {

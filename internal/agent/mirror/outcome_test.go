@@ -107,7 +107,7 @@ func TestN11_AnOutageIsNotAVerdict(t *testing.T) {
 				t.Parallel()
 				u := newUpstream(t)
 				i := u.push("app", "v1", "a", 1000)
-				n := start(t, nodeOptions{upstreams: []*upstream{u}, header: 100 * time.Millisecond, idle: 100 * time.Millisecond})
+				n := start(t, nodeOptions{upstreams: []*upstream{u}, idle: time.Second})
 				n.pull("", "app", "v1", i)
 				trouble := troubles(u)[name]
 				u.on(func(w http.ResponseWriter, r *http.Request) bool {
@@ -120,6 +120,7 @@ func TestN11_AnOutageIsNotAVerdict(t *testing.T) {
 					trouble(w, r)
 					return true
 				})
+				n.impatient.Store(true)
 				n.clock.advance(time.Hour) // every right is to be confirmed
 				n.pull("", "app", "v1", i)
 				n.pull("", "app", string(i.digest), i)
@@ -211,7 +212,7 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 			i := u.push("secret", "v1", "s", 1000)
 			u.repo("secret").auth = alice
 			forge(u, "mine", i)
-			n := start(t, nodeOptions{upstreams: []*upstream{u}, header: 100 * time.Millisecond, idle: 100 * time.Millisecond})
+			n := start(t, nodeOptions{upstreams: []*upstream{u}, idle: time.Second})
 			n.pull("", "secret", "v1", i, "Authorization", alice)
 			n.get("/v2/mine/manifests/v1").want(200)
 			trouble := troubles(u)[name]
@@ -221,7 +222,8 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 				}
 				return true
 			})
-			for range 3 {
+			n.impatient.Store(true)
+			for range 2 {
 				for _, d := range []oci.Digest{i.layers[0], i.config} {
 					if a := n.get("/v2/mine/blobs/" + string(d)); a.status < 400 {
 						t.Errorf("status %d with %d bytes that are private", a.status, len(a.body))

@@ -492,6 +492,16 @@ func (m *Mirror) heed(ctx context.Context, a access, d oci.Digest, refusal error
 	return refusal
 }
 
+// heedRepository draws the conclusions from the refusal of what is no digest, and
+// returns it.
+func (m *Mirror) heedRepository(ctx context.Context, a access, refusal error) error {
+	var status *ociclient.StatusError
+	if errors.As(refusal, &status) && status.Outcome() == ociclient.Denied && status.Status == http.StatusUnauthorized {
+		return m.heed(ctx, a, "", refusal)
+	}
+	return refusal
+}
+
 // markDeleted notes that an image is deleted, unless another repository has a
 // name for it too.
 func (m *Mirror) markDeleted(ctx context.Context, a access, d oci.Digest) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // Manifest is a manifest or an index as the mirror gets it.
@@ -99,7 +100,7 @@ func (p *Preheater) Run(ctx context.Context) error {
 		case err != nil:
 			if text := err.Error(); text != trouble { // once for each trouble, not for each attempt
 				trouble = text
-				p.o.Log.Info("the registry cannot be asked for images to fetch ahead; it is asked again", "registry", p.o.Registry, "err", err)
+				p.o.Log.Info("the registry cannot be asked for images to fetch ahead; it is asked again", "registry", ociclient.Shown(p.o.Registry), "err", err)
 			}
 			sleep(ctx, jittered(pause))
 			pause = min(2*pause, retryMax)

@@ -18,6 +18,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // Options says what to report, of whom, and to whom.
@@ -219,9 +220,9 @@ func (r *Reporter) report(ctx context.Context) error {
 	// Once for each trouble, not for each attempt.
 	switch {
 	case text != "" && text != before:
-		r.o.Log.Warn("the registry does not know what is in use here; it is told again until it does", "registry", r.o.Registry, "err", err)
+		r.o.Log.Warn("the registry does not know what is in use here; it is told again until it does", "registry", ociclient.Shown(r.o.Registry), "err", err)
 	case text == "" && before != "":
-		r.o.Log.Info("the registry knows again what is in use here", "registry", r.o.Registry)
+		r.o.Log.Info("the registry knows again what is in use here", "registry", ociclient.Shown(r.o.Registry))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
