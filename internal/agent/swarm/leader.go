@@ -188,16 +188,20 @@ func (e *Engine) announceDone(blob string, pieces int) {
 	}
 }
 
-// Evicted tells the first ranks that a blob is not here any more.
+// Evicted tells the first ranks that a blob is not here any more, whether they
+// know it by its pieces or as small content.
 func (e *Engine) Evicted(d oci.Digest) {
 	e.mu.Lock()
 	delete(e.copies, d)
 	e.mu.Unlock()
 	e.work.Go(func() {
-		a := plan.Announce{Blob: string(d), Node: e.o.Self.Node, Pieces: 1, Leaving: true}
-		for _, to := range plan.Rank(a.Blob, e.seen().list, toldRanks) {
-			if _, err := e.tell(e.stop, to, a); err != nil {
-				e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
+		for _, key := range []string{string(d), contentKey(d)} {
+			// Leaving counts for all records of the key, of however many pieces.
+			a := plan.Announce{Blob: key, Node: e.o.Self.Node, Pieces: 1, Leaving: true}
+			for _, to := range plan.Rank(key, e.seen().list, toldRanks) {
+				if _, err := e.tell(e.stop, to, a); err != nil {
+					e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
+				}
 			}
 		}
 	})

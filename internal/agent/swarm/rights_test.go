@@ -283,6 +283,20 @@ func TestEviction_LeaderIsToldAndRareIsKnown(t *testing.T) {
 	eventually(t, "both ranks forgot the one without", func() bool { return records() == 2 })
 }
 
+// TestEviction_LeadersForgetWhoHadSmallContent has both nodes be the first two
+// ranks, which both are told.
+func TestEviction_LeadersForgetWhoHadSmallContent(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	d := c.Origin.Make(1000, 1)
+	a, b := c.Start("a", nil), c.Start("b", nil)
+	records := func() int { return a.Status().Records + b.Status().Records }
+	eventually(t, "both know each other", func() bool { return len(a.Status().Members)+len(b.Status().Members) == 4 })
+	a.KnowsContent(d)
+	eventually(t, "both ranks know who has it", func() bool { return records() == 2 })
+	a.Evicted(d)
+	eventually(t, "both ranks forgot it", func() bool { return records() == 0 })
+}
+
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
