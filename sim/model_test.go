@@ -357,6 +357,9 @@ func (m *model) put(name oci.Name, c *content, tags []oci.Tag, now int64) fault.
 	for _, t := range tags {
 		r.tags[t] = c.digest
 	}
+	if s := c.parsed.Subject; r.lives(s) {
+		r.manifests[s].touched = now
+	}
 	m.settle(now)
 	return ""
 }
@@ -635,7 +638,7 @@ func (m *model) mayTrash(r *repoModel, d oci.Digest, gone map[oci.Digest]bool, p
 		}
 	}
 	orphan := x.orphanAt != 0 && passed(max(x.orphanAt, x.loose, x.touched), now, p.Window) || bereft && p.Window == 0
-	untagged := p.Untagged != 0 && x.loose != 0 && passed(max(x.loose, x.touched), now, p.Untagged)
+	untagged := p.Untagged != 0 && x.loose != 0 && passed(max(x.loose, x.touched), now, max(p.Untagged, p.Window))
 	switch {
 	case m.leased(r, d, now, p.Window):
 		return fmt.Errorf("R1: the run deleted manifest %s, which is leased", d)
@@ -655,7 +658,7 @@ func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen
 			return fmt.Errorf("the run left manifest %s, an orphan since %d and touched at %d", d, x.orphanAt, x.touched)
 		}
 		last = max(x.touched, x.loose) + slack
-		if complete && inScope && !leased && x.orphanAt == 0 && x.loose != 0 && p.Untagged != 0 && passed(last, now, p.Untagged) {
+		if complete && inScope && !leased && x.orphanAt == 0 && x.loose != 0 && p.Untagged != 0 && passed(last, now, max(p.Untagged, p.Window)) {
 			return fmt.Errorf("the run left manifest %s, loose since %d and touched at %d", d, x.loose, x.touched)
 		}
 		return nil

@@ -41,7 +41,7 @@ type GC struct {
 	Window   unit.Duration `key:"window" doc:"Time window: a blob stays at least this long after a client was told that it is here, or after it lost its last reference. It must be longer than a push takes."`
 	Trash    unit.Duration `key:"trash" doc:"How long a deleted manifest can be restored. 0: deleted for good at once."`
 	Interval unit.Duration `key:"interval" doc:"How often the background collection looks for work. 0: only on demand and on schedules."`
-	Untagged unit.Duration `key:"untagged" doc:"Collect manifests that have had no tag for this long, unless an index, a subject or a lease keeps them. 0: never."`
+	Untagged unit.Duration `key:"untagged" doc:"Collect manifests that have had no tag for this long, unless an index, a subject or a lease keeps them. Values below the time window count as the window. 0: never."`
 	Uploads  unit.Duration `key:"uploads" doc:"Give up an upload after this long without a byte. 0: the time window."`
 	Workers  int           `key:"workers" arg:"N" doc:"How many blobs are removed from storage at a time."`
 	Node     unit.Duration `key:"node_grace" doc:"How long what ran on a node stays when nothing is heard of the node any more: it may have vanished with its containers still running. An agent may ask for another time."`

@@ -174,7 +174,7 @@ func (c *Collector) anythingDue(ctx context.Context) (bool, error) {
 func cutoffs(l Limits) meta.Cutoffs {
 	co := meta.Cutoffs{Now: l.Now, Window: l.cutoff(l.Window), Trash: l.cutoff(l.Trash), Uploads: l.cutoff(l.Uploads)}
 	if l.Untagged != 0 {
-		co.Untagged = l.Now - l.Untagged
+		co.Untagged = l.Now - l.untagged()
 	}
 	return co
 }

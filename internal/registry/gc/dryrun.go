@@ -161,7 +161,7 @@ func (d *dryRun) freed(size int64) {
 
 func (d *dryRun) manifests(ctx context.Context) error {
 	if d.limits.Untagged != 0 {
-		err := drain(ctx, d.due(d.limits.Untagged), d.store.Loose, d.judgeManifests,
+		err := drain(ctx, d.due(d.limits.untagged()), d.store.Loose, d.judgeManifests,
 			func(f meta.ManifestFacts) meta.Cursor { return meta.Cursor{At: f.LooseAt, ID: f.ID} })
 		if err != nil {
 			return err

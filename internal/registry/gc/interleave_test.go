@@ -69,7 +69,7 @@ func TestR4_RetagOfAnUntaggedManifestBeingJudgedKeepsIt(t *testing.T) {
 	h := newHouse(t)
 	d := h.image("a", []string{"layer"}, "v1")
 	h.must(h.store.DeleteTag(h.ctx(), "a", "v1", "tester"))
-	h.pass(time.Hour)
+	h.pass(window)
 	fs, err := h.store.Loose(h.ctx(), everything(t, h.store))
 	h.must(err)
 	if len(fs) != 1 {

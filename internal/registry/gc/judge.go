@@ -53,6 +53,16 @@ func (l Limits) cutoff(d int64) int64 {
 	return l.Now - d
 }
 
+// untagged is how long a manifest stays that nothing keeps, 0 for ever. It is
+// never shorter than the window: a client that was told of a manifest may be
+// about to push an index that names it (R3).
+func (l Limits) untagged() int64 {
+	if l.Untagged == 0 {
+		return 0
+	}
+	return max(l.Untagged, l.Window)
+}
+
 // due reports whether something touched at that time is out of its time.
 func (l Limits) due(touched, d int64) bool { return touched <= l.cutoff(d) }
 
@@ -123,10 +133,13 @@ func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 		return keep(KeptPolicy, 0, "no tag keeps it, but untagged manifests are kept")
 	}
 	last := max(f.LooseAt, f.TouchedAt)
-	if !l.due(last, l.Untagged) {
-		return keep(KeptGrace, last+l.Untagged, "it is untagged, but not for long enough")
+	switch {
+	case !l.due(last, l.Untagged):
+		return keep(KeptGrace, last+l.untagged(), "it is untagged, but not for long enough")
+	case !l.due(last, l.Window):
+		return keep(KeptWindow, last+l.Window, "it is untagged, but a client was told of it, or its last tag, index or subject went, within the window")
 	}
-	return Verdict{Go: true, Reason: fmt.Sprintf("no tag, index or subject has kept it for %s", time.Duration(l.Untagged)*time.Millisecond)}
+	return Verdict{Go: true, Reason: fmt.Sprintf("no tag, index or subject has kept it for %s", time.Duration(l.untagged())*time.Millisecond)}
 }
 
 // JudgeTrash decides whether a manifest leaves the trash for good.

@@ -66,7 +66,8 @@ func TestR1_JudgeManifestAgainstAnOracle(t *testing.T) {
 			TouchedAt: anyTime(t, "touched"), LooseAt: anyTime(t, "loose"), OrphanedAt: maybeTime(t, "orphaned"), Lease: anyLease(t)}
 		held := f.Tags+f.Parents+f.Subjects > 0 || leases(f.Lease, l)
 		orphanGoes := f.OrphanedAt != 0 && over(l.Now, f.OrphanedAt, l.Window) && over(l.Now, f.LooseAt, l.Window) && over(l.Now, f.TouchedAt, l.Window)
-		untaggedGoes := f.OrphanedAt == 0 && l.Untagged > 0 && over(l.Now, f.LooseAt, l.Untagged) && over(l.Now, f.TouchedAt, l.Untagged)
+		untaggedGoes := f.OrphanedAt == 0 && l.Untagged > 0 && over(l.Now, f.LooseAt, l.Untagged) && over(l.Now, f.TouchedAt, l.Untagged) &&
+			over(l.Now, f.LooseAt, l.Window) && over(l.Now, f.TouchedAt, l.Window)
 		v := gc.JudgeManifest(f, l)
 		check(t, v, !held && (orphanGoes || untaggedGoes), v.Again, l.Now)
 	})

@@ -335,7 +335,7 @@ func (r *runner) loose(ctx context.Context, first bool) (int, error) {
 	if !first || r.limits.Untagged == 0 {
 		return 0, nil
 	}
-	d := r.due(first, r.limits.Untagged)
+	d := r.due(first, r.limits.untagged())
 	return r.each(ctx, func(b *batch) (int, error) {
 		fs, err := r.store.Loose(ctx, d)
 		for _, f := range fs {
@@ -389,7 +389,7 @@ func patience(f meta.ManifestFacts, l Limits) int64 {
 	if f.OrphanedAt != 0 {
 		return l.Window
 	}
-	return l.Untagged
+	return l.untagged()
 }
 
 func (r *runner) trash(ctx context.Context, first bool) (int, error) {

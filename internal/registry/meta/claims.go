@@ -38,7 +38,9 @@ type Work struct {
 type Claim struct {
 	ID, Version int64
 	// Before repeats the judge's time limit: touched_at (of a trashed manifest
-	// trashed_at) must not be after it. math.MaxInt64 where the window is 0.
+	// trashed_at) must not be after it. NoLimit where the window is 0. The store
+	// applies the policy's own limit besides, so a judge that goes by another
+	// duration cannot shorten the window (R3).
 	Before int64
 	Reason string
 }
@@ -149,6 +151,15 @@ func (c *collection) leasedAfter() int64 {
 	return c.tx.Now() - time.Duration(c.w.Policy.Window).Milliseconds()
 }
 
+// cutoff is the latest time of a last touch that a duration of the policy lets
+// go. It is the store's own limit, apart from what the judge has claimed.
+func (c *collection) cutoff(d Duration) int64 {
+	if d == 0 {
+		return NoLimit
+	}
+	return c.tx.Now() - time.Duration(d).Milliseconds()
+}
+
 func (c *collection) raced(n int) {
 	if n > 0 {
 		c.done.Kept["raced"] += int64(n)
@@ -176,12 +187,15 @@ func reasons(claims []Claim) map[int64]string {
 }
 
 // trash moves living manifests to the trash. The claim repeats what the judge
-// went by: version, time, nothing that holds it, no lease.
+// went by: version, time, nothing that holds it, no lease. Whatever the reason,
+// the window counts from the last confirmation and from the loss of what kept
+// the manifest, which the deletion of its index or subject is (R3).
 func (c *collection) trash() error {
 	for _, t := range c.w.Trash {
 		n, err := c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
-			WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
-			t.ID, t.Version, t.Before, c.leasedAfter())
+			WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL
+				AND max(m.touched_at, coalesce(m.loose_at, 0)) <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
+			t.ID, t.Version, min(t.Before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
 		if err != nil {
 			return fmt.Errorf("claim manifest %s: %w", t.Digest, err)
 		}
@@ -243,7 +257,7 @@ func (c *collection) remove() error {
 	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
 			AND NOT `+indexed+` AND `+manifestLease+` IS NULL AND NOT EXISTS (SELECT 1 FROM kin WHERE manifest_id = m.id)
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
-		claims, before, c.leasedAfter())
+		claims, min(before, c.cutoff(c.w.Policy.Trash)), c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove manifests: %w", err)
 	}
@@ -313,7 +327,7 @@ func (c *collection) unlink() error {
 			AND NOT EXISTS (SELECT 1 FROM blobs b CROSS JOIN lease_digests ld ON ld.digest = b.digest WHERE b.id = l.blob_id AND ld.expires_at > ?)
 		RETURNING id, blob_id, repo_id, touched_at, hidden, (SELECT name FROM repositories r WHERE r.id = repo_id),
 			(SELECT digest FROM blobs b WHERE b.id = blob_id), (SELECT size FROM blobs b WHERE b.id = blob_id)`,
-		claims, before, c.leasedAfter())
+		claims, min(before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove links: %w", err)
 	}
@@ -376,7 +390,7 @@ func (c *collection) collect() error {
 	}, `DELETE FROM blobs AS b WHERE (b.id, b.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND b.touched_at <= ?
 			AND NOT EXISTS (SELECT 1 FROM links l WHERE l.blob_id = b.id)
 			AND NOT EXISTS (SELECT 1 FROM lease_digests ld WHERE ld.digest = b.digest AND ld.expires_at > ?)
-		RETURNING id, digest, size, key`, claims, before, c.leasedAfter())
+		RETURNING id, digest, size, key`, claims, min(before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
 	if err != nil {
 		return fmt.Errorf("remove blobs: %w", err)
 	}

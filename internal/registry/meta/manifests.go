@@ -143,6 +143,9 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		s.dropPush(tx, p)
+		if err := s.confirmSubject(tx, p.Repo, repo, p.Manifest.Subject); err != nil {
+			return err
+		}
 		if err := s.settle(tx, p.Repo, append(losers, id)); err != nil {
 			return err
 		}
@@ -364,6 +367,26 @@ func writeTags(tx *sqldb.Tx, repo, id int64, tags []oci.Tag) (losers []int64, er
 		}
 	}
 	return losers, nil
+}
+
+// confirmSubject begins the window of a subject that nothing keeps: a referrer
+// keeps no subject, but whoever pushed it relies on the subject being here (R3).
+func (s *Store) confirmSubject(tx *sqldb.Tx, repo oci.Name, repoID int64, subject oci.Digest) error {
+	if subject == "" {
+		return nil
+	}
+	var id int64
+	err := tx.Row(`UPDATE manifests SET touched_at = max(touched_at, ?), version = version + 1
+		WHERE repo_id = ? AND digest = ? AND trashed_at IS NULL AND (loose_at IS NOT NULL OR orphaned_at IS NOT NULL) RETURNING id`,
+		tx.Now(), repoID, string(subject)).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("confirm subject %s: %w", subject, err)
+	}
+	s.dropManifests(tx, repo, string(subject))
+	return s.dropTagsOf(tx, repo, id)
 }
 
 func referrersOf(tx *sqldb.Tx, repo int64, d oci.Digest) (referrers []int64, err error) {
