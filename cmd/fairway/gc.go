@@ -67,6 +67,10 @@ func (a *app) printStatus(s gc.Status) {
 	if s.Queue.PurgesStuck > 0 {
 		purges += ", " + t.red(fmt.Sprintf("%d failing", s.Queue.PurgesStuck))
 	}
+	if s.ClockBehindMS > 0 {
+		t.fields([2]string{"clock", t.red(fmt.Sprintf("%s behind the machine's, which had jumped ahead at the start and is not believed; see trust_clock",
+			roughly(time.Duration(s.ClockBehindMS)*time.Millisecond)))})
+	}
 	t.fields([][2]string{
 		{"running", running},
 		{"last run", last},

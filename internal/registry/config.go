@@ -27,6 +27,7 @@ type Config struct {
 	Database    string           `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
 	Storage     string           `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
 	GC          GC               `key:"gc"`
+	TrustClock  bool             `key:"trust_clock" doc:"Believe the machine's clock at the start even if it has gone on by more than the longest period (window, trash, untagged, uploads, node_grace, or a week) since the server last ran. Without this the server takes such a clock for wrong, goes on from the time at which it ended, and says so: otherwise the trash, the window and all leases would end at once. Set it for one start after the server was really down for that long."`
 	Log         setting.Log      `key:"log"`
 	Pprof       bool             `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 
@@ -74,6 +75,19 @@ func (c Config) Policy() meta.Policy {
 		Untagged: meta.Duration(c.GC.Untagged),
 		Uploads:  meta.Duration(c.GC.Uploads),
 	}
+}
+
+// jumpMax is by how much the machine's clock may have gone on between the end
+// of the server and its next start, to be believed; 0: any time.
+func (c Config) jumpMax() time.Duration {
+	if c.TrustClock {
+		return 0
+	}
+	longest := time.Duration(meta.LeaseMemory) * time.Millisecond
+	for _, d := range []unit.Duration{c.GC.Window, c.GC.Trash, c.GC.Untagged, c.GC.Uploads, c.GC.Node} {
+		longest = max(longest, time.Duration(d))
+	}
+	return longest
 }
 
 // Validate returns a *setting.Error for the first value that cannot be used.

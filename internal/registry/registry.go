@@ -141,8 +141,13 @@ func (r *Registry) openData(ctx context.Context) error {
 	if err := r.checkSpace(); err != nil {
 		return err
 	}
-	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release, Owner: owner}); err != nil {
+	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release, Owner: owner, JumpMax: r.cfg.jumpMax().Milliseconds()}); err != nil {
 		return err
+	}
+	if behind := r.store.ClockBehind(); behind > 0 {
+		r.log.Warn("the machine's clock is further ahead of the last start than the longest period, and is not believed; "+
+			"correct the machine's clock and start again, or set trust_clock for one start if the server was really down for that long",
+			"last_time", meta.Time(r.store.Now()), "ahead", (time.Duration(behind) * time.Millisecond).Round(time.Second))
 	}
 	r.closers = append(r.closers, r.store.Close)
 	return nil

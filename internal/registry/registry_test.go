@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-registry/fairway/internal/disk"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
+	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
 )
@@ -390,6 +395,124 @@ func TestValidate_PortsThatAreNone(t *testing.T) {
 		var bad *setting.Error
 		if err := cfg.Validate(); !errors.As(err, &bad) || bad.Key != "listen" {
 			t.Errorf("%s: error %v", listen, err)
+		}
+	}
+}
+
+// The machine's clock is three years ahead at one start. Seen from the database
+// that is the same as a database whose every time is three years older.
+func TestR14_ClockYearsAheadAtOneStartEndsNothing(t *testing.T) {
+	const years = 3 * 365 * 24 * time.Hour
+	ctx := context.Background()
+	cfg := testConfig(t)
+	cfg.GC.Interval = 0
+	r := mustOpen(t, cfg)
+	u, err := r.store.CreateUpload(ctx, "a", "sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := []byte(`{"schemaVersion":2,"mediaType":"` + oci.MediaTypeIndex + `","manifests":[]}`)
+	m, err := oci.ParseManifest("", raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(raw)
+	if _, err := r.store.PutManifest(ctx, meta.Push{Repo: "a", Tags: []oci.Tag{"v1"}, Digest: d, Manifest: m, Content: raw}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.DeleteManifest(ctx, "a", d, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.store.PutLease(ctx, "somebody", []oci.Digest{d}, time.Hour.Milliseconds()); err != nil {
+		t.Fatal(err)
+	}
+	older := func() {
+		t.Helper()
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		db, err := sql.Open("sqlite", filepath.Join(cfg.Data, "fairway.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ms := years.Milliseconds()
+		for _, q := range []string{
+			"UPDATE clock SET seen = seen - ?", "UPDATE uploads SET touched_at = touched_at - ?", "UPDATE trash SET trashed_at = trashed_at - ?",
+			"UPDATE manifests SET trashed_at = trashed_at - ?", "UPDATE leases SET expires_at = expires_at - ?", "UPDATE lease_digests SET expires_at = expires_at - ?",
+		} {
+			if _, err := db.ExecContext(ctx, q, ms); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect := func() meta.Run {
+		t.Helper()
+		run, err := r.collector.Start(ctx, cfg.Policy(), gc.TriggerManual, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run, err = r.collector.Wait(ctx, run.ID); err != nil {
+			t.Fatal(err)
+		}
+		return run
+	}
+	older()
+	var log bytes.Buffer
+	if r, err = Open(ctx, cfg, slog.New(slog.NewTextHandler(&log, nil)), adminapi.Version{}); err != nil {
+		t.Fatal(err)
+	}
+	if run := collect(); run.Collected != 0 {
+		t.Errorf("the run after the jump collected %d items", run.Collected)
+	}
+	if _, err := r.store.Upload(ctx, "a", u.ID); err != nil {
+		t.Errorf("the upload after the jump: %v", err)
+	}
+	if ls, err := r.store.Leases(ctx, ""); err != nil || len(ls) != 1 {
+		t.Errorf("the leases after the jump: %v, %v", ls, err)
+	}
+	st, err := r.collector.Status(ctx)
+	if err != nil || st.ClockBehindMS < years.Milliseconds()/2 {
+		t.Errorf("the status says that the clock is %d ms behind, %v", st.ClockBehindMS, err)
+	}
+	if !strings.Contains(log.String(), "trust_clock") {
+		t.Errorf("the log does not report the jump: %s", log.String())
+	}
+	if metrics := ask(r, "/metrics").Body.String(); !strings.Contains(metrics, "\nfairway_clock_behind_seconds 9.") {
+		t.Error("the metrics do not report the jump")
+	}
+	if _, err := r.store.Restore(ctx, "a", d, "test"); err != nil {
+		t.Errorf("restore after the jump: %v", err)
+	}
+	if err := r.store.DeleteManifest(ctx, "a", d, "test"); err != nil {
+		t.Fatal(err)
+	}
+
+	// The server was really down for that long: this is for its operator to say.
+	older()
+	cfg.TrustClock = true
+	if r, err = open(t, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if run := collect(); run.Collected != 2 {
+		t.Errorf("a run by a clock that is to be trusted collected %d items, want the manifest and the upload", run.Collected)
+	}
+}
+
+func TestR14_LongestPeriodIsBelieved(t *testing.T) {
+	for what, set := range map[string]func(*GC){
+		"window": func(c *GC) { c.Window = unit.Duration(30 * 24 * time.Hour) }, "trash": func(c *GC) { c.Trash = unit.Duration(30 * 24 * time.Hour) },
+		"untagged": func(c *GC) { c.Untagged = unit.Duration(30 * 24 * time.Hour) }, "uploads": func(c *GC) { c.Uploads = unit.Duration(30 * 24 * time.Hour) },
+		"node_grace": func(c *GC) { c.Node = unit.Duration(30 * 24 * time.Hour) },
+	} {
+		c := Default()
+		if d := c.jumpMax(); d != 7*24*time.Hour {
+			t.Errorf("the longest period of the defaults is %s, want a week", d)
+		}
+		if set(&c.GC); c.jumpMax() != 30*24*time.Hour {
+			t.Errorf("%s of 30 days: the longest period is %s", what, c.jumpMax())
 		}
 	}
 }

@@ -43,6 +43,11 @@ type Options struct {
 	Owner      string       // what opens it, for the message to whoever is refused meanwhile
 	Now        func() int64 // ms since the epoch; nil = a Clock of its own
 
+	// JumpMax is by how much the machine's clock may be ahead, at the start, of
+	// the latest time that the database has seen, in ms. A larger jump is not
+	// believed: the clock goes on from that time. 0 = any is believed.
+	JumpMax int64
+
 	// Release is called when a Maintain write found the disk full. It frees
 	// some space and returns true if a second try makes sense.
 	Release func() bool
@@ -62,6 +67,7 @@ type DB struct {
 	writer  *conn
 	lax     bool // the writer's commits do not wait for the disk; known to writeLoop only
 	now     func() int64
+	behind  int64 // ms by which now is behind a machine's clock that is not believed
 
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
 	opened       time.Time
@@ -159,13 +165,13 @@ func (db *DB) open(ctx context.Context) error {
 		}
 	}
 	if db.now == nil {
-		clock := NewClock()
-		var seen int64
+		var seen, at int64
 		if err := w.row("SELECT seen FROM clock").Scan(&seen); err != nil {
 			return fmt.Errorf("read the clock: %w", err)
 		}
-		clock.NotBefore(seen)
-		db.now = clock.Now
+		start := time.Now()
+		at, db.behind = begin(start.UnixMilli(), seen, db.opts.JumpMax)
+		db.now = newClock(start, at).Now
 	}
 	db.done.Add(2)
 	go db.writeLoop()
@@ -193,6 +199,10 @@ func migrate(ctx context.Context, pool *sql.DB, migrations fs.FS) error {
 
 // Now is the database's clock, in milliseconds since the Unix epoch.
 func (db *DB) Now() int64 { return db.now() }
+
+// Behind is by how much the clock is behind the machine's, in ms, because that
+// one had jumped ahead by more than Options.JumpMax when the database was opened.
+func (db *DB) Behind() int64 { return db.behind }
 
 // Close commits what is waiting and closes the database.
 func (db *DB) Close() error {

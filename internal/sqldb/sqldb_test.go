@@ -284,17 +284,66 @@ func TestR11_ClockIsNotLedAstray(t *testing.T) {
 	}
 }
 
-func TestR11_ClockNeverGoesBack(t *testing.T) {
-	c := sqldb.NewClock()
-	now := c.Now()
-	c.NotBefore(now - 1000)
-	if c.Now() < now {
-		t.Error("NotBefore moved the clock back")
+// shift changes the latest time that a closed database has seen.
+func shift(t *testing.T, path string, d time.Duration) {
+	t.Helper()
+	db := open(t, sqldb.Options{Path: path, Now: func() int64 { return 1 }})
+	if err := db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("UPDATE clock SET seen = seen + ?", d.Milliseconds())
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
-	c.NotBefore(now + 3_600_000)
-	if d := c.Now() - now; d < 3_600_000 || d > 3_660_000 {
-		t.Errorf("the clock moved by %d ms, want an hour", d)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
+}
+
+func TestR14_JumpOfTheClockOverAStartIsNotBelieved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	const day = 24 * time.Hour
+	start := func(jumpMax time.Duration) (now, behind int64) {
+		t.Helper()
+		db := open(t, sqldb.Options{Path: path, JumpMax: jumpMax.Milliseconds()})
+		now, behind = db.Now(), db.Behind()
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return now, behind
+	}
+	near := func(got, want int64, what string) {
+		t.Helper()
+		if d := got - want; d < 0 || d > time.Hour.Milliseconds() { // no test takes an hour
+			t.Errorf("%s: the clock is %d ms off", what, d)
+		}
+	}
+	first, behind := start(7 * day)
+	if behind != 0 {
+		t.Errorf("a new database is %d ms behind", behind)
+	}
+	shift(t, path, -6*day)
+	now, behind := start(7 * day)
+	near(now, first, "six days later")
+	if behind != 0 {
+		t.Errorf("%d ms behind after six days", behind)
+	}
+	shift(t, path, -1000*day)
+	for range 2 { // and it stays that way over restarts
+		now, behind = start(7 * day)
+		near(now, first-(1000*day).Milliseconds(), "1000 days ahead")
+		near(behind, (1000*day - 30*time.Minute).Milliseconds(), "how far behind it is")
+	}
+	// A clock that is set right is followed again, and so is one that is to be.
+	now, behind = start(2000 * day)
+	near(now, first, "within the limit again")
+	if behind != 0 {
+		t.Errorf("%d ms behind a clock that is believed", behind)
+	}
+	shift(t, path, -1000*day)
+	if now, behind = start(0); behind != 0 {
+		t.Errorf("%d ms behind a clock that is to be believed", behind)
+	}
+	near(now, first, "any jump is to be believed")
 }
 
 func BenchmarkWrite_Parallel16(b *testing.B) {

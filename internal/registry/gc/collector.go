@@ -384,12 +384,15 @@ type Status struct {
 	Last    *meta.Run   `json:"last,omitempty"`    // the newest run that is over
 	NextAt  *time.Time  `json:"next_at,omitempty"` // of the background worker
 	Policy  meta.Policy `json:"policy"`
-	Queue   meta.Stats  `json:"queue"`
+	// ClockBehindMS is by how much the registry's clock is behind the machine's,
+	// because that one had jumped ahead at the start and is not believed.
+	ClockBehindMS int64      `json:"clock_behind_ms,omitempty"`
+	Queue         meta.Stats `json:"queue"`
 }
 
 // Status reads what is going on.
 func (c *Collector) Status(ctx context.Context) (Status, error) {
-	st := Status{Running: []meta.Run{}, Policy: c.opts.Policy}
+	st := Status{Running: []meta.Run{}, Policy: c.opts.Policy, ClockBehindMS: c.store.ClockBehind()}
 	c.mu.Lock()
 	if !c.nextAt.IsZero() {
 		at := c.nextAt.UTC()

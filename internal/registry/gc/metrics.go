@@ -36,6 +36,9 @@ func newMetrics(reg prometheus.Registerer, s *meta.Store) *metrics {
 			Help: "Duration of runs.", Buckets: prometheus.ExponentialBuckets(0.01, 4, 10)}),
 	}
 	if reg != nil {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "fairway", Name: "clock_behind_seconds",
+			Help: "How far the registry's clock is behind the machine's, which had jumped ahead at the start and is not believed."},
+			func() float64 { return float64(s.ClockBehind()) / 1000 }))
 		reg.MustRegister(m.examined, m.collected, m.trashed, m.unlinked, m.purged, m.freed, m.failed, m.kept, m.runs, m.duration, &queueCollector{store: s})
 	}
 	return m

@@ -25,6 +25,7 @@ type Options struct {
 	Now     func() int64 // ms since the Unix epoch; nil = the database's own clock
 	Release func() bool  // frees disk space held in reserve for maintenance
 	Owner   string       // what opens it, for the message to whoever is refused meanwhile
+	JumpMax int64        // ms that the machine's clock may have gone on since the last start; see sqldb.Options
 
 	// Trace is called with each statement before it runs; nil = not at all. See
 	// sqldb.Options.
@@ -56,7 +57,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner, Trace: o.Trace})
+	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner, Trace: o.Trace, JumpMax: o.JumpMax})
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +80,13 @@ func (s *Store) Close() error { return s.db.Close() }
 
 // Now is the database's clock, in milliseconds since the Unix epoch.
 func (s *Store) Now() int64 { return s.db.Now() }
+
+// ClockBehind is by how much that clock is behind the machine's, in ms, because
+// the machine's had jumped ahead at the start by more than is believed.
+func (s *Store) ClockBehind() int64 { return s.db.Behind() }
+
+// LeaseMemory is how long the end of a lease is remembered at least, in ms.
+const LeaseMemory = leaseMemory
 
 // Contended reports that clients are writing, so that a collector had better
 // take small steps.
