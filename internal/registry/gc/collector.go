@@ -144,6 +144,9 @@ func (c *Collector) interval(ctx context.Context) error {
 	if busy {
 		return nil
 	}
+	if err := c.forgetLeases(ctx, 0); err != nil {
+		return err
+	}
 	due, err := c.anythingDue(ctx)
 	if err != nil || !due {
 		return err
@@ -157,6 +160,30 @@ func (c *Collector) interval(ctx context.Context) error {
 		return nil // it found nothing to do and left no trace
 	}
 	return err
+}
+
+// forgetLeases forgets all leases that are over. Their digests are remembered
+// for the longest window that is set anywhere: that of this run, of the server
+// or of a schedule. A run with a shorter one must not shorten theirs (R3).
+func (c *Collector) forgetLeases(ctx context.Context, window int64) error {
+	window = max(window, time.Duration(c.opts.Policy.Window).Milliseconds())
+	scheds, err := c.store.Schedules(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range scheds {
+		window = max(window, time.Duration(s.Policy.Window).Milliseconds())
+	}
+	for {
+		began := time.Now()
+		more, err := c.store.ForgetLeases(ctx, window)
+		if err != nil || !more {
+			return err
+		}
+		if err := c.rest(ctx, time.Since(began)); err != nil {
+			return err
+		}
+	}
 }
 
 func (c *Collector) anythingDue(ctx context.Context) (bool, error) {
@@ -399,16 +426,9 @@ func (c *Collector) Status(ctx context.Context) (Status, error) {
 		st.NextAt = &at
 	}
 	c.mu.Unlock()
-	runs, err := c.store.Runs(ctx, 0, 20)
-	if err != nil {
+	var err error
+	if st.Running, st.Last, err = c.store.LatestRuns(ctx); err != nil {
 		return Status{}, err
-	}
-	for i, r := range runs {
-		if r.State == meta.RunRunning {
-			st.Running = append(st.Running, r)
-		} else if st.Last == nil {
-			st.Last = &runs[i]
-		}
 	}
 	st.Queue, err = c.store.Stats(ctx)
 	return st, err

@@ -118,16 +118,20 @@ func (d *dryRun) due(duration int64) meta.Due {
 func (d *dryRun) dueNow(duration int64) bool { return duration == 0 }
 
 // objectSize asks the store: an upload that was cut off may have left more
-// bytes than the database knows of.
-func (d *dryRun) objectSize(ctx context.Context, key string, known int64) (int64, error) {
+// bytes than the database knows of. An object that cannot be opened counts with
+// what the database knows: a run needs no more than to delete it.
+func (d *dryRun) objectSize(ctx context.Context, key string, known int64) int64 {
 	r, err := d.blobs.Open(ctx, key)
 	if errors.Is(err, blob.ErrNotFound) {
-		return 0, nil
+		return 0
 	}
 	if err != nil {
-		return known, err
+		d.opts.Log.Warn("dry run: the size of an object cannot be read", "key", key, "err", err)
+		return known
 	}
-	return r.Size(), r.Close()
+	size := r.Size()
+	_ = r.Close() // nothing was read
+	return size
 }
 
 func (d *dryRun) uploads(ctx context.Context) error {
@@ -143,12 +147,8 @@ func (d *dryRun) uploads(ctx context.Context) error {
 			if !d.examined(v) {
 				continue
 			}
-			size, err := d.objectSize(ctx, f.Key, f.Size)
-			if err != nil {
-				return err
-			}
 			d.run.Collected++
-			d.freed(size)
+			d.freed(d.objectSize(ctx, f.Key, f.Size))
 			d.act(meta.Deletion{Kind: "upload", Act: "removed", Repo: string(f.Repo), Digest: f.ID, Bytes: f.Size, Reason: v.Reason})
 		}
 	}
@@ -469,11 +469,7 @@ func (d *dryRun) purges(ctx context.Context) error {
 		}
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
 		for _, p := range ps {
-			size, err := d.objectSize(ctx, p.Key, p.Size)
-			if err != nil {
-				return err
-			}
-			d.freed(size)
+			d.freed(d.objectSize(ctx, p.Key, p.Size))
 		}
 	}
 }

@@ -44,7 +44,7 @@ type runner struct {
 	limits  Limits // of the run's beginning
 	limiter *rate.Limiter
 
-	trashed []int64 // moved to the trash by this run; with a trash time of 0 they go on at once
+	trashed []int64 // moved to the trash by this run and not judged there yet; with a trash time of 0 they go on at once
 }
 
 func (c *Collector) limiter() *rate.Limiter {
@@ -95,6 +95,9 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 // the run has uncovered.
 func (r *runner) execute(ctx context.Context) error {
 	if err := r.store.FinishKin(ctx); err != nil {
+		return err
+	}
+	if err := r.forgetLeases(ctx, r.limits.Window); err != nil {
 		return err
 	}
 	total, err := r.store.CountDue(ctx, cutoffs(r.limits), r.scope, totalMax)
@@ -201,8 +204,8 @@ func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 // rest leaves the database to clients, if any are writing, for some times as
 // long as a step has taken: so a collection slows a push by a small part of
 // itself, however long it goes on (R5).
-func (r *runner) rest(ctx context.Context, step time.Duration) error {
-	if !r.store.Contended() {
+func (c *Collector) rest(ctx context.Context, step time.Duration) error {
+	if !c.store.Contended() {
 		return nil
 	}
 	t := time.NewTimer(min(restFactor*step, restMax))
@@ -381,7 +384,9 @@ func (r *runner) judgeManifest(b *batch, f meta.ManifestFacts) {
 		t.Cause = f.OrphanOf
 	}
 	b.Trash = append(b.Trash, t)
-	r.trashed = append(r.trashed, f.ID)
+	if l.Trash == 0 {
+		r.trashed = append(r.trashed, f.ID)
+	}
 }
 
 // patience is the duration that JudgeManifest goes by.
@@ -411,15 +416,21 @@ func (r *runner) trash(ctx context.Context, first bool) (int, error) {
 		})
 	}
 	d := r.due(first, r.limits.Trash)
-	return r.each(ctx, func(b *batch) (int, error) {
+	mine := map[int64]bool{} // that this run has put there, and that are not judged there yet
+	for _, id := range r.trashed {
+		mine[id] = true
+	}
+	items, err := r.each(ctx, func(b *batch) (int, error) {
 		fs, err := r.store.Trashed(ctx, d)
 		r.judgeTrash(b, fs)
-		if len(fs) > 0 {
-			last := fs[len(fs)-1]
-			d.After = meta.Cursor{At: last.TrashedAt, ID: last.ID}
+		for _, f := range fs {
+			d.After = meta.Cursor{At: f.TrashedAt, ID: f.ID}
+			delete(mine, f.ID)
 		}
 		return len(fs), err
 	})
+	r.trashed = slices.DeleteFunc(r.trashed, func(id int64) bool { return !mine[id] })
+	return items, err
 }
 
 func (r *runner) judgeTrash(b *batch, fs []meta.TrashFacts) {
@@ -478,6 +489,9 @@ func (r *runner) purge(ctx context.Context) error {
 	if r.scope.All() {
 		origin = 0
 	}
+	// What fails is due again while this run goes on. It is for a later run: each
+	// object is tried once in a run, so counts and events are one for an object.
+	until := r.store.Now()
 	var due int64
 	key := ""
 	for {
@@ -489,8 +503,14 @@ func (r *runner) purge(ctx context.Context) error {
 			limit = stepMax
 		}
 		ps, err := r.store.DuePurges(ctx, origin, due, key, limit)
-		if err != nil || len(ps) == 0 {
+		if err != nil {
 			return err
+		}
+		if i := slices.IndexFunc(ps, func(p meta.PendingPurge) bool { return p.DueAt > until }); i >= 0 {
+			ps = ps[:i]
+		}
+		if len(ps) == 0 {
+			return nil
 		}
 		began := time.Now()
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key

@@ -145,21 +145,50 @@ func leaseEnds(tx *sqldb.Tx, holder string) error {
 // at least, in ms, so that any window can count from it.
 const leaseMemory = 7 * 24 * 3600 * 1000
 
-// dropExpiredLeases forgets leases that are over, some at a time, and their
-// digests when no window, nor the given one in ms, would look for them.
-func dropExpiredLeases(tx *sqldb.Tx, window int64) error {
-	const over = "(SELECT holder FROM leases WHERE expires_at <= ? ORDER BY expires_at, holder LIMIT 100)"
-	for _, table := range []string{"node_uses", "leases"} {
-		if _, err := tx.Exec("DELETE FROM "+table+" WHERE holder IN "+over, tx.Now()); err != nil {
+// leasesAtOnce and digestsAtOnce bound what one transaction forgets, so that
+// clients do not wait for it.
+const (
+	leasesAtOnce  = 100
+	digestsAtOnce = 1000
+)
+
+// ForgetLeases forgets some of the leases that are over, and their digests when
+// no window looks for them any more; window, in ms, is the longest that any run
+// may have. more says that there is more to forget.
+func (s *Store) ForgetLeases(ctx context.Context, window int64) (more bool, err error) {
+	window = max(window, leaseMemory)
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row("SELECT EXISTS (SELECT 1 FROM leases WHERE expires_at <= ?1) OR EXISTS (SELECT 1 FROM lease_digests WHERE expires_at < ?2)"+
+			" OR EXISTS (SELECT 1 FROM nodes WHERE kept_until < ?3)", tx.Now(), tx.Now()-window, tx.Now()-nodeMemory).Scan(&more)
+	})
+	if err == nil && more {
+		err = s.db.Maintain(ctx, func(tx *sqldb.Tx) error {
+			more, err = forgetLeases(tx, window)
 			return err
+		})
+	}
+	if err != nil {
+		return false, fmt.Errorf("forget expired leases: %w", err)
+	}
+	return more, nil
+}
+
+func forgetLeases(tx *sqldb.Tx, window int64) (more bool, err error) {
+	var over []string
+	if err := tx.All(scanInto(&over), "SELECT holder FROM leases WHERE expires_at <= ? ORDER BY expires_at, holder LIMIT ?", tx.Now(), leasesAtOnce); err != nil {
+		return false, err
+	}
+	for _, table := range []string{"node_uses", "leases"} {
+		if _, err := tx.Exec("DELETE FROM "+table+" WHERE holder IN (SELECT a FROM "+sqldb.Each+")", sqldb.List(over)); err != nil {
+			return false, err
 		}
 	}
 	if err := dropGoneNodes(tx); err != nil {
-		return err
+		return false, err
 	}
-	_, err := tx.Exec("DELETE FROM lease_digests WHERE (holder, digest) IN (SELECT holder, digest FROM lease_digests WHERE expires_at < ? LIMIT 1000)",
-		tx.Now()-max(window, leaseMemory))
-	return err
+	n, err := tx.Exec("DELETE FROM lease_digests WHERE (holder, digest) IN (SELECT holder, digest FROM lease_digests WHERE expires_at < ? LIMIT ?)",
+		tx.Now()-window, digestsAtOnce)
+	return len(over) == leasesAtOnce || n == digestsAtOnce, err
 }
 
 // LeasePage selects leases: of one holder, or a page of all.

@@ -6,15 +6,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
-// runsKept is how many runs the history holds; older ones go as new ones come.
-// The deletion log is apart from it and is never cut.
-const runsKept = 10_000
+// How many runs the history holds; older ones go as new ones come. Runs that
+// did nothing have a share of their own, so that they do not push out those that
+// mattered. The deletion log is apart from it and is never cut.
+const (
+	runsKept     = 10_000
+	idleRunsKept = 1_000
+)
+
+// idleRun selects runs that ended well and did nothing. The index runs_idle has
+// the same terms.
+const idleRun = "state = 'done' AND collected = 0 AND trashed = 0 AND unlinked = 0 AND purged = 0 AND failed = 0"
+
+// trimRuns forgets the oldest runs beyond what the history holds. It counts
+// runs and not ids: a run that is forgotten at once has taken an id.
+func trimRuns(tx *sqldb.Tx) error {
+	if _, err := tx.Exec("DELETE FROM runs WHERE "+idleRun+" AND id <= (SELECT id FROM runs WHERE "+idleRun+" ORDER BY id DESC LIMIT 1 OFFSET ?)", idleRunsKept); err != nil {
+		return err
+	}
+	_, err := tx.Exec("DELETE FROM runs WHERE state <> 'running' AND id <= (SELECT id FROM runs ORDER BY id DESC LIMIT 1 OFFSET ?)", runsKept)
+	return err
+}
 
 // StartRun records a run and returns it.
 func (s *Store) StartRun(ctx context.Context, trigger, actor string, p Policy) (Run, error) {
@@ -30,10 +47,7 @@ func (s *Store) StartRun(ctx context.Context, trigger, actor string, p Policy) (
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec("DELETE FROM runs WHERE id <= ? AND state <> 'running'", r.ID-runsKept); err != nil {
-			return err
-		}
-		return dropExpiredLeases(tx, time.Duration(p.Window).Milliseconds())
+		return trimRuns(tx)
 	})
 	if err != nil {
 		return Run{}, fmt.Errorf("start a run: %w", err)
@@ -109,9 +123,15 @@ func addEvent(tx *sqldb.Tx, run int64, level, text string) error {
 	if run == 0 {
 		return nil
 	}
-	_, err := tx.Exec("INSERT INTO run_events (run_id, at, level, text) SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM runs WHERE id = ?1)", run, tx.Now(), level, text)
+	_, err := tx.Exec(`INSERT INTO run_events (run_id, at, level, text)
+		SELECT ?1, ?2, CASE n WHEN ?5 THEN 'warn' ELSE ?3 END, CASE n WHEN ?5 THEN 'more happened than is recorded here; the counts have all of it' ELSE ?4 END
+		FROM (SELECT count(*) AS n FROM run_events WHERE run_id = ?1) WHERE n <= ?5 AND EXISTS (SELECT 1 FROM runs WHERE id = ?1)`,
+		run, tx.Now(), level, text, runEventsMax)
 	return err
 }
+
+// runEventsMax is how many lines a run's log has; one more says that there were others.
+const runEventsMax = 1_000
 
 // RunEvents lists a run's log, oldest first, at most n lines.
 func (s *Store) RunEvents(ctx context.Context, run int64, n int) (es []RunEvent, err error) {
@@ -181,6 +201,31 @@ func (s *Store) Runs(ctx context.Context, before int64, n int) (rs []Run, err er
 		return nil, fmt.Errorf("list runs: %w", err)
 	}
 	return rs, nil
+}
+
+// LatestRuns returns the runs under way, newest first, and the newest of those
+// that are over, nil for none.
+func (s *Store) LatestRuns(ctx context.Context) (running []Run, last *Run, err error) {
+	err = s.db.Snapshot(ctx, func(tx *sqldb.Tx) error {
+		running, last = []Run{}, nil
+		if err := tx.All(func(rows *sql.Rows) error {
+			r, err := scanRun(rows.Scan)
+			running = append(running, r)
+			return err
+		}, "SELECT "+runColumns+" FROM runs WHERE state = 'running' ORDER BY id DESC"); err != nil {
+			return err
+		}
+		r, err := scanRun(tx.Row("SELECT " + runColumns + " FROM runs WHERE state <> 'running' ORDER BY id DESC LIMIT 1").Scan)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		last = &r
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up the latest runs: %w", err)
+	}
+	return running, last, nil
 }
 
 // Cutoffs are a policy's time limits, applied to the database's clock.
