@@ -452,7 +452,7 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 		}
 		x.trashedAt, x.trashTags, x.cause = 0, nil, ""
 		for k, y := range r.manifests {
-			if !y.living && y.cause != "" && (x.names(k) || y.content.parsed.Subject == queue[i]) {
+			if !y.living && (x.names(k) || y.cause != "" && y.content.parsed.Subject == queue[i]) {
 				queue = append(queue, k)
 			}
 		}

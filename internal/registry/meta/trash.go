@@ -120,13 +120,15 @@ func scanTrashItem(items *[]TrashItem) func(*sql.Rows) error {
 }
 
 // Restore brings a manifest back from the trash, with its tags where these
-// names are free, and with those of its children and referrers that went because
-// something above them did. Errors: NotFound where it is not in the trash, Conflict where bytes that
-// it needs are gone.
+// names are free, with its children, whoever deleted them, and with the
+// referrers that went because what is above them did: an index without a child
+// cannot be pulled, and a referrer that a client deleted is not missed. What of
+// these cannot be restored is reported. Errors: NotFound where it is not in the
+// trash, Conflict where bytes that it needs itself are gone.
 func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor string) (Restored, error) {
 	var out Restored
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
-		out = Restored{Repo: repo, Digest: d, Tags: []string{}, TagsTaken: []string{}, Along: []oci.Digest{}}
+		out = Restored{Repo: repo, Digest: d, Tags: []string{}, TagsTaken: []string{}, Along: []oci.Digest{}, NotRestored: []NotRestored{}}
 		repoID, err := repoID(tx, repo)
 		if err != nil {
 			return err
@@ -134,21 +136,21 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		queue := []oci.Digest{d}
 		for i := 0; i < len(queue); i++ {
 			id, err := s.restoreOne(tx, repo, repoID, queue[i], actor, &out)
-			if err != nil {
+			switch {
+			case i > 0 && errors.Is(err, fault.Conflict):
+				out.NotRestored = append(out.NotRestored, NotRestored{queue[i], fault.Public(err).Public})
+				continue
+			case err != nil:
 				return err
-			}
-			if id == 0 && i == 0 {
+			case id == 0 && i == 0:
 				return fault.New(fault.NotFound, "manifest %s of %s is not in the trash", d, repo).WithCode(oci.CodeManifestUnknown)
-			}
-			// What went because something above it did comes back with this one.
-			if err := tx.All(scanInto(&queue), `SELECT m.digest FROM manifest_children c CROSS JOIN manifests m ON m.repo_id = c.repo_id AND m.digest = c.child_digest
-					CROSS JOIN trash t ON t.manifest_id = m.id WHERE c.manifest_id = ?1 AND t.cause <> ''
-				UNION SELECT m.digest FROM manifests m CROSS JOIN trash t ON t.manifest_id = m.id
-					WHERE m.repo_id = ?2 AND m.subject = ?3 AND t.cause <> ''`, id, repoID, string(queue[i])); err != nil {
-				return err
-			}
-			if i > 0 && id != 0 {
+			case id == 0:
+				continue // named twice
+			case i > 0:
 				out.Along = append(out.Along, queue[i])
+			}
+			if err := restoreNext(tx, repo, repoID, id, queue[i], &queue, &out); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -160,6 +162,27 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		return Restored{}, fmt.Errorf("restore %s of %s: %w", d, repo, err)
 	}
 	return out, nil
+}
+
+// restoreNext lists what comes back with a manifest that was restored, and
+// notes those of its children that were removed for good. A child that the
+// repository never had is not among these.
+func restoreNext(tx *sqldb.Tx, repo oci.Name, repoID, id int64, d oci.Digest, queue *[]oci.Digest, out *Restored) error {
+	if err := tx.All(scanInto(queue), `SELECT m.digest FROM manifest_children c CROSS JOIN manifests m ON m.repo_id = c.repo_id AND m.digest = c.child_digest
+			CROSS JOIN trash t ON t.manifest_id = m.id WHERE c.manifest_id = ?1
+		UNION SELECT m.digest FROM manifests m CROSS JOIN trash t ON t.manifest_id = m.id
+			WHERE m.repo_id = ?2 AND m.subject = ?3 AND t.cause <> ''`, id, repoID, string(d)); err != nil {
+		return err
+	}
+	var gone []oci.Digest
+	err := tx.All(scanInto(&gone), `SELECT c.child_digest FROM manifest_children c WHERE c.manifest_id = ?1
+		AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.repo_id = ?2 AND m.digest = c.child_digest)
+		AND EXISTS (SELECT 1 FROM deletions l WHERE l.digest = c.child_digest AND l.repo = ?3 AND l.kind = 'manifest' AND l.act = 'removed')`,
+		id, repoID, string(repo))
+	for _, child := range gone {
+		out.NotRestored = append(out.NotRestored, NotRestored{child, "it was removed for good; push it again"})
+	}
+	return err
 }
 
 func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest, actor string, out *Restored) (id int64, err error) {

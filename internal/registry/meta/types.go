@@ -60,6 +60,14 @@ type Restored struct {
 	Tags      []string     `json:"tags"`       // restored
 	TagsTaken []string     `json:"tags_taken"` // left alone: they name another manifest by now
 	Along     []oci.Digest `json:"along"`      // children and referrers that came back with it
+
+	NotRestored []NotRestored `json:"not_restored"` // what should have come back with it and could not
+}
+
+// NotRestored is a manifest that a restore could not bring back.
+type NotRestored struct {
+	Digest oci.Digest `json:"digest"`
+	Reason string     `json:"reason"`
 }
 
 // Lease keeps digests, and all that is below them, until it expires.
