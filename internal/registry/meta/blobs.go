@@ -147,11 +147,12 @@ func (s *Store) linkBlob(tx *sqldb.Tx, repo oci.Name, repoID, blobID int64, d oc
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'blob' AND target = ?", blobID); err != nil {
 		return err
 	}
-	// Manifests that name it may have come before it: an index of layers, or a
-	// type whose blobs need not be here.
+	// Manifests that name it may have come before it: an index of layers, a type
+	// whose blobs need not be here, or one whose subject is a blob.
 	if _, err := tx.Exec(`INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living)
-		SELECT c.manifest_id, ?, m.trashed_at IS NULL FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
-		WHERE c.repo_id = ? AND c.child_digest = ?`, link, repoID, string(d)); err != nil {
+		SELECT c.manifest_id, ?1, m.trashed_at IS NULL FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
+		WHERE c.repo_id = ?2 AND c.child_digest = ?3
+		UNION SELECT m.id, ?1, m.trashed_at IS NULL FROM manifests m WHERE m.repo_id = ?2 AND m.subject = ?3`, link, repoID, string(d)); err != nil {
 		return fmt.Errorf("bind manifests that wait for the blob: %w", err)
 	}
 	_, err = reviewLinks(tx, []int64{link}, event, 0)

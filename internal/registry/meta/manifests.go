@@ -193,11 +193,18 @@ func (p Push) refs() []oci.Descriptor {
 	return refs
 }
 
-// wanted lists what is to be bound when it comes: the children of an index, and
-// blobs that may be missing.
+// wanted lists what is to be bound when it comes: the children of an index,
+// blobs that may be missing, and what a manifest of an unknown type mentions,
+// which may be a blob or a manifest. A subject is not among these: it keeps its
+// referrers, and must not be kept by them.
 func (p Push) wanted() (digests []string) {
 	for _, c := range p.Manifest.Children {
 		digests = append(digests, string(c.Digest))
+	}
+	for _, d := range p.Manifest.Mentions {
+		if d != p.Manifest.Subject {
+			digests = append(digests, string(d))
+		}
 	}
 	for _, b := range p.Manifest.Blobs {
 		if b.Optional {
