@@ -340,7 +340,9 @@ func (s *sim) advance() {
 	s.w.clock.Add(int64(d))
 }
 
-func (s *sim) collectAny() {
+func (s *sim) collectAny() { s.collect(s.anyPolicy(), s.chance(0.5)) }
+
+func (s *sim) anyPolicy() meta.Policy {
 	ms := func(choices ...time.Duration) meta.Duration { return meta.Duration(pick(s, choices...)) }
 	p := meta.Policy{
 		Window:   ms(0, time.Second, 10*time.Second, time.Minute, 2*time.Hour),
@@ -354,7 +356,7 @@ func (s *sim) collectAny() {
 			p.Repository = "a/*"
 		}
 	}
-	s.collect(p, s.chance(0.5))
+	return p
 }
 
 // someBlob prefers one that only the trash needs.

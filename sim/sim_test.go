@@ -565,6 +565,7 @@ func (s *sim) checker() {
 func (s *sim) finish() {
 	s.crashes, s.disturb, s.hold = 0, 0, nil
 	s.disarm()
+	s.collect(s.anyPolicy(), true) // each history compares a dry run with its run
 	s.note("settle")
 	s.w.clock.Store(max(s.now(), s.model.leaseEnd) + 3*3600_000)
 	for holder := range s.model.leases {
@@ -595,7 +596,7 @@ func (s *sim) rest() {
 	p := meta.Policy{}
 	for i := 0; ; i++ {
 		before := fmt.Sprint(s.tally())
-		s.collect(p, i%2 == 0)
+		s.collect(p, true)
 		if fmt.Sprint(s.tally()) == before {
 			break
 		}
