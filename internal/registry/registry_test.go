@@ -470,7 +470,7 @@ func TestR14_ClockYearsAheadAtOneStartEndsNothing(t *testing.T) {
 	if _, err := r.store.Upload(ctx, "a", u.ID); err != nil {
 		t.Errorf("the upload after the jump: %v", err)
 	}
-	if ls, err := r.store.Leases(ctx, ""); err != nil || len(ls) != 1 {
+	if ls, _, err := r.store.Leases(ctx, meta.LeasePage{N: 10, Digests: 10}); err != nil || len(ls) != 1 {
 		t.Errorf("the leases after the jump: %v, %v", ls, err)
 	}
 	st, err := r.collector.Status(ctx)

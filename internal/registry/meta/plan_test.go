@@ -151,6 +151,8 @@ var bounded = []struct{ in, line, why string }{
 	{"EXISTS (SELECT 1 FROM lease_digests)", "SCAN lease_digests", "it stops at the first row"},
 	{"SELECT EXISTS (SELECT 1 FROM kin)", "SCAN kin", "it stops at the first row"},
 	{"FROM kin k CROSS JOIN manifests", "SCAN k", "it has LIMIT 1 in the order of the key"},
+	{"DELETE FROM runs WHERE state", "SCAN runs", "it stops where the history is full, and the table is no longer than the history"},
+	{"WHERE state <> 'running' ORDER BY id DESC LIMIT 1", "SCAN runs", "it stops at the newest run that is over"},
 	{"PRAGMA ", "", "a check of the database reads all of it, part by part"},
 }
 
@@ -481,6 +483,10 @@ func collection(d *db) {
 	now := d.Now() + 1_000_000
 	d.clock.Store(now)
 	d.must(d.FinishKin(ctx))
+	_, err = d.ForgetLeases(ctx, 0)
+	d.must(err)
+	_, _, err = d.LatestRuns(ctx)
+	d.must(err)
 	var scopes []meta.Scope
 	for _, pattern := range []string{"", "alone", "a*"} {
 		s, err := d.RepoScope(ctx, pattern)
