@@ -102,14 +102,16 @@ func (s *server) collect(args ...string) report {
 	return r
 }
 
-// disk returns the bytes and the number of the objects on disk.
+// disk returns the bytes and the number of the objects on disk. Objects are in
+// subdirectories; files beside those belong to the storage itself.
 func (s *server) disk() (sizeBytes int64, objects int) {
 	s.t.Helper()
-	err := filepath.WalkDir(filepath.Join(s.data, "blobs"), func(_ string, d fs.DirEntry, err error) error {
+	root := filepath.Join(s.data, "blobs")
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // an upload or a purge went on meanwhile
 		}
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || filepath.Dir(path) == root {
 			return err
 		}
 		info, err := d.Info()
