@@ -2,12 +2,14 @@ package main
 
 import (
 	"cmp"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/fairway-registry/fairway/internal/adminclient"
+	"github.com/fairway-registry/fairway/internal/agent"
 )
 
 func newRoot(a *app) *cobra.Command {
@@ -99,20 +101,40 @@ type acting func(cmd *cobra.Command, args []string, q *asking, c *adminclient.Cl
 
 // asks gives cmd the flags of a command that asks a server.
 func (a *app) asks(cmd *cobra.Command, act acting) *cobra.Command {
-	return a.asksAt(cmd, "server", envServer, defaultServer, act)
+	return a.asksAt(cmd, "server", envServer, defaultServer, func() string { return defaultServer }, act)
 }
 
 // asksNode gives cmd the flags of a command that asks a node.
 func (a *app) asksNode(cmd *cobra.Command, act acting) *cobra.Command {
-	return a.asksAt(cmd, "node", envNode, defaultNode, act)
+	return a.asksAt(cmd, "node", envNode, "the agent's socket, or what listens on "+defaultNode, nodeAtHand, act)
 }
 
-func (a *app) asksAt(cmd *cobra.Command, who, variable, standard string, act acting) *cobra.Command {
+// nodeAtHand is the agent of this machine: by its socket where that is in the data
+// directory of the unit or of an agent started here, or else by its address, where
+// it names the socket.
+func nodeAtHand() string {
+	for _, dir := range []string{"/var/lib/fairway-node", agent.Default().Data} {
+		path, err := filepath.Abs(filepath.Join(dir, "admin.sock"))
+		if err != nil {
+			continue
+		}
+		if adminclient.Trusted(path) == nil {
+			return "unix://" + path
+		}
+	}
+	return defaultNode
+}
+
+func (a *app) asksAt(cmd *cobra.Command, who, variable, standard string, atHand func() string, act acting) *cobra.Command {
 	q := &asking{app: a}
 	cmd.Flags().StringVar(&q.url, who, "", "`URL` of the "+who+" (default "+standard+", or $"+variable+")")
 	cmd.Flags().BoolVar(&q.json, "json", false, "print JSON for programs")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := adminclient.New(cmp.Or(q.url, a.env(variable), standard))
+		url := cmp.Or(q.url, a.env(variable))
+		if url == "" {
+			url = atHand()
+		}
+		c, err := adminclient.New(url)
 		if err != nil {
 			return usagef("--%s %w", who, err)
 		}

@@ -73,6 +73,7 @@ func TestN13_ARuntimeThatStartsLaterIsWatched(t *testing.T) {
 	a.gc()
 	a.keeps("its runtime has disappeared", im.all()...)
 	a.restart()
+	a.limits("--quota", "1MiB")
 	a.gc()
 	a.keeps("its runtime has disappeared, and the agent was restarted", im.all()...)
 

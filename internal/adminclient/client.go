@@ -181,6 +181,20 @@ func (c *Client) Socket() string {
 	return ""
 }
 
+// Trusted returns an error unless there is a socket at path that belongs to root or
+// to the caller.
+func Trusted(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return errors.New("cannot be looked at from here")
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || info.Mode().Type() != fs.ModeSocket || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return errors.New("is not one of root or of this user")
+	}
+	return nil
+}
+
 // node returns a client of a node by the socket that was named at its address.
 // Anybody on the machine may listen at an address that is free, so the socket
 // counts only if it belongs to root or to the caller.
@@ -192,13 +206,8 @@ func (c *Client) node(path string) (*Client, error) {
 	if !filepath.IsAbs(path) {
 		return nil, refuse("is no absolute path")
 	}
-	info, err := os.Lstat(path)
-	if err != nil {
-		return nil, refuse("cannot be looked at from here")
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || info.Mode().Type() != fs.ModeSocket || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return nil, refuse("is not one of root or of this user")
+	if err := Trusted(path); err != nil {
+		return nil, refuse(err.Error())
 	}
 	at, err := newUnix("unix://"+path, path)
 	if err != nil {

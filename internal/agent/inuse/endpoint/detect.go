@@ -31,7 +31,7 @@ type Detector struct {
 	o DetectorOptions
 
 	mu        sync.Mutex
-	known     map[string]bool         // by real path
+	known     map[string]bool         // by path, as it is and without links
 	endpoints []string                // of all sources, in the order in which they were found
 	answered  map[string]bool         // by endpoint: it is in the file, or to be
 	unsaved   bool                    // the file lacks one
@@ -96,17 +96,21 @@ func resolved(path string) string {
 	return filepath.Join(resolved(dir), filepath.Base(path))
 }
 
+// knows reports whether there is a source of a socket. A path may have become a
+// link, or lead elsewhere, while its runtime was away.
+func (d *Detector) knows(s socket) bool { return d.known[s.path] || d.known[s.real] }
+
 // open makes a source of a socket that is not known yet. The caller holds mu, or
 // is the constructor.
 func (d *Detector) open(s socket) error {
-	if d.known[s.real] {
+	if d.knows(s) {
 		return nil
 	}
 	source, err := open(s.kind, s.path, name(s.kind, s.path), d.o.Log)
 	if err != nil {
 		return err
 	}
-	d.known[s.real] = true
+	d.known[s.path], d.known[s.real] = true, true
 	e := s.kind + "://" + s.path
 	d.endpoints = append(d.endpoints, e)
 	d.opened[source] = e
@@ -136,7 +140,7 @@ func (d *Detector) Find() []inuse.Source {
 func (d *Detector) look() sight {
 	seen := look(d.o.Root)
 	for _, s := range seen.sockets {
-		is := d.known[s.real]
+		is := d.knows(s)
 		if err := d.open(s); err != nil {
 			seen.doubts = append(seen.doubts, fmt.Errorf("%s: %w", s.path, err))
 		} else if !is {

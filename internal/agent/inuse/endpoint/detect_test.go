@@ -294,6 +294,30 @@ func TestN13_WhatHasAnsweredIsKnownAfterARestart(t *testing.T) {
 	}
 }
 
+// TestN13_ARememberedRuntimeIsOneAlsoBehindALink that was not there at the start.
+func TestN13_ARememberedRuntimeIsOneAlsoBehindALink(t *testing.T) {
+	root, elsewhere := machine(t), machine(t)
+	at := filepath.Join(root, "run/docker.sock")
+	file := filepath.Join(root, "runtimes")
+	if err := os.WriteFile(file, []byte("docker://"+at+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := detector(t, endpoint.DetectorOptions{Root: root, File: file})
+	if got := d.Find(); len(got) != 1 {
+		t.Fatalf("found %v, want what is remembered", names(got))
+	}
+	listen(t, filepath.Join(elsewhere, "d.sock"))
+	if err := os.MkdirAll(filepath.Dir(at), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(elsewhere, "d.sock"), at); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Find(); len(got) != 0 {
+		t.Errorf("found again: %v", names(got))
+	}
+}
+
 func TestN13_AFileThatCannotBeReadIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	for text, want := range map[string]string{
