@@ -321,8 +321,9 @@ func (db *DB) Sync(ctx context.Context) error {
 		return nil
 	}
 	return db.Maintain(ctx, func(tx *Tx) error {
-		// SQLite does not wait for the disk unless a page has changed.
-		_, err := tx.Exec("UPDATE clock SET seen = seen + 1")
+		// SQLite does not wait for the disk unless a page has changed. The latest time
+		// seen stays one: a start believes it more than the machine's clock.
+		_, err := tx.Exec("UPDATE clock SET seen = max(seen + 1, ?)", tx.Now())
 		return err
 	})
 }

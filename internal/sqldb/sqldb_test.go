@@ -435,3 +435,53 @@ func TestSync_WaitsForTheDiskOnceAfterNotes(t *testing.T) {
 	commits(1, true, func() error { return db.Write(ctx, insert(3, "a")) })
 	commits(0, false, func() error { return db.Sync(ctx) })
 }
+
+// TestR11_TheClockIsSavedWithTheFirstCommit reads what a start after a kill
+// would find: the ticker that saves the clock has not fired yet.
+func TestR11_TheClockIsSavedWithTheFirstCommit(t *testing.T) {
+	for name, first := range map[string]func(*sqldb.DB) error{
+		"a write": func(db *sqldb.DB) error { return db.Write(t.Context(), insert(1, "a")) },
+		"a note that a sync makes durable": func(db *sqldb.DB) error {
+			return errors.Join(db.MaintainNote(t.Context(), insert(1, "a")), db.Sync(t.Context()))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := time.Now().UnixMilli()
+			db := open(t, sqldb.Options{})
+			if err := first(db); err != nil {
+				t.Fatal(err)
+			}
+			if seen := seen(t, db); seen < before {
+				t.Errorf("a start after a kill finds %d as the latest time seen, want at least %d", seen, before)
+			}
+		})
+	}
+}
+
+// TestR11_ASyncMovesTheClockToNow guards against a reading that counts syncs.
+func TestR11_ASyncMovesTheClockToNow(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	ctx := t.Context()
+	if err := db.Write(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec("UPDATE clock SET seen = 0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	// The reading that goes with the first commit is there already; this undoes it.
+	if err := db.MaintainNote(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec("UPDATE clock SET seen = 0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	before := db.Now()
+	if err := db.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if seen := seen(t, db); seen < before {
+		t.Errorf("after a sync the latest time seen is %d, want at least %d", seen, before)
+	}
+}
+
+func seen(t *testing.T, db *sqldb.DB) (ms int64) {
+	t.Helper()
+	if err := db.Read(t.Context(), func(tx *sqldb.Tx) error { return tx.Row("SELECT seen FROM clock").Scan(&ms) }); err != nil {
+		t.Fatal(err)
+	}
+	return ms
+}

@@ -68,23 +68,28 @@ func (db *DB) writeLoop() {
 	defer db.done.Done()
 	clock := time.NewTicker(clockIv)
 	defer clock.Stop()
+	first := &op{fn: db.saveClock, done: make(chan struct{}), lazy: true} // rides along with the first commit
 	for {
 		// Clients first; maintenance when no client waits.
-		var first *op
+		var next *op
 		select {
-		case first = <-db.urgent:
+		case next = <-db.urgent:
 		default:
 			select {
-			case first = <-db.urgent:
-			case first = <-db.idle:
+			case next = <-db.urgent:
+			case next = <-db.idle:
 			case <-clock.C:
-				first = &op{fn: db.saveClock, done: make(chan struct{})}
+				next = &op{fn: db.saveClock, done: make(chan struct{})}
 			case <-db.stop:
 				db.drain()
 				return
 			}
 		}
-		db.commitGroup(db.gather(first))
+		group := db.gather(next)
+		if first != nil {
+			group, first = append(group, first), nil
+		}
+		db.commitGroup(group)
 	}
 }
 
@@ -104,7 +109,8 @@ func (db *DB) drain() {
 }
 
 // saveClock persists the clock, so that times do not run backwards when the
-// machine's clock was set back while the server was down.
+// machine's clock was set back while the server was down. Without the reading that
+// goes with the first commit, a start after an early kill would believe any clock.
 func (db *DB) saveClock(tx *Tx) error {
 	if db.opts.Now != nil {
 		return nil
