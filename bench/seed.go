@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
@@ -58,7 +59,22 @@ func seedRows(ctx context.Context, path string, items int) (err error) {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(errors.Join(errs...), pairSeed(ctx, store, filepath.Dir(path)))
+}
+
+// pairSeed marks the storage beside the database as its own: a server would not
+// take one in which it finds none of its blobs.
+func pairSeed(ctx context.Context, store *meta.Store, dir string) error {
+	id, err := store.Identity(ctx)
+	if err != nil {
+		return err
+	}
+	files, err := fsblob.Open(dir, fsblob.Options{Reserve: -1, MinFree: -1})
+	if err != nil {
+		return err
+	}
+	_, err = files.Identity(ctx, id.ID)
+	return errors.Join(err, files.Close(), store.MarkPaired(ctx))
 }
 
 func seedImage(ctx context.Context, store *meta.Store, i int) error {

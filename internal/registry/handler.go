@@ -39,10 +39,14 @@ func (r *Registry) handler() http.Handler {
 	})
 }
 
-// readiness tells whether requests are served and the database answers.
+// readiness tells whether requests are served, the database answers and the
+// storage is the right one.
 func (r *Registry) readiness(ctx context.Context) (string, error) {
 	if !r.ready.Load() {
 		return "shutting down", errors.New("shutting down")
 	}
-	return "the database does not answer", r.store.Ping(ctx)
+	if err := r.store.Ping(ctx); err != nil {
+		return "the database does not answer", err
+	}
+	return "the storage is not there", r.blobs.Prove(ctx)
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/registry/adminapi"
+	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
 	"github.com/fairway-registry/fairway/internal/registry/check"
 	"github.com/fairway-registry/fairway/internal/registry/distapi"
@@ -40,7 +41,8 @@ type Registry struct {
 	log       *slog.Logger
 	metrics   *prometheus.Registry
 	listener  net.Listener
-	blobs     *fsblob.Store
+	files     *fsblob.Store
+	blobs     *blob.Paired // files, as the database's own storage
 	store     *meta.Store
 	collector *gc.Collector
 	checker   *check.Checker
@@ -80,7 +82,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	uploads := upload.New(r.store, r.blobs, upload.Options{})
 	r.collector = gc.New(r.store, r.blobs, gc.Options{
 		Policy: r.cfg.Policy(), Interval: time.Duration(r.cfg.GC.Interval), Workers: r.cfg.GC.Workers, Rate: r.cfg.GC.Rate,
-		Busy: uploads.Busy, Upkeep: r.blobs.Replenish, Log: r.log, Metrics: r.metrics,
+		Busy: uploads.Busy, Upkeep: r.files.Replenish, Log: r.log, Metrics: r.metrics,
 	})
 	r.closers = append(r.closers, func() error { r.collector.Close(); return nil })
 	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
@@ -134,14 +136,12 @@ func (r *Registry) openData(ctx context.Context) error {
 		return err
 	}
 	owner := fmt.Sprintf("registry on %s, database %s, storage %s", r.listener.Addr(), path, dir)
-	if r.blobs, err = fsblob.Open(dir, fsblob.Options{Reserve: int64(r.cfg.Reserve), MinFree: int64(r.cfg.MinFree), Owner: owner}); err != nil {
+	r.files, err = fsblob.Open(dir, fsblob.Options{Reserve: int64(r.cfg.Reserve), MinFree: int64(r.cfg.MinFree), FillLater: true, Owner: owner})
+	if err != nil {
 		return err
 	}
-	r.closers = append(r.closers, r.blobs.Close)
-	if err := r.checkSpace(); err != nil {
-		return err
-	}
-	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.blobs.Release, Owner: owner, JumpMax: r.cfg.jumpMax().Milliseconds()}); err != nil {
+	r.closers = append(r.closers, r.files.Close)
+	if r.store, err = meta.Open(ctx, meta.Options{Path: path, Release: r.files.Release, Owner: owner, JumpMax: r.cfg.jumpMax().Milliseconds()}); err != nil {
 		return err
 	}
 	if behind := r.store.ClockBehind(); behind > 0 {
@@ -150,13 +150,20 @@ func (r *Registry) openData(ctx context.Context) error {
 			"last_time", meta.Time(r.store.Now()), "ahead", (time.Duration(behind) * time.Millisecond).Round(time.Second))
 	}
 	r.closers = append(r.closers, r.store.Close)
-	return nil
+	if r.blobs, err = (pairing{r.store, r.files, path}).pair(ctx); err != nil {
+		return err
+	}
+	// A full disk must not keep the collector from starting.
+	if err := r.files.Replenish(); err != nil && !errors.Is(err, blob.ErrFull) {
+		return err
+	}
+	return r.checkSpace()
 }
 
 // checkSpace refuses what the disk could never give, and warns where it cannot
 // now: uploads are refused until it can.
 func (r *Registry) checkSpace() error {
-	sp, err := r.blobs.Space()
+	sp, err := r.files.Space()
 	if err != nil {
 		return fmt.Errorf("look at the disk: %w", err)
 	}

@@ -9,8 +9,14 @@
 // A key reads blobs/ab/<id>: two lowercase hex digits that spread the objects,
 // then letters, digits, "-", "_" and, but not first, ".".
 //
-// Not found, full and failed are different answers: a missing object is
-// ErrNotFound, a store without room is ErrFull, and nothing else is either.
+// A store has an identity, a mark that lies where the objects lie and that the
+// database knows too. Pair uses it: a disk that is not mounted, or another
+// registry's storage, is never taken for a storage that has lost its objects
+// (invariant R15).
+//
+// Not found, full, not proven and failed are different answers: a missing object
+// is ErrNotFound, a store without room is ErrFull, one without the right mark is
+// ErrUnproven, and nothing else is any of these.
 package blob
 
 import (
@@ -43,6 +49,23 @@ type Store interface {
 	// order, until fn returns an error, which it passes on. Objects made or
 	// deleted meanwhile may be seen or not. fn may call the store.
 	Walk(ctx context.Context, after string, fn func(Info) error) error
+	// Identity returns the store's mark, and "" where it has none. It is read
+	// from the storage each time, from where the objects are. If there is none
+	// and give is not "", the store is marked with give first: as a whole and
+	// durably. Of several at once, all get the one that won. A mark that cannot be
+	// read or understood is an error. The mark is not an object: Walk passes it over.
+	Identity(ctx context.Context, give string) (string, error)
+}
+
+// ValidIdentity reports whether id can be a mark: 8 to 64 letters, digits and
+// hyphens.
+func ValidIdentity(id string) bool {
+	for _, c := range []byte(id) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' {
+			return false
+		}
+	}
+	return len(id) >= 8 && len(id) <= 64
 }
 
 // Info describes an object.

@@ -236,6 +236,9 @@ func (r *run) storage(ctx context.Context) error {
 	if pageErr != nil || err == nil || ctx.Err() != nil {
 		return errors.Join(pageErr, ctx.Err())
 	}
+	if errors.Is(err, blob.ErrUnproven) {
+		return err
+	}
 	r.c.log.Warn("check: the storage cannot be listed", "after", r.cursor, "err", err)
 	return r.advance(ctx, r.cursor, meta.CheckActs{}, func(rep *Report, _ meta.CheckDone) {
 		rep.fail("the storage cannot be listed after " + strconv.Quote(r.cursor) + ": " + plain(err))
@@ -257,6 +260,11 @@ func (r *run) objectPage(ctx context.Context, page []blob.Info) error {
 	for _, key := range unnamed {
 		o := infos[key]
 		if err := r.judge(ctx, o, &found, &acts); err != nil {
+			return err
+		}
+	}
+	if len(acts.Orphans) > 0 {
+		if err := blob.Prove(ctx, r.c.blobs); err != nil {
 			return err
 		}
 	}
@@ -361,6 +369,12 @@ func (r *run) blob(ctx context.Context, b meta.CheckBlob) error {
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if err == nil && (problem != "" || b.Lost) {
+		err = blob.Prove(ctx, r.c.blobs) // what is to be marked was seen in the right storage
+	}
+	if errors.Is(err, blob.ErrUnproven) {
+		return err
 	}
 	count := func(rep *Report) { rep.Blobs, rep.BytesHashed = rep.Blobs+1, rep.BytesHashed+read }
 	acts := r.acts()

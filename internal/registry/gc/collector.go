@@ -32,7 +32,7 @@ type Options struct {
 	Workers  int                        // that delete bytes at once; 0 = 4
 	Rate     float64                    // items a second at most; 0 = no limit
 	Busy     func(uploadID string) bool // reports an upload with a request in progress in this process; may be nil
-	Upkeep   func() error               // called at each interval, such as to fill up the disk reserve; may be nil
+	Upkeep   func() error               // called at each interval and after each run, such as to fill up the disk reserve; may be nil
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
 }
@@ -133,11 +133,7 @@ func (c *Collector) setNext(t time.Time) {
 
 // interval does one turn of the background worker.
 func (c *Collector) interval(ctx context.Context) error {
-	if c.opts.Upkeep != nil {
-		if err := c.opts.Upkeep(); err != nil {
-			c.opts.Log.Warn("upkeep of the storage", "error", err)
-		}
-	}
+	c.upkeep()
 	c.mu.Lock()
 	busy := len(c.active) > 0
 	c.mu.Unlock()
@@ -183,6 +179,15 @@ func (c *Collector) forgetLeases(ctx context.Context, window int64) error {
 		if err := c.rest(ctx, time.Since(began)); err != nil {
 			return err
 		}
+	}
+}
+
+func (c *Collector) upkeep() {
+	if c.opts.Upkeep == nil {
+		return
+	}
+	if err := c.opts.Upkeep(); err != nil {
+		c.opts.Log.Warn("upkeep of the storage", "error", err)
 	}
 }
 
@@ -273,13 +278,17 @@ func (e every) Next(t time.Time) time.Time {
 }
 
 // Start begins a run and returns at once. Errors: NotFound or Invalid for a
-// repository pattern, Busy when the server is shutting down.
+// repository pattern, Busy when the server is shutting down or its storage is
+// not there.
 func (c *Collector) Start(ctx context.Context, p meta.Policy, trigger, actor string) (meta.Run, error) {
 	if err := checkPolicy(p); err != nil {
 		return meta.Run{}, err
 	}
 	scope, err := c.store.RepoScope(ctx, p.Repository)
 	if err != nil {
+		return meta.Run{}, err
+	}
+	if err := blob.Prove(ctx, c.blobs); err != nil {
 		return meta.Run{}, err
 	}
 	c.mu.Lock()
@@ -305,6 +314,7 @@ func (c *Collector) Start(ctx context.Context, p meta.Policy, trigger, actor str
 		defer close(a.done)
 		defer cancel()
 		c.finish(r, r.execute(life))
+		c.upkeep() // the run may have used the reserve, and made room for it
 		c.mu.Lock()
 		delete(c.active, run.ID)
 		c.mu.Unlock()

@@ -530,7 +530,8 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 	if err := r.store.Sync(ctx); err != nil {
 		return err
 	}
-	for outcomes := range slices.Chunk(r.deleteBytes(ctx, ps), batchMax) {
+	all, unproven := r.deleteBytes(ctx, ps)
+	for outcomes := range slices.Chunk(all, batchMax) {
 		// What is deleted is counted, also when the run is told to stop.
 		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
 		if err != nil {
@@ -538,7 +539,7 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 		}
 		r.metrics.worked(counts)
 	}
-	return nil
+	return unproven
 }
 
 // takePurges returns those that no other run of this process is deleting: the
@@ -565,9 +566,11 @@ func (c *Collector) endPurges(ps []meta.PendingPurge) {
 }
 
 // deleteBytes deletes objects, several at once. No transaction is open
-// meanwhile (R5).
-func (r *runner) deleteBytes(ctx context.Context, ps []meta.PendingPurge) []meta.Purged {
-	outcomes := make([]meta.Purged, len(ps))
+// meanwhile (R5). Where the storage turns out not to be the right one, that is
+// the error: the objects have no outcome then and stay in the queue as they are.
+func (r *runner) deleteBytes(ctx context.Context, ps []meta.PendingPurge) (outcomes []meta.Purged, unproven error) {
+	all := make([]meta.Purged, len(ps))
+	errs := make([]error, len(ps))
 	var g errgroup.Group
 	g.SetLimit(r.opts.Workers)
 	for i, p := range ps {
@@ -576,14 +579,21 @@ func (r *runner) deleteBytes(ctx context.Context, ps []meta.PendingPurge) []meta
 			if errors.Is(err, blob.ErrNotFound) {
 				freed, err = 0, nil // it is gone, which is all that a purge wants
 			}
-			outcomes[i] = meta.Purged{Key: p.Key, Freed: freed}
-			if err != nil {
+			all[i] = meta.Purged{Key: p.Key, Freed: freed}
+			if errs[i] = err; err != nil {
 				r.opts.Log.Error("an object could not be deleted", "run", r.run.ID, "key", p.Key, "error", err)
-				outcomes[i].Problem = plain(err)
+				all[i].Problem = plain(err)
 			}
 			return nil
 		})
 	}
 	_ = g.Wait() // no function returns an error: each outcome carries its own
-	return outcomes
+	for i, err := range errs {
+		if errors.Is(err, blob.ErrUnproven) {
+			unproven = err
+			continue
+		}
+		outcomes = append(outcomes, all[i])
+	}
+	return outcomes, unproven
 }

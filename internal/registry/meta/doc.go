@@ -21,6 +21,7 @@
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why
 //	schedules, checks, clock
+//	identity                                     the mark that the storage has too (R15)
 //
 // Invariants that hold after every commit:
 //

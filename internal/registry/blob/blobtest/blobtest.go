@@ -40,11 +40,29 @@ func Run(t *testing.T, open func(t *testing.T) blob.Store) {
 		{"WalkAllowsDeletes", walkAllowsDeletes},
 		{"OddKeysAreRefused", oddKeysAreRefused},
 		{"WritersOfDifferentKeysDoNotMeet", concurrentWriters},
+		{"IdentityIsGivenOnce", identityIsGivenOnce},
+		{"IdentityIsNotAnObject", identityIsNotAnObject},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.fn(t, open(t)) })
 	}
+	for _, tt := range tests {
+		t.Run("Paired/"+tt.name, func(t *testing.T) { tt.fn(t, paired(t, open(t))) })
+	}
 }
+
+// paired marks a store and returns it as its database has it.
+func paired(t *testing.T, s blob.Store) blob.Store {
+	t.Helper()
+	id, err := s.Identity(t.Context(), Identity(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blob.Pair(s, id)
+}
+
+// Identity returns a well-formed mark, the same one for the same seed.
+func Identity(seed int) string { return fmt.Sprintf("identity-%08d", seed) }
 
 // Key returns a well-formed key, the same one for the same seed. Keys of
 // different seeds lie in different directories for the most part.
@@ -118,6 +136,43 @@ func wantContent(t *testing.T, s blob.Store, key string, want []byte) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("read %d bytes that differ from the %d written", len(got), len(want))
+	}
+}
+
+func identityIsGivenOnce(t *testing.T, s blob.Store) {
+	if _, ok := s.(*blob.Paired); !ok {
+		if id, err := s.Identity(t.Context(), ""); id != "" || err != nil {
+			t.Fatalf("identity of an empty store: %q, %v", id, err)
+		}
+		if id, err := s.Identity(t.Context(), "../"); err == nil {
+			t.Fatalf("marked with what is not an identity: %q", id)
+		}
+	}
+	ids := make([]string, 16)
+	var wg sync.WaitGroup
+	for i := range ids {
+		wg.Go(func() {
+			var err error
+			if ids[i], err = s.Identity(t.Context(), Identity(i)); err != nil {
+				t.Errorf("identity: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, give := range []string{"", Identity(99)} {
+		id, err := s.Identity(t.Context(), give)
+		if err != nil || !blob.ValidIdentity(id) || len(slices.Compact(slices.Concat(ids, []string{id}))) != 1 {
+			t.Fatalf("identities %q, then %q, %v; want one that stays", ids, id, err)
+		}
+	}
+}
+
+func identityIsNotAnObject(t *testing.T, s blob.Store) {
+	if _, err := s.Identity(t.Context(), Identity(1)); err != nil {
+		t.Fatal(err)
+	}
+	if keys := Keys(t, s, ""); len(keys) != 0 {
+		t.Fatalf("keys of a store with nothing but its mark: %q", keys)
 	}
 }
 
@@ -379,7 +434,7 @@ func oddKeysAreRefused(t *testing.T, s blob.Store) {
 		"", "blobs", "blobs/", "blobs/ab", "blobs/ab/", "blobs/ab/..", "blobs/ab/.", "blobs/ab/.x",
 		"blobs/../lock", "blobs/ab/../../lock", "blobs/ab/../ab/x", "/blobs/ab/x", "blobs//ab/x", "blobs/ab/x/y",
 		"blobs/ab/x/", "blobs/AB/x", "blobs/zz/x", "blobs/a/x", "blobs/abc/x", "blobs/ab/x\x00", "blobs/ab/x y",
-		`blobs\ab\x`, "lock", "reserve", "../blobs/ab/x", "blobs/ab/" + string(bytes.Repeat([]byte("x"), 300)),
+		`blobs\ab\x`, "lock", "reserve", "blobs/lock", "blobs/identity", "../blobs/ab/x", "blobs/ab/" + string(bytes.Repeat([]byte("x"), 300)),
 	} {
 		if _, err := s.Append(t.Context(), key, 0); err == nil {
 			t.Errorf("append to %q succeeded", key)

@@ -53,6 +53,7 @@ const (
 	OpRead   Kind = "read"
 	OpDelete Kind = "delete"
 	OpWalk   Kind = "walk"
+	OpMark   Kind = "mark" // Identity
 )
 
 // Fate is what becomes of an operation.
@@ -361,4 +362,16 @@ func (f *Faulty) Walk(ctx context.Context, after string, fn func(blob.Info) erro
 			return fn(i)
 		})
 	})
+}
+
+// Identity implements blob.Store.
+func (f *Faulty) Identity(ctx context.Context, give string) (id string, err error) {
+	err = f.do(OpMark, "", func(bool) (err error) {
+		id, err = f.store.Identity(ctx, give)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return id, nil
 }

@@ -3,6 +3,7 @@
 //
 // It owns
 //
+//	DIR/blobs/identity        the mark of this storage
 //	DIR/blobs/ab/<id>         the objects, in up to 256 directories made when needed
 //	DIR/lock, DIR/blobs/lock  held (flock) by the one process that uses DIR
 //	DIR/reserve               disk space held back for the database
@@ -14,7 +15,8 @@
 // A disk that fills up stops uploads first: they end with blob.ErrFull while
 // there are still MinFree bytes, which the database may use. Should those be
 // gone too, Release frees the reserve for the writes by which the collector
-// makes room, and uploads wait until Replenish could put it back.
+// makes room. The next upload puts it back, or is refused as long as there is
+// no room for that.
 //
 // It refuses: keys that are not of the form above, a second process on DIR,
 // and to call durable what an fsync has not confirmed.
@@ -43,6 +45,9 @@ type Options struct {
 	// MinFree is how many bytes must be free on the disk for uploads to go on.
 	// 0 = 64 MiB or 2 % of the disk, the lesser; < 0 = none.
 	MinFree int64
+	// FillLater leaves the reserve to the first Replenish or upload, for a caller
+	// that is not yet sure of the directory.
+	FillLater bool
 	// Owner is what opens the store, for the message to whoever is refused meanwhile.
 	Owner string
 }
@@ -61,8 +66,12 @@ type Store struct {
 	locks   []*disk.Lock
 	reserve int64
 	minFree int64
-	root    names         // of the shards in DIR/blobs
-	shards  [shards]names // of the objects in each
+	// fillLater is Options.FillLater.
+	fillLater bool
+	root      names         // of the shards in DIR/blobs
+	shards    [shards]names // of the objects in each
+
+	identityMu sync.Mutex // held while the mark is made
 
 	reserveMu sync.Mutex  // held while the reserve is looked at or changed
 	ready     atomic.Bool // the reserve is whole
@@ -77,7 +86,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	s := &Store{dir: dir, reserve: o.Reserve, minFree: o.MinFree, syncFile: (*os.File).Sync}
+	s := &Store{dir: dir, reserve: o.Reserve, minFree: o.MinFree, fillLater: o.FillLater, syncFile: (*os.File).Sync}
 	if err := os.MkdirAll(s.objects(), 0o700); err != nil {
 		return nil, dirError(dir, err)
 	}
@@ -112,6 +121,9 @@ func (s *Store) prepare() error {
 		return dirError(s.dir, err)
 	}
 	s.ready.Store(s.reserve == 0)
+	if s.fillLater {
+		return nil
+	}
 	// A full disk must not keep the server, and with it the collector, from starting.
 	if err := s.Replenish(); err != nil && !errors.Is(err, blob.ErrFull) {
 		return dirError(s.dir, err)
@@ -200,7 +212,9 @@ func (s *Store) Space() (Space, error) {
 // short of disk. The error is blob.ErrFull where that is so now.
 func (s *Store) room() (int64, error) {
 	if !s.ready.Load() {
-		return 0, fmt.Errorf("%w: the space reserved for the database is in use", blob.ErrFull)
+		if err := s.Replenish(); err != nil {
+			return 0, fmt.Errorf("the space reserved for the database is in use: %w", err)
+		}
 	}
 	free, _, err := diskSpace(s.dir)
 	if err != nil {

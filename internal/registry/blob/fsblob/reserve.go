@@ -13,8 +13,8 @@ import (
 )
 
 // Release gives the reserve back to the disk, so that the database can write
-// where it could not. It returns true if that freed something. Uploads are
-// refused until Replenish has put the reserve back.
+// where it could not. It returns true if that freed something. An upload puts
+// the reserve back before it writes anything.
 func (s *Store) Release() bool {
 	if s.reserve <= 0 {
 		return false
