@@ -337,7 +337,10 @@ func (db *DB) Relieve(ctx context.Context, fn func(*Tx) error) error {
 
 func (db *DB) reserved(ctx context.Context, queue chan *op, fn func(*Tx) error, lazy bool) error {
 	err := db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
-	if IsFull(err) && db.opts.Release != nil && db.opts.Release() {
+	if IsFull(err) && db.opts.Release != nil {
+		// Also where nothing was left to release: another write may have released
+		// it a moment ago, and there is room for this one too.
+		db.opts.Release()
 		err = db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
 	}
 	return err

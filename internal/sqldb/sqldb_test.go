@@ -213,6 +213,24 @@ func TestRelieve_UsesTheReserveOfAFullDisk(t *testing.T) {
 	}
 }
 
+func TestR7_ADeletionUsesTheReserveThatAnotherHasReleased(t *testing.T) {
+	var db *sqldb.DB
+	limit := func(pages int) {
+		if err := db.Maintain(context.Background(), func(tx *sqldb.Tx) error {
+			var n int
+			return tx.Row(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&n)
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	// Of two that found the disk full, the second finds the reserve gone.
+	db = open(t, sqldb.Options{Release: func() bool { limit(1 << 20); return false }})
+	limit(1)
+	if err := db.Relieve(context.Background(), insert(1, strings.Repeat("x", 1<<16))); err != nil {
+		t.Errorf("a deletion after the reserve was released by another: %v", err)
+	}
+}
+
 func TestClose_CommitsWhatWaitsAndRefusesWhatComes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "t.db")
 	db := open(t, sqldb.Options{Path: path})

@@ -64,7 +64,7 @@ func preheatRules(tx *sqldb.Tx) (rules []PreheatRule, err error) {
 // DeletePreheatRule removes a rule. What it has begun goes on. The error is
 // NotFound.
 func (s *Store) DeletePreheatRule(ctx context.Context, id int64) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM preheat_rules WHERE id = ?", id)
 		if err == nil && n == 0 {
 			return fault.New(fault.NotFound, "there is no rule %d", id)

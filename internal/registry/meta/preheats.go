@@ -234,7 +234,7 @@ func (s *Store) Preheats(ctx context.Context, before int64, n int) (ps []Preheat
 // DeletePreheat forgets a preheat. Nodes that are at it end when they next say
 // how far they are. The error is NotFound.
 func (s *Store) DeletePreheat(ctx context.Context, id int64) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM preheats WHERE id = ?", id)
 		if err == nil && n == 0 {
 			return preheatUnknown(id)

@@ -302,7 +302,7 @@ func (s *Store) AddSchedule(ctx context.Context, cron string, p Policy) (sc Sche
 
 // DeleteSchedule removes a schedule. The error is NotFound for an unknown id.
 func (s *Store) DeleteSchedule(ctx context.Context, id int64) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		n, err := tx.Exec("DELETE FROM schedules WHERE id = ?", id)
 		if err == nil && n == 0 {
 			return fault.New(fault.NotFound, "there is no schedule %d", id)

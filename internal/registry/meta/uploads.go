@@ -204,9 +204,10 @@ func (s *Store) dropBlobEverywhere(tx *sqldb.Tx, id int64, d oci.Digest) error {
 	return err
 }
 
-// CancelUpload ends a session; its bytes go to the purge queue.
+// CancelUpload ends a session; its bytes go to the purge queue. It works on a
+// full disk.
 func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		p := purge{Reason: "upload cancelled", Actor: actor}
 		var repoID int64
 		err := tx.Row(`DELETE FROM uploads WHERE id = ? AND repo_id = (SELECT id FROM repositories WHERE name = ?)
@@ -233,7 +234,7 @@ func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor strin
 // were written to it. A key that a session, a blob or the queue names stays
 // where it is.
 func (s *Store) DisownUpload(ctx context.Context, key string) error {
-	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(`INSERT INTO purges (key, digest, size, reason, actor, queued_at, due_at)
 			SELECT ?1, '', 0, 'its upload ended while bytes came', 'upload', ?2, ?2
 			WHERE NOT EXISTS (SELECT 1 FROM uploads WHERE key = ?1) AND NOT EXISTS (SELECT 1 FROM blobs WHERE key = ?1)
