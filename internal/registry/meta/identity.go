@@ -3,6 +3,7 @@ package meta
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
@@ -38,15 +39,15 @@ func (s *Store) MarkPaired(ctx context.Context) error {
 	return nil
 }
 
-// SomeBlobs returns the keys of n of the oldest and n of the newest blobs that
-// should have their bytes.
+// SomeBlobs returns the keys of those of the n oldest and the n newest blobs
+// that should have their bytes.
 func (s *Store) SomeBlobs(ctx context.Context, n int) (keys []string, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
 		keys = nil
-		if err := tx.All(scanInto(&keys), "SELECT key FROM blobs WHERE lost_at IS NULL ORDER BY id DESC LIMIT ?", n); err != nil {
+		if err := tx.All(scanInto(&keys), "SELECT key FROM (SELECT key, lost_at FROM blobs WHERE id < ? ORDER BY id DESC LIMIT ?) WHERE lost_at IS NULL", int64(math.MaxInt64), n); err != nil {
 			return err
 		}
-		return tx.All(scanInto(&keys), "SELECT key FROM blobs WHERE lost_at IS NULL ORDER BY id LIMIT ?", n)
+		return tx.All(scanInto(&keys), "SELECT key FROM (SELECT key, lost_at FROM blobs WHERE id > 0 ORDER BY id LIMIT ?) WHERE lost_at IS NULL", n)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read some blobs: %w", err)

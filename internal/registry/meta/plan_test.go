@@ -143,7 +143,7 @@ func render(e ast.Expr) string {
 
 // small are the tables that do not grow with what a registry stores or who uses
 // it: their rows are made by hand, or their number has a limit.
-var small = []string{"clock", "schedules", "preheat_rules", "goose_db_version"}
+var small = []string{"clock", "schedules", "preheat_rules", "goose_db_version", "identity"}
 
 // bounded are scans that end at once, by the part of the statement that they are
 // in and the line of its plan.
@@ -359,9 +359,16 @@ func manifests(d *db) {
 	d.must(err)
 	u.Version, err = d.AdvanceUpload(ctx, u, 3, nil)
 	d.must(err)
+	u.Version, err = d.RestartUpload(ctx, u)
+	d.must(err)
 	d.must(d.TouchUpload(ctx, u.ID))
 	d.must(d.CancelUpload(ctx, "c", u.ID, "x"))
-	d.must(d.DisownUpload(ctx, "blobs/aa/"+u.ID+"x"))
+	d.must(d.DisownUpload(ctx, "blobs/aa/"+u.ID+"x", 1))
+	_, err = d.Identity(ctx)
+	d.must(err)
+	d.must(d.MarkPaired(ctx))
+	_, err = d.SomeBlobs(ctx, 10)
+	d.must(err)
 	b, _, err := d.HeldBlob(ctx, layer)
 	d.must(err)
 	u, err = d.CreateUpload(ctx, "a", "sha256")

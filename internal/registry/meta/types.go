@@ -36,6 +36,9 @@ type Upload struct {
 	Key       string // under which the blob store keeps its bytes, before and after
 	Algorithm string // sha256 or sha512: what HashState is a state of
 	Size      int64  // bytes that are durable
+	// Whole says that they came from a PUT of the whole blob that broke off: one
+	// that sends it all again begins at 0.
+	Whole     bool
 	HashState []byte // of the hash over the first Size bytes; nil for none
 	Version   int64
 }

@@ -48,8 +48,8 @@ func (s *Store) CreateUploadAs(ctx context.Context, repo oci.Name, algorithm, id
 func (s *Store) Upload(ctx context.Context, repo oci.Name, id string) (Upload, error) {
 	u := Upload{ID: id, Repo: repo}
 	err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		return tx.Row(`SELECT u.key, u.algorithm, u.size, u.hash_state, u.version FROM uploads u JOIN repositories r ON r.id = u.repo_id
-			WHERE u.id = ? AND r.name = ?`, id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.HashState, &u.Version)
+		return tx.Row(`SELECT u.key, u.algorithm, u.size, u.whole, u.hash_state, u.version FROM uploads u JOIN repositories r ON r.id = u.repo_id
+			WHERE u.id = ? AND r.name = ?`, id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.Whole, &u.HashState, &u.Version)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return Upload{}, uploadUnknown(repo, id)
@@ -69,7 +69,7 @@ func (s *Store) OpenUpload(ctx context.Context, repo oci.Name, id string) (Uploa
 	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
 		err := tx.Row(`UPDATE uploads SET touched_at = max(touched_at, ?), version = version + 1
 			WHERE id = ? AND repo_id = (SELECT id FROM repositories WHERE name = ?)
-			RETURNING key, algorithm, size, hash_state, version`, tx.Now(), id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.HashState, &u.Version)
+			RETURNING key, algorithm, size, whole, hash_state, version`, tx.Now(), id, string(repo)).Scan(&u.Key, &u.Algorithm, &u.Size, &u.Whole, &u.HashState, &u.Version)
 		if errors.Is(err, sql.ErrNoRows) {
 			return uploadUnknown(repo, id)
 		}
@@ -81,23 +81,40 @@ func (s *Store) OpenUpload(ctx context.Context, repo oci.Name, id string) (Uploa
 	return u, nil
 }
 
-// AdvanceUpload records that the first size bytes are durable and returns the
-// session's new version. The error is Conflict when u is not the session's
+// AdvanceUpload records that the first size bytes are durable, and u.Whole, and
+// returns the session's new version. The error is Conflict when u is not the session's
 // present state. A loss of power may take the record back to an earlier one;
 // the client goes on from there.
 func (s *Store) AdvanceUpload(ctx context.Context, u Upload, size int64, hashState []byte) (int64, error) {
 	err := s.db.Note(ctx, func(tx *sqldb.Tx) error {
-		n, err := tx.Exec("UPDATE uploads SET size = ?, hash_state = ?, touched_at = ?, version = version + 1 WHERE id = ? AND version = ?",
-			size, hashState, tx.Now(), u.ID, u.Version)
-		if err == nil && n == 0 {
-			return fault.New(fault.Conflict, "upload %s was changed by another request", u.ID).WithCode(oci.CodeBlobUploadInvalid)
-		}
-		return err
+		return advanceUpload(tx, u, size, hashState)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("advance upload %s: %w", u.ID, err)
 	}
 	return u.Version + 1, nil
+}
+
+// RestartUpload has a session begin at 0 again and returns its new version. It
+// is on disk when it returns: no loss of power may bring back a record of bytes
+// that the caller is about to cut off. The error is Conflict when u is not the
+// session's present state.
+func (s *Store) RestartUpload(ctx context.Context, u Upload) (int64, error) {
+	u.Whole = false
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) error { return advanceUpload(tx, u, 0, nil) })
+	if err != nil {
+		return 0, fmt.Errorf("restart upload %s: %w", u.ID, err)
+	}
+	return u.Version + 1, nil
+}
+
+func advanceUpload(tx *sqldb.Tx, u Upload, size int64, hashState []byte) error {
+	n, err := tx.Exec("UPDATE uploads SET size = ?, whole = ?, hash_state = ?, touched_at = ?, version = version + 1 WHERE id = ? AND version = ?",
+		size, u.Whole, hashState, tx.Now(), u.ID, u.Version)
+	if err == nil && n == 0 {
+		return fault.New(fault.Conflict, "upload %s was changed by another request", u.ID).WithCode(oci.CodeBlobUploadInvalid)
+	}
+	return err
 }
 
 // TouchUpload keeps a session alive whose transfer takes long.
@@ -207,6 +224,12 @@ func (s *Store) dropBlobEverywhere(tx *sqldb.Tx, id int64, d oci.Digest) error {
 // CancelUpload ends a session; its bytes go to the purge queue. It works on a
 // full disk.
 func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor string) error {
+	return s.CancelUploadOf(ctx, repo, id, actor, 0)
+}
+
+// CancelUploadOf is CancelUpload for a caller that knows of size bytes under
+// the session's key, which may be more than the session has recorded.
+func (s *Store) CancelUploadOf(ctx context.Context, repo oci.Name, id, actor string, size int64) error {
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		p := purge{Reason: "upload cancelled", Actor: actor}
 		var repoID int64
@@ -218,6 +241,7 @@ func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor strin
 		if err != nil {
 			return err
 		}
+		p.Size = max(p.Size, size)
 		if err := enqueuePurge(tx, p); err != nil {
 			return err
 		}
@@ -230,15 +254,15 @@ func (s *Store) CancelUpload(ctx context.Context, repo oci.Name, id, actor strin
 	return nil
 }
 
-// DisownUpload hands a key to the purge queue whose session ended while bytes
-// were written to it. A key that a session, a blob or the queue names stays
-// where it is.
-func (s *Store) DisownUpload(ctx context.Context, key string) error {
+// DisownUpload hands a key to the purge queue whose session ended while size
+// bytes were written to it. A key that a session, a blob or the queue names stays
+// where it is, but the queue learns how many bytes there are.
+func (s *Store) DisownUpload(ctx context.Context, key string, size int64) error {
 	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(`INSERT INTO purges (key, digest, size, reason, actor, queued_at, due_at)
-			SELECT ?1, '', 0, 'its upload ended while bytes came', 'upload', ?2, ?2
+			SELECT ?1, '', ?3, 'its upload ended while bytes came', 'upload', ?2, ?2
 			WHERE NOT EXISTS (SELECT 1 FROM uploads WHERE key = ?1) AND NOT EXISTS (SELECT 1 FROM blobs WHERE key = ?1)
-			ON CONFLICT (key) DO NOTHING`, key, tx.Now())
+			ON CONFLICT (key) DO UPDATE SET size = max(size, excluded.size)`, key, tx.Now(), size)
 		return err
 	})
 	if err != nil {

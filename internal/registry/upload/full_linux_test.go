@@ -96,7 +96,7 @@ func TestR7_AnUploadIsCancelledOnAFullDisk(t *testing.T) {
 		t.Fatalf("the reserve is not back: %+v, %v", sp, err)
 	}
 	exhaust()
-	if err := store.DisownUpload(t.Context(), blobtest.Key(9)); err != nil {
+	if err := store.DisownUpload(t.Context(), blobtest.Key(9), 1); err != nil {
 		t.Fatalf("disown a key on a full disk: %v", err)
 	}
 }

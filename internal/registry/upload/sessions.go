@@ -103,15 +103,16 @@ func (s *Sessions) Put(ctx context.Context, repo oci.Name, d oci.Digest, c Chunk
 	}
 	b, err := s.finish(ctx, u, d, c)
 	if err != nil {
-		err = s.giveUp(ctx, u, c.Actor, err)
+		err = s.giveUp(ctx, u, c.Actor, 0, err)
 	}
 	return b, err
 }
 
 // giveUp cancels a session that failed for cause and returns cause. The bytes
 // would wait for the session's expiry otherwise, on a disk that may be full.
-func (s *Sessions) giveUp(ctx context.Context, u meta.Upload, actor string, cause error) error {
-	err := s.store.CancelUpload(context.WithoutCancel(ctx), u.Repo, u.ID, actor)
+// There are size of them, or as many as the session has recorded if that is more.
+func (s *Sessions) giveUp(ctx context.Context, u meta.Upload, actor string, size int64, cause error) error {
+	err := s.store.CancelUploadOf(context.WithoutCancel(ctx), u.Repo, u.ID, actor, size)
 	if err != nil && !errors.Is(err, fault.NotFound) {
 		return errors.Join(cause, fmt.Errorf("give up upload %s: %w", u.ID, err))
 	}

@@ -327,7 +327,7 @@ func TestClientGone_FinishOfAWholeBlobCanBeSentAgain(t *testing.T) {
 	u := b.start("")
 	_, err := b.Finish(t.Context(), repo, u.ID, d, cutOff(p[:1<<20], len(p)))
 	wantFault(t, err, fault.Invalid, oci.CodeBlobUploadInvalid)
-	b.wantSize(u.ID, 0)
+	b.wantSize(u.ID, 1<<20)
 	b.wantNoBlob(d)
 	if _, err := b.Finish(t.Context(), repo, u.ID, d, whole(p)); err != nil {
 		t.Fatal(err)

@@ -37,6 +37,7 @@ func (s *Sessions) Append(ctx context.Context, repo oci.Name, id string, c Chunk
 	if err != nil && !keeps(err, got) {
 		return u, err
 	}
+	u.Whole = false
 	if aerr := s.advance(ctx, &u, a, h, got, u.Algorithm); aerr != nil {
 		return u, aerr
 	}
@@ -45,9 +46,17 @@ func (s *Sessions) Append(ctx context.Context, repo oci.Name, id string, c Chunk
 
 // Finish adds the last chunk, if there is one, and turns the session into a
 // blob of its repository. If the digest does not match, the session is over
-// too.
+// too. A client that asks again, because the answer was lost on its way, gets it
+// again: a session that is over is no mistake if the repository has the blob.
 func (s *Sessions) Finish(ctx context.Context, repo oci.Name, id string, d oci.Digest, c Chunk) (meta.Blob, error) {
 	u, release, err := s.begin(ctx, repo, id)
+	if errors.Is(err, fault.NotFound) {
+		b, cerr := s.store.ConfirmBlob(ctx, repo, d)
+		if errors.Is(cerr, fault.NotFound) {
+			return meta.Blob{}, err
+		}
+		return b, cerr
+	}
 	if err != nil {
 		return meta.Blob{}, err
 	}
@@ -61,6 +70,13 @@ func (s *Sessions) finish(ctx context.Context, u meta.Upload, d oci.Digest, c Ch
 	if err != nil {
 		return meta.Blob{}, err
 	}
+	if u.Whole && !c.Ranged && !c.empty() {
+		version, err := s.store.RestartUpload(ctx, u)
+		if err != nil {
+			return meta.Blob{}, s.disown(ctx, u, u.Size, err)
+		}
+		u.Version, u.Size, u.Whole, u.HashState = version, 0, false, nil
+	}
 	h, err := s.hasher(ctx, u, string(d.Algorithm()))
 	if err != nil {
 		return meta.Blob{}, err
@@ -72,7 +88,7 @@ func (s *Sessions) finish(ctx context.Context, u meta.Upload, d oci.Digest, c Ch
 			return meta.Blob{}, err
 		}
 		size += got
-	} else if err := s.verify(ctx, u, h, d, c.Actor); err != nil {
+	} else if err := s.verify(ctx, u, h, d, size, c.Actor); err != nil {
 		return meta.Blob{}, err
 	}
 	// All bytes are durable: a client that leaves now need not send them again.
@@ -82,7 +98,7 @@ func (s *Sessions) finish(ctx context.Context, u meta.Upload, d oci.Digest, c Ch
 		return meta.Blob{}, err
 	}
 	b, err := s.store.FinishUploadOver(ctx, u, d, size, damaged)
-	return b, s.disown(ctx, u, err)
+	return b, s.disown(ctx, u, size, err)
 }
 
 // damaged returns the key of the bytes that a digest has already if they are
@@ -107,14 +123,14 @@ func (s *Sessions) damaged(ctx context.Context, d oci.Digest, size int64) (key s
 	return "", nil
 }
 
-// disown sees to the bytes of a session that ended while they came: the purge
+// disown sees to the size bytes of a session that ended while they came: the purge
 // of its key may have looked before they were there. err is what the session's
 // end was found by, and is returned.
-func (s *Sessions) disown(ctx context.Context, u meta.Upload, err error) error {
+func (s *Sessions) disown(ctx context.Context, u meta.Upload, size int64, err error) error {
 	if !errors.Is(err, fault.NotFound) && !errors.Is(err, fault.Conflict) {
 		return err
 	}
-	if derr := s.store.DisownUpload(context.WithoutCancel(ctx), u.Key); derr != nil {
+	if derr := s.store.DisownUpload(context.WithoutCancel(ctx), u.Key, size); derr != nil {
 		return errors.Join(err, derr)
 	}
 	return err
@@ -125,19 +141,16 @@ func (s *Sessions) lastChunk(ctx context.Context, u meta.Upload, h hash.Hash, d 
 	a, got, err := s.receive(ctx, u, h, c, limit)
 	if err != nil {
 		// A client that counts offsets goes on where it was cut off. One that
-		// sends the whole in one PUT will send the whole again.
+		// sends the whole in one PUT may send the whole again.
 		if keeps(err, got) {
-			if u.Size == 0 && !c.Ranged {
-				_ = a.Close() // the row says that nothing of it counts
-				return 0, err
-			}
+			u.Whole = u.Size == 0 && !c.Ranged
 			if aerr := s.advance(ctx, &u, a, h, got, string(d.Algorithm())); aerr != nil {
 				return 0, aerr
 			}
 		}
 		return 0, err
 	}
-	if err := s.verify(ctx, u, h, d, c.Actor); err != nil {
+	if err := s.verify(ctx, u, h, d, u.Size+got, c.Actor); err != nil {
 		_ = a.Close() // the bytes are not wanted
 		return 0, err
 	}
@@ -214,6 +227,9 @@ func (s *Sessions) receive(ctx context.Context, u meta.Upload, h hash.Hash, c Ch
 		return a, got, nil
 	}
 	_ = a.Close() // nothing of the chunk counts
+	if terr := s.trim(context.WithoutCancel(ctx), u); terr != nil {
+		return nil, 0, errors.Join(err, fmt.Errorf("trim upload %s: %w", u.ID, terr))
+	}
 	return nil, 0, err
 }
 
@@ -244,16 +260,16 @@ func (s *Sessions) advance(ctx context.Context, u *meta.Upload, a blob.Appender,
 	}
 	version, err := s.store.AdvanceUpload(ctx, *u, u.Size+got, state)
 	if err != nil {
-		return s.disown(ctx, *u, err)
+		return s.disown(ctx, *u, u.Size+got, err)
 	}
 	u.Version, u.Size, u.HashState = version, u.Size+got, state
 	return nil
 }
 
-// verify ends the session if its bytes do not have the digest d.
-func (s *Sessions) verify(ctx context.Context, u meta.Upload, h hash.Hash, d oci.Digest, actor string) error {
+// verify ends the session if its size bytes do not have the digest d.
+func (s *Sessions) verify(ctx context.Context, u meta.Upload, h hash.Hash, d oci.Digest, size int64, actor string) error {
 	if found := digest.NewDigest(d.Algorithm(), h); found != d {
-		return s.giveUp(ctx, u, actor, fault.New(fault.Invalid, "the content has the digest %s, not %s; the upload is over", found, d).WithCode(oci.CodeDigestInvalid))
+		return s.giveUp(ctx, u, actor, size, fault.New(fault.Invalid, "the content has the digest %s, not %s; the upload is over", found, d).WithCode(oci.CodeDigestInvalid))
 	}
 	return nil
 }
