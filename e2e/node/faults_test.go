@@ -161,7 +161,8 @@ func TestN8_UpstreamSlow_FirstByteBeforeTheLast_SingleFlight(t *testing.T) {
 func TestMirror_PassesAnswersThrough(t *testing.T) {
 	u := startUpstream(t)
 	a := startAgent(t, u, "--runtime", "none")
-	for _, status := range []int{http.StatusUnauthorized, http.StatusNotFound, http.StatusTooManyRequests, http.StatusForbidden} {
+	// Too many requests come last: until Retry-After has passed, the node answers so itself.
+	for _, status := range []int{http.StatusUnauthorized, http.StatusNotFound, http.StatusForbidden, http.StatusTooManyRequests} {
 		u.breaks(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
 			w.Header().Set("WWW-Authenticate", `Basic realm="theirs"`)
 			w.Header().Set("Retry-After", "7")
