@@ -38,6 +38,14 @@ func IsName(s string) bool {
 	return true
 }
 
+// Limits of a report. One that is beyond them is refused whole, so an agent says
+// less, and that it is not complete.
+const (
+	ImagesMax  = 20_000   // in use
+	DigestsMax = 50_000   // of all of them
+	BodyMax    = 16 << 20 // bytes of its JSON
+)
+
 // Report is the whole of what an agent knows to be in use on its node, the body
 // of PUT /api/v1/nodes/{name}. Each one takes the place of the one before, so
 // that one that got lost needs no repeating.

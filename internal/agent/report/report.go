@@ -63,6 +63,7 @@ type Reporter struct {
 	greeted  bool                 // a report of this life was accepted
 	unsaved  bool                 // the file could not be written, and the log knows
 	complete bool
+	cut      int // uses that the last report had no room for
 
 	mu     sync.Mutex // guards what follows
 	status nodeapi.ReportStatus
@@ -291,8 +292,13 @@ func (r *Reporter) look(ctx context.Context, usage *inuse.Usage) {
 	}
 	r.metrics.untraced.Set(float64(g.untraced))
 	carried, unheard := r.carry(usage, g.uses)
-	r.last = append(g.uses, carried...)
-	r.complete = !unheard && g.guessed == 0
+	var cut int
+	r.last, cut = fit(append(g.uses, carried...))
+	if cut > 0 && r.cut == 0 {
+		r.o.Log.Error("more is in use here than a report may name; the rest stays at the registry for its grace", "left_out", cut)
+	}
+	r.cut = cut
+	r.complete = !unheard && g.guessed == 0 && cut == 0
 }
 
 // carry returns what a former life of the agent found in use by sources that
@@ -322,6 +328,7 @@ func (r *Reporter) carry(usage *inuse.Usage, found []use) (carried []use, unhear
 	for _, u := range r.st.Uses {
 		gone := !present[u.Source] && !slices.Contains(r.st.Sources, u.Source)
 		if !confirmed[u.Source] && !gone && !have[u.key()] {
+			u.carried = true
 			carried = append(carried, u)
 		}
 	}

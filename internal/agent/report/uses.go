@@ -21,6 +21,8 @@ type use struct {
 	Digests    []oci.Digest `json:"digests"`          // what a registry may know it by
 	Containers int          `json:"containers"`
 	Since      time.Time    `json:"since"`
+
+	carried bool // only a former life of the agent knew of it
 }
 
 // sourcePins is the Source of what is pinned. No runtime has that name.
@@ -205,3 +207,39 @@ func inUse(uses []use, now time.Time) []nodeapi.InUse {
 	slices.SortFunc(list, func(a, b nodeapi.InUse) int { return strings.Compare(joined(a.Digests), joined(b.Digests)) })
 	return list
 }
+
+// fit leaves out what a report has no room for, and returns how many uses that
+// is. What runs has precedence over what is pinned, and that over what only a
+// former life of the agent knew: sources that never confirm what runs must not
+// let that grow until the registry refuses all of it.
+func fit(uses []use) (kept []use, cut int) {
+	rank := func(u use) int {
+		switch {
+		case u.Source == sourcePins:
+			return 1
+		case u.carried:
+			return 2
+		}
+		return 0
+	}
+	slices.SortStableFunc(uses, func(a, b use) int { return rank(a) - rank(b) })
+	images, digests, bytes := map[string]bool{}, 0, 0
+	for _, u := range uses {
+		key := joined(u.Digests)
+		more, size := 0, 0
+		if !images[key] {
+			more, size = len(u.Digests), len(key)+len(u.Image)+useBytes
+		}
+		if len(images) == nodeapi.ImagesMax && more > 0 || digests+more > nodeapi.DigestsMax || bytes+size > nodeapi.BodyMax/2 {
+			cut++
+			continue
+		}
+		images[key] = true
+		digests, bytes = digests+more, bytes+size
+		kept = append(kept, u)
+	}
+	return kept, cut
+}
+
+// useBytes is what the JSON of a use has besides its texts, or more.
+const useBytes = 200

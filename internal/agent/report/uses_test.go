@@ -1,6 +1,8 @@
 package report
 
 import (
+	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -73,5 +76,39 @@ func TestN13_AGuessIsNotAllThatIsInUse(t *testing.T) {
 		if r.complete != tc.want {
 			t.Errorf("%s: the report is complete: %v", name, r.complete)
 		}
+	}
+}
+
+func TestN3_AReportFitsAndKeepsWhatRunsFirst(t *testing.T) {
+	digests := func(n, from int) (ds []oci.Digest) {
+		for i := range n {
+			ds = append(ds, oci.Digest(fmt.Sprintf("sha256:%064x", from+i)))
+		}
+		return ds
+	}
+	var uses []use
+	for i := range 30_000 {
+		uses = append(uses, use{Source: "docker", Digests: digests(2, 10*i), Containers: 1, carried: true})
+	}
+	pin := use{Source: sourcePins, Digests: digests(1, 1_000_001)}
+	running := use{Source: "containerd", Digests: digests(3, 1_000_011), Containers: 1}
+	kept, cut := fit(append(uses, pin, running))
+	if len(kept)+cut != 30_002 || len(kept) > nodeapi.ImagesMax || !slices.Equal(kept[0].Digests, running.Digests) || !slices.Equal(kept[1].Digests, pin.Digests) {
+		t.Errorf("%d kept and %d left out; the first are %.200v", len(kept), cut, kept[:2])
+	}
+	if kept, cut := fit([]use{{Digests: digests(nodeapi.DigestsMax+1, 0)}, running}); len(kept) != 1 || cut != 1 {
+		t.Errorf("too many digests: %d kept, %d left out", len(kept), cut)
+	}
+	for i := range uses {
+		uses[i].Image = strings.Repeat("x", 4096)
+	}
+	kept, _ = fit(uses)
+	body, err := json.Marshal(inUse(kept, time.Now()))
+	if err != nil || len(body) > nodeapi.BodyMax*3/4 {
+		t.Errorf("the report has %d bytes, %v", len(body), err)
+	}
+	// Two sources that name the same image take room once.
+	if kept, cut := fit([]use{{Source: "a", Digests: digests(30_000, 0)}, {Source: "b", Digests: digests(30_000, 0)}}); len(kept) != 2 || cut != 0 {
+		t.Errorf("one image of two sources: %d kept, %d left out", len(kept), cut)
 	}
 }

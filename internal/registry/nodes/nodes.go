@@ -31,10 +31,10 @@ import (
 
 // Limits of a report.
 const (
-	NameMax     = 200      // bytes of a node's name, and of an instance's
-	ImagesMax   = 20_000   // in use
-	DigestsMax  = 50_000   // of all of them
-	BodyMax     = 16 << 20 // bytes of its JSON
+	NameMax     = 200 // bytes of a node's name, and of an instance's
+	ImagesMax   = nodeapi.ImagesMax
+	DigestsMax  = nodeapi.DigestsMax
+	BodyMax     = nodeapi.BodyMax
 	RuntimesMax = 100
 	TextMax     = 512 // bytes of an image's name or an error; longer ones are cut
 )
