@@ -3,6 +3,7 @@ package report
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -110,5 +111,30 @@ func TestN3_AReportFitsAndKeepsWhatRunsFirst(t *testing.T) {
 	// Two sources that name the same image take room once.
 	if kept, cut := fit([]use{{Source: "a", Digests: digests(30_000, 0)}, {Source: "b", Digests: digests(30_000, 0)}}); len(kept) != 2 || cut != 0 {
 		t.Errorf("one image of two sources: %d kept, %d left out", len(kept), cut)
+	}
+}
+
+func TestN3_AReportThatLeavesSomethingOutIsNotComplete(t *testing.T) {
+	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(t.TempDir(), "index.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Close() })
+	r, err := Open(Options{Node: "n", Dir: t.TempDir(), Index: x, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	usage := &inuse.Usage{Sources: []inuse.SourceStatus{{Name: "containerd", Up: true, Answered: time.Now()}}}
+	for i := range nodeapi.ImagesMax {
+		usage.Containers = append(usage.Containers, inuse.Container{Runtime: "containerd", ID: fmt.Sprint(i), State: inuse.Running, Digests: []oci.Digest{oci.Digest(fmt.Sprintf("sha256:%064x", i))}})
+	}
+	r.look(t.Context(), usage)
+	if !r.complete || len(r.last) != nodeapi.ImagesMax {
+		t.Fatalf("as many as a report may name: %d, complete: %v", len(r.last), r.complete)
+	}
+	usage.Containers = append(usage.Containers, inuse.Container{Runtime: "containerd", ID: "more", State: inuse.Running, Digests: []oci.Digest{named("f")}})
+	r.look(t.Context(), usage)
+	if r.complete || len(r.last) != nodeapi.ImagesMax {
+		t.Errorf("more than a report may name: %d, complete: %v", len(r.last), r.complete)
 	}
 }
