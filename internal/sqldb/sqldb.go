@@ -59,15 +59,17 @@ type Options struct {
 
 // DB is an open database.
 type DB struct {
-	opts    Options
-	lock    *disk.Lock
-	pool    *sql.DB
-	readers chan *conn // of requests that wait for one answer
-	listers chan *conn // of listings and statistics
-	writer  *conn
-	lax     bool // the writer's commits do not wait for the disk; known to writeLoop only
-	now     func() int64
-	behind  int64 // ms by which now is behind a machine's clock that is not believed
+	opts      Options
+	lock      *disk.Lock
+	pool      *sql.DB
+	readers   chan *conn // of requests that wait for one answer
+	listers   chan *conn // of listings and statistics
+	writer    *conn
+	lastGroup int           // writes that the last commit was of; known to writeLoop only
+	lastTook  time.Duration // by that commit
+	lax       bool          // the writer's commits do not wait for the disk; known to writeLoop only
+	now       func() int64
+	behind    int64 // ms by which now is behind a machine's clock that is not believed
 
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
 	opened       time.Time

@@ -93,6 +93,13 @@ func (db *DB) writeLoop() {
 	}
 }
 
+// The writer waits for clients that it expects from commits of this duration on,
+// and so long at most.
+const (
+	waitFrom = time.Millisecond
+	waitMax  = time.Millisecond
+)
+
 func (db *DB) drain() {
 	last := &op{fn: db.saveClock, done: make(chan struct{})}
 	db.commitGroup([]*op{last})
@@ -123,13 +130,29 @@ func (db *DB) saveClock(tx *Tx) error {
 // clients' writes, and one of maintenance at the most.
 func (db *DB) gather(first *op) []*op {
 	group := []*op{first}
+	var patience <-chan time.Time
 	for len(group) < groupMax {
 		select {
 		case o := <-db.urgent:
 			group = append(group, o)
+			continue
 		default:
-			return db.withMaintenance(group)
 		}
+		// The clients of the last group come again at once, but not all in the same
+		// instant. A commit costs more than to wait for them.
+		if len(group) >= db.lastGroup || db.lastTook < waitFrom {
+			break
+		}
+		if patience == nil {
+			patience = time.After(min(db.lastTook/8, waitMax))
+		}
+		select {
+		case o := <-db.urgent:
+			group = append(group, o)
+			continue
+		case <-patience:
+		}
+		break
 	}
 	return db.withMaintenance(group)
 }
@@ -155,6 +178,8 @@ func (db *DB) commitGroup(group []*op) {
 	if len(live) == 0 {
 		return
 	}
+	began := time.Now()
+	defer func() { db.lastGroup, db.lastTook = len(live), time.Since(began) }()
 	if err := db.transact(live); err != nil && len(live) > 1 {
 		// One of them broke the transaction for all. Alone, each meets its own fate.
 		for _, o := range live {

@@ -17,7 +17,12 @@ import (
 // second, and how many times as long the last thousand takes as the first.
 func BenchmarkTag(b *testing.B) {
 	for b.Loop() {
-		s, err := meta.Open(b.Context(), meta.Options{Path: b.TempDir() + "/fairway.db"})
+		var commits atomic.Int64
+		s, err := meta.Open(b.Context(), meta.Options{Path: b.TempDir() + "/fairway.db", Trace: func(query string, _ []any) {
+			if query == "COMMIT" {
+				commits.Add(1)
+			}
+		}})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -43,6 +48,7 @@ func BenchmarkTag(b *testing.B) {
 		}
 		wg.Wait()
 		b.ReportMetric(n/time.Since(began).Seconds(), "tags/s")
+		b.ReportMetric(n/float64(commits.Load()), "tags/commit")
 		b.ReportMetric(float64(times[n-1].Sub(times[n-1000]))/float64(times[999].Sub(times[0])), "last/first")
 		if err := s.Close(); err != nil {
 			b.Fatal(err)
