@@ -43,6 +43,16 @@ func (p *pool) descriptor(d oci.Digest) map[string]any {
 	return map[string]any{"mediaType": "application/octet-stream", "digest": d, "size": len(p.content[d])}
 }
 
+// size returns the size of a blob or manifest of the pool.
+func (p *pool) size(d oci.Digest) int {
+	for _, c := range p.manifests {
+		if c.digest == d {
+			return len(c.raw)
+		}
+	}
+	return len(p.content[d])
+}
+
 func (p *pool) add(mediaType string, doc map[string]any) *content {
 	raw, err := json.Marshal(doc)
 	if err != nil {
@@ -81,7 +91,7 @@ func (p *pool) image(mediaType string, config oci.Digest, layers []oci.Digest, s
 func (p *pool) index(children []oci.Digest, subject oci.Digest, nonce int) *content {
 	ds := make([]any, len(children))
 	for i, c := range children {
-		ds[i] = map[string]any{"mediaType": oci.MediaTypeImage, "digest": c, "size": 1}
+		ds[i] = map[string]any{"mediaType": oci.MediaTypeImage, "digest": c, "size": p.size(c)}
 	}
 	doc := map[string]any{"schemaVersion": 2, "mediaType": oci.MediaTypeIndex, "manifests": ds, "annotations": map[string]string{"nonce": fmt.Sprint(nonce)}}
 	if subject != "" {

@@ -38,6 +38,9 @@ type Descriptor struct {
 	// Optional descriptors bind what exists in the repository and may be
 	// missing: foreign layers, and all references of a type not known here.
 	Optional bool
+	// Exact descriptors state the size of what they name. One of a type not known
+	// here may mean anything by its size.
+	Exact bool
 }
 
 // Manifest is what the registry needs to know of a manifest's bytes.
@@ -186,7 +189,7 @@ func (m *Manifest) collect(doc *document, strict bool) error {
 
 	blobs := newCollector(strict)
 	if doc.Config != nil {
-		blobs.add("config", *doc.Config)
+		blobs.add(fieldConfig, *doc.Config)
 		if m.ArtifactType == "" && !index {
 			m.ArtifactType = doc.Config.MediaType
 		}
@@ -257,7 +260,9 @@ func (c *collector) add(field string, d rawDescriptor) {
 	case d.Size < 0 || d.Size > SizeMax:
 		d.Size = 0 // the document is of a type not known here: what its field says may be anything
 	}
+	optional := !c.strict || field != fieldConfig && isForeign(d.MediaType)
 	if i, ok := c.seen[dg]; ok {
+		c.out[i].Optional = c.out[i].Optional && optional // whoever needs it here decides
 		if c.strict && c.out[i].Size != d.Size {
 			c.err = manifestError("%s: %s is named twice, with sizes %d and %d", field, dg, c.out[i].Size, d.Size)
 		}
@@ -265,16 +270,24 @@ func (c *collector) add(field string, d rawDescriptor) {
 	}
 	c.seen[dg] = len(c.out)
 	c.total += d.Size
-	c.out = append(c.out, Descriptor{MediaType: d.MediaType, Digest: dg, Size: d.Size, Optional: !c.strict || isForeign(d.MediaType)})
+	c.out = append(c.out, Descriptor{MediaType: d.MediaType, Digest: dg, Size: d.Size, Optional: optional, Exact: c.strict})
 }
 
 // isForeign reports a layer that lives at the URLs it names and not
 // necessarily here (image-spec v1.1 §Non-Distributable Layers; Docker schema 2
-// "foreign" layers).
+// "foreign" layers), however it is compressed.
 func isForeign(mediaType string) bool {
-	return strings.HasPrefix(mediaType, "application/vnd.oci.image.layer.nondistributable.v1.tar") ||
-		mediaType == "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	mediaType = strings.ToLower(mediaType)
+	for _, base := range []string{"application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"} {
+		if rest, ok := strings.CutPrefix(mediaType, base); ok && (rest == "" || rest[0] == '+' || rest[0] == '.') {
+			return true
+		}
+	}
+	return false
 }
+
+// fieldConfig is the config's field: a config is never foreign, whatever its type.
+const fieldConfig = "config"
 
 func errorsOf(cs ...*collector) error {
 	for _, c := range cs {

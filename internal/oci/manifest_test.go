@@ -36,7 +36,7 @@ func TestParseManifest_Image(t *testing.T) {
 	if m.MediaType != MediaTypeImage || m.Subject != d3 || m.Annotations["a"] != "b" {
 		t.Errorf("got %+v", m)
 	}
-	want := []Descriptor{{MediaType: "application/x.config", Digest: d1, Size: 10}, {MediaType: "application/x.layer", Digest: d2, Size: 20}}
+	want := []Descriptor{{MediaType: "application/x.config", Digest: d1, Size: 10, Exact: true}, {MediaType: "application/x.layer", Digest: d2, Size: 20, Exact: true}}
 	if !slices.Equal(m.Blobs, want) || len(m.Children) != 0 {
 		t.Errorf("blobs %+v, children %+v; want %+v and none", m.Blobs, m.Children, want)
 	}
@@ -66,15 +66,43 @@ func TestParseManifest_IndexHasChildrenEachOnce(t *testing.T) {
 }
 
 func TestParseManifest_ForeignLayersMayBeMissing(t *testing.T) {
-	for _, mediaType := range []string{
-		"application/vnd.oci.image.layer.nondistributable.v1.tar",
-		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+	for mediaType, foreign := range map[string]bool{
+		"application/vnd.oci.image.layer.nondistributable.v1.tar":        true,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip":   true,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":   true,
+		"application/vnd.OCI.image.layer.nondistributable.v1.tar+gzip":   true,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar":           true,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":      true,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd":      true,
+		"application/vnd.oci.image.layer.v1.tar+gzip":                    false,
+		"application/vnd.docker.image.rootfs.diff.tar.gzip":              false,
+		"application/vnd.oci.image.layer.nondistributable.v1.target":     false,
+		"application/vnd.docker.image.rootfs.foreign.diff.tarball":       false,
+		"x/application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": false,
 	} {
 		m := parse(t, MediaTypeImage, strings.Replace(image(""), "application/x.layer", mediaType, 1))
-		if !m.Blobs[1].Optional || m.Blobs[0].Optional {
+		if m.Blobs[1].Optional != foreign || m.Blobs[0].Optional {
 			t.Errorf("%s: %+v", mediaType, m.Blobs)
 		}
+		// A config is needed, whatever it calls itself.
+		m = parse(t, MediaTypeImage, strings.Replace(image(""), "application/x.config", mediaType, 1))
+		if m.Blobs[0].Optional {
+			t.Errorf("a config of the type %s may be missing", mediaType)
+		}
+	}
+}
+
+func TestParseManifest_DigestThatIsForeignAndOrdinaryIsNeeded(t *testing.T) {
+	foreign := desc("application/vnd.oci.image.layer.nondistributable.v1.tar", d2, 20)
+	for _, layers := range []string{foreign + "," + desc("x", d2, 20), desc("x", d2, 20) + "," + foreign, foreign + "," + foreign + "," + desc("x", d2, 20)} {
+		m := parse(t, MediaTypeImage, `{"schemaVersion":2,"config":`+desc("x", d1, 1)+`,"layers":[`+layers+`]}`)
+		if len(m.Blobs) != 2 || m.Blobs[1].Optional || !m.Blobs[1].Exact {
+			t.Errorf("%s: %+v", layers, m.Blobs)
+		}
+	}
+	config := `{"schemaVersion":2,"config":` + desc("x", d2, 20) + `,"layers":[` + foreign + `]}`
+	if m := parse(t, MediaTypeImage, config); len(m.Blobs) != 1 || m.Blobs[0].Optional {
+		t.Errorf("%s: %+v", config, m.Blobs)
 	}
 }
 

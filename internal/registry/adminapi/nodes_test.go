@@ -198,7 +198,11 @@ func TestNodes_AnAgentMayAskForItsGrace(t *testing.T) {
 func TestR10_NodeExplainNamesAllNodesForManifestChildAndBlob(t *testing.T) {
 	s := serve(t)
 	m, layer := s.push("team/app", "v1", "layer one")
-	index := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":1}]}`, oci.MediaTypeIndex, oci.MediaTypeImage, m))
+	child, err := s.store.Manifest(t.Context(), "team/app", oci.Reference{Digest: m})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, oci.MediaTypeIndex, oci.MediaTypeImage, m, len(child.Content)))
 	parsed, err := oci.ParseManifest(oci.MediaTypeIndex, index)
 	if err != nil {
 		t.Fatal(err)

@@ -38,10 +38,11 @@ type house struct {
 	gc    *gc.Collector
 	opts  gc.Options
 	trace func(query string, args []any) // of the statements; may be nil
+	sizes map[oci.Digest]int             // of what was pushed, in bytes
 }
 
 func newHouse(t *testing.T) *house {
-	h := &house{T: t, dir: t.TempDir()}
+	h := &house{T: t, dir: t.TempDir(), sizes: map[oci.Digest]int{}}
 	h.clock.Store(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC).UnixMilli())
 	h.opts = gc.Options{Policy: meta.Policy{Window: meta.Duration(window), Trash: meta.Duration(trash)}}
 	h.open()
@@ -106,6 +107,7 @@ func (h *house) push(repo oci.Name, content string) oci.Digest {
 	d := digest.FromString(content)
 	_, err = h.store.FinishUpload(h.ctx(), u, d, int64(len(content)))
 	h.must(err)
+	h.sizes[d] = len(content)
 	return d
 }
 
@@ -128,14 +130,6 @@ func manifest(subject oci.Digest, layers ...string) []byte {
 	return render(m)
 }
 
-func index(children ...oci.Digest) []byte {
-	cs := []any{}
-	for _, c := range children {
-		cs = append(cs, descriptor(oci.MediaTypeImage, c, 1))
-	}
-	return render(map[string]any{"schemaVersion": 2, "mediaType": oci.MediaTypeIndex, "manifests": cs})
-}
-
 func render(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -148,6 +142,7 @@ func (h *house) put(repo oci.Name, raw []byte, tags ...oci.Tag) error {
 	h.Helper()
 	m, err := oci.ParseManifest("", raw)
 	h.must(err)
+	h.sizes[digest.FromBytes(raw)] = len(raw)
 	_, err = h.store.PutManifest(h.ctx(), meta.Push{Repo: repo, Tags: tags, Digest: digest.FromBytes(raw), Manifest: m, Content: raw})
 	return err
 }
@@ -164,9 +159,18 @@ func (h *house) image(repo oci.Name, layers []string, tags ...oci.Tag) oci.Diges
 	return digest.FromBytes(raw)
 }
 
+// indexOf renders an index, with the sizes of the children that were pushed.
+func (h *house) indexOf(children ...oci.Digest) []byte {
+	cs := []any{}
+	for _, c := range children {
+		cs = append(cs, descriptor(oci.MediaTypeImage, c, max(h.sizes[c], 1)))
+	}
+	return render(map[string]any{"schemaVersion": 2, "mediaType": oci.MediaTypeIndex, "manifests": cs})
+}
+
 func (h *house) index(repo oci.Name, tag oci.Tag, children ...oci.Digest) oci.Digest {
 	h.Helper()
-	raw := index(children...)
+	raw := h.indexOf(children...)
 	var tags []oci.Tag
 	if tag != "" {
 		tags = append(tags, tag)

@@ -247,7 +247,7 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
 		case !ok && !d.Optional:
 			missing = append(missing, map[string]string{"digest": string(d.Digest)})
 		case !ok:
-		case f.size != d.Size && !d.Optional:
+		case f.size != d.Size && d.Exact:
 			return nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
 		default:
 			links = append(links, f.link)
@@ -257,7 +257,33 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
 		return nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
 			WithCode(oci.CodeManifestBlobUnknown).WithDetail(missing)
 	}
-	return links, nil
+	return links, checkChildren(tx, repo, p)
+}
+
+// checkChildren compares the sizes that an index states with those of the child
+// manifests that the repository has.
+func checkChildren(tx *sqldb.Tx, repo int64, p Push) error {
+	if len(p.Manifest.Children) == 0 {
+		return nil
+	}
+	stated := make(map[oci.Digest]oci.Descriptor, len(p.Manifest.Children))
+	digests := make([]string, 0, len(p.Manifest.Children))
+	for _, c := range p.Manifest.Children {
+		stated[c.Digest] = c
+		digests = append(digests, string(c.Digest))
+	}
+	return tx.All(func(rows *sql.Rows) error {
+		var d oci.Digest
+		var size int64
+		if err := rows.Scan(&d, &size); err != nil {
+			return err
+		}
+		if c := stated[d]; c.Exact && c.Size != size {
+			return fault.New(fault.Invalid, "invalid manifest: it gives manifest %s a size of %d bytes, the manifest has %d", d, c.Size, size).WithCode(oci.CodeManifestInvalid)
+		}
+		return nil
+	}, `SELECT m.digest, m.size FROM `+sqldb.Each+` i CROSS JOIN manifests m ON m.repo_id = ? AND m.digest = i.a
+		WHERE m.trashed_at IS NULL`, sqldb.List(digests), repo)
 }
 
 // writeManifest inserts the manifest, or revives it from the trash, or
