@@ -13,10 +13,12 @@ const (
 	CodeNameUnknown         = "NAME_UNKNOWN"
 	CodeSizeInvalid         = "SIZE_INVALID"
 	CodeTagInvalid          = "TAG_INVALID" // Distribution's code, kept by clients; not in the v1.1 table
-	CodeUnauthorized        = "UNAUTHORIZED"
-	CodeDenied              = "DENIED"
-	CodeUnsupported         = "UNSUPPORTED"
-	CodeTooManyRequests     = "TOOMANYREQUESTS"
-	CodeStorageFull         = "STORAGE_FULL" // ours: the disk has no room for this upload
-	CodeUnknown             = "UNKNOWN"
+	// CodePaginationNumberInvalid is Distribution's, not in the v1.1 table.
+	CodePaginationNumberInvalid = "PAGINATION_NUMBER_INVALID"
+	CodeUnauthorized            = "UNAUTHORIZED"
+	CodeDenied                  = "DENIED"
+	CodeUnsupported             = "UNSUPPORTED"
+	CodeTooManyRequests         = "TOOMANYREQUESTS"
+	CodeStorageFull             = "STORAGE_FULL" // ours: the disk has no room for this upload
+	CodeUnknown                 = "UNKNOWN"
 )

@@ -8,9 +8,9 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/httpserve"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
@@ -46,6 +46,7 @@ func blobHeader(w http.ResponseWriter, d oci.Digest) *[3]string {
 	header["Etag"] = v[1:2:2]
 	header["Content-Type"] = typeBytes
 	header["Accept-Ranges"] = acceptBytes
+	header["Cache-Control"] = immutable
 	return v
 }
 
@@ -80,16 +81,13 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name,
 	if notModified(w, r, etag) {
 		return nil
 	}
-	if ranges := r.Header["Range"]; len(ranges) > 0 {
-		if ifRange := r.Header.Get("If-Range"); ifRange != "" && ifRange != etag {
-			r.Header.Del("Range")
-		} else if err := checkRange(w, r, ranges, b.Size); err != nil {
-			return err
-		}
+	ranges, err := rangesOf(w, r, etag, b.Size)
+	if err != nil {
+		return err
 	}
 	bytes, err := h.open(r.Context(), name, b)
 	if err != nil {
-		for _, key := range []string{"Docker-Content-Digest", "Etag", "Accept-Ranges"} {
+		for _, key := range []string{"Docker-Content-Digest", "Etag", "Accept-Ranges", "Cache-Control"} {
 			w.Header().Del(key)
 		}
 		return err
@@ -99,7 +97,19 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, name oci.Name,
 	if f, ok := bytes.(filer); ok {
 		content = f.File() // bare, so that io.Copy becomes sendfile
 	}
-	http.ServeContent(w, r, "", time.Time{}, content)
+	err = httpserve.SendContent(w, r, b.Size, ranges, func(w io.Writer, part httpserve.Range) error {
+		if part.First > 0 || len(ranges) > 1 {
+			if _, err := content.Seek(part.First, io.SeekStart); err != nil {
+				return err
+			}
+		}
+		_, err := io.CopyN(w, content, part.Length)
+		return err
+	})
+	if err != nil {
+		// The client, if it is still there, sees by the length that this is not all.
+		httpserve.Note(w, fmt.Errorf("send blob %s: %w", d, err))
+	}
 	return nil
 }
 
@@ -138,21 +148,21 @@ func damaged(b meta.Blob, cause error) error {
 		"the bytes of blob %s are damaged in the registry's storage; once an administrator has run `fairway check --repair`, pushing the image again mends it", b.Digest))
 }
 
-// checkRange lets through to net/http only what it can answer; its own refusal
-// is plain text. A unit that is not known is ignored (RFC 9110 §14.2).
-func checkRange(w http.ResponseWriter, r *http.Request, ranges []string, size int64) error {
-	switch err := satisfiable(ranges, size); {
-	case err == nil:
-		return nil
-	case errors.Is(err, errRangeUnit):
-		r.Header.Del("Range")
-		return nil
-	default:
+// rangesOf returns the ranges that are asked for of a blob; none: the whole.
+func rangesOf(w http.ResponseWriter, r *http.Request, etag string, size int64) ([]httpserve.Range, error) {
+	asked := r.Header["Range"]
+	if ifRange := r.Header.Get("If-Range"); len(asked) == 0 || ifRange != "" && ifRange != etag {
+		return nil, nil
+	}
+	ranges, err := httpserve.ParseRanges(asked, size)
+	if err != nil {
 		header := w.Header()
 		header.Del("Etag")
+		header.Del("Cache-Control")
 		header.Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
-		return &rangeError{fault.New(fault.Invalid, "range %.64q cannot be satisfied: %w; the blob has %d bytes", ranges[0], err, size).WithCode(oci.CodeSizeInvalid)}
+		return nil, &rangeError{fault.New(fault.Invalid, "range %.64q cannot be satisfied: %w; the blob has %d bytes", asked[0], err, size).WithCode(oci.CodeSizeInvalid)}
 	}
+	return ranges, nil
 }
 
 // deleteBlob is dist-spec §Deleting Blobs.

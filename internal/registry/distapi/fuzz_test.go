@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -129,30 +128,6 @@ func FuzzContentRange(f *testing.F) {
 	})
 }
 
-// FuzzRange checks that net/http can answer whatever satisfiable lets
-// through: its own refusals are not in the specification's form.
-func FuzzRange(f *testing.F) {
-	for _, s := range []string{"bytes=0-0", "bytes=0-", "bytes=-1", "bytes=-0", "bytes=5-1", "bytes=1-2,5-6", "bytes=,", "bytes= 1-2 , 3-", "bytes=9-", "bytes=1-2,9-", "Bytes=0-1", "pages=1", "bytes", "bytes=0-0-0", "bytes=-99999999999999999999", "bytes=0-99999999999999999999", " bytes=0-1"} {
-		f.Add(s, int64(8))
-	}
-	f.Add("bytes=0-", int64(0))
-	f.Fuzz(func(t *testing.T, header string, size int64) {
-		size = max(size, -size) % 4096
-		err := satisfiable([]string{header}, size)
-		if err != nil {
-			return
-		}
-		r := httptest.NewRequest("GET", "/", nil)
-		r.Header["Range"] = []string{header}
-		w := httptest.NewRecorder()
-		w.Header().Set("Content-Type", "application/octet-stream")
-		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(strings.Repeat("x", int(size))))
-		if w.Code != 206 && w.Code != 200 { // 200 where the ranges together are more than the whole
-			t.Errorf("Range %q of %d bytes is let through, net/http answers %d %s", header, size, w.Code, w.Body)
-		}
-	})
-}
-
 func FuzzQuery(f *testing.F) {
 	for _, s := range []string{"", "n=1", "n=0", "n=-1", "n=x&last=y", "n=99999999999999999999", "%zz", "a;b", "last=a&last=b", "n=1&n=2", "artifactType=a%2Fb", "mount=sha256:x&from=y", "tag=a&tag=b"} {
 		f.Add(s)
@@ -162,7 +137,7 @@ func FuzzQuery(f *testing.F) {
 		if err == nil {
 			var p page
 			if p, err = parsePage(q, 100); err == nil {
-				if p.n < -1 || p.n > 100 || (p.n == -1) == q.Has("n") {
+				if p.n < -1 || p.n > 100 || (p.n == -1) != (q.Get("n") == "") {
 					t.Errorf("page of %q is %+v", query, p)
 				}
 				return

@@ -81,6 +81,7 @@ var (
 	acceptBytes = []string{"bytes"}
 	apiVersion  = []string{"registry/2.0"}
 	zeroLength  = []string{"0"}
+	immutable   = []string{"max-age=31536000, immutable"} // what a digest names never changes
 )
 
 // ServeHTTP answers one request.
@@ -88,6 +89,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e, rawName, last := split(r.URL.Path)
 	httpserve.Mark(w, h.routes[e])
 	w.Header()["X-Content-Type-Options"] = nosniff
+	Announce(w)
 	if e == noEndpoint {
 		h.fail(w, r, fault.New(fault.NotFound, "the API has no such path").WithCode(oci.CodeUnsupported))
 		return
@@ -151,9 +153,12 @@ func (h *Handler) act(e endpoint, method string) action {
 	return nil
 }
 
+// Announce sets the header by which clients recognise a registry. It belongs to
+// every response of /v2/, refusals included.
+func Announce(w http.ResponseWriter) { w.Header()["Docker-Distribution-Api-Version"] = apiVersion }
+
 // base is dist-spec §Determining Support.
 func (h *Handler) base(w http.ResponseWriter, r *http.Request, _ oci.Name, _ string) error {
-	w.Header()["Docker-Distribution-Api-Version"] = apiVersion
 	writeJSON(w, r, typeJSON, []byte("{}"))
 	return nil
 }

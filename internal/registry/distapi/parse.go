@@ -1,7 +1,6 @@
 package distapi
 
 import (
-	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -26,76 +25,6 @@ func etagIn(header []string, etag string) bool {
 		}
 	}
 	return false
-}
-
-var (
-	errRangeUnit   = errors.New("its unit is not bytes")
-	errRangeForm   = errors.New("it is not of the form first-last, first- or -length")
-	errRangeBeyond = errors.New("it is beyond the end")
-)
-
-// rangesMax bounds the ranges in one request; more are an attack (RFC 9110 §14.2).
-const rangesMax = 32
-
-// satisfiable checks a Range header against content of size bytes (RFC 9110
-// §14.1.2). At least one of the ranges must overlap it.
-func satisfiable(header []string, size int64) error {
-	unit, set, ok := strings.Cut(header[0], "=")
-	if !ok {
-		return errRangeForm
-	}
-	if !strings.EqualFold(strings.TrimSpace(unit), "bytes") {
-		return errRangeUnit
-	}
-	if len(header) > 1 || unit != "bytes" { // net/http knows it in lower case only
-		return errRangeForm
-	}
-	overlap, count := false, 0
-	for part := range strings.SplitSeq(set, ",") {
-		part = strings.Trim(part, " \t")
-		if part == "" {
-			continue // a list may have empty elements (RFC 9110 §5.6.1)
-		}
-		if count++; count > rangesMax {
-			return errRangeForm
-		}
-		hit, err := overlaps(part, size)
-		if err != nil {
-			return err
-		}
-		overlap = overlap || hit
-	}
-	switch {
-	case count == 0:
-		return errRangeForm
-	case !overlap:
-		return errRangeBeyond
-	}
-	return nil
-}
-
-func overlaps(part string, size int64) (bool, error) {
-	first, last, ok := strings.Cut(part, "-")
-	if !ok {
-		return false, errRangeForm
-	}
-	if first == "" {
-		n, ok := number(last)
-		if !ok {
-			return false, errRangeForm
-		}
-		return n > 0 && size > 0, nil
-	}
-	a, ok := number(first)
-	if !ok {
-		return false, errRangeForm
-	}
-	if last != "" {
-		if b, ok := number(last); !ok || b < a {
-			return false, errRangeForm
-		}
-	}
-	return a < size, nil
 }
 
 // number reads decimal digits, which ParseInt alone does not insist on.
@@ -152,12 +81,12 @@ type page struct {
 
 func parsePage(q url.Values, max int) (page, error) {
 	p := page{n: -1, last: q.Get("last")}
-	if !q.Has("n") {
+	if q.Get("n") == "" { // Distribution's clients send "n="
 		return p, nil
 	}
 	n, ok := number(q.Get("n"))
 	if !ok {
-		return p, fault.New(fault.Invalid, "invalid page size n=%.32q: want a number that is not negative", q.Get("n")).WithCode(oci.CodeUnsupported)
+		return p, fault.New(fault.Invalid, "invalid page size n=%.32q: want a number that is not negative", q.Get("n")).WithCode(oci.CodePaginationNumberInvalid)
 	}
 	p.n = int(min(n, int64(max)))
 	return p, nil

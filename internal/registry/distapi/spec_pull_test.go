@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -58,7 +62,7 @@ func TestSpec_PullingManifests_UnknownIs404(t *testing.T) {
 		{"/v2/a/manifests/v2", oci.CodeManifestUnknown},
 		{"/v2/a/manifests/" + absent, oci.CodeManifestUnknown},
 		{"/v2/a/manifests/.no-tag-can-be-this", oci.CodeManifestUnknown},
-		{"/v2/nobody/manifests/v1", oci.CodeNameUnknown},
+		{"/v2/nobody/manifests/v1", oci.CodeManifestUnknown},
 	} {
 		s.do("GET", c.path, nil).wantError(404, c.code)
 		if a := s.do("HEAD", c.path, nil).want(404); len(a.body) > 0 {
@@ -112,6 +116,43 @@ func TestSpec_PullingBlobs_GetIs200WithDigest(t *testing.T) {
 		wantHeader("Accept-Ranges", "bytes")
 }
 
+func TestCacheControl_WhatADigestNamesIsImmutable(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "v1", "one", "")
+	const immutable = "max-age=31536000, immutable"
+	layer, digest := "/v2/a/blobs/"+string(i.layer), "/v2/a/manifests/"+string(i.digest)
+	for _, method := range []string{"GET", "HEAD"} {
+		s.do(method, layer, nil).want(200).wantHeader("Cache-Control", immutable)
+		s.do(method, digest, nil).want(200).wantHeader("Cache-Control", immutable)
+		s.do(method, "/v2/a/manifests/v1", nil).want(200).wantHeader("Cache-Control", "")
+		s.do(method, "/v2/a/manifests/"+string(i.layer), nil).want(404).wantHeader("Cache-Control", "")
+		s.do(method, "/v2/a/blobs/"+string(i.digest), nil).want(404).wantHeader("Cache-Control", "")
+	}
+	s.do("GET", layer, nil, "Range", "bytes=0-1").want(206).wantHeader("Cache-Control", immutable)
+	s.do("GET", layer, nil, "If-None-Match", "*").want(304).wantHeader("Cache-Control", immutable)
+	s.do("GET", layer, nil, "Range", "bytes=9999-").want(416).wantHeader("Cache-Control", "")
+	b, err := s.store.Blob(t.Context(), "a", i.layer)
+	if err == nil {
+		_, err = s.files.Delete(t.Context(), b.Key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.do("GET", layer, nil).want(500).wantHeader("Cache-Control", "")
+}
+
+func TestAPIVersion_IsInEveryResponse(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "v1", "one", "")
+	for _, c := range []struct{ method, path string }{
+		{"GET", "/v2/"}, {"GET", "/v2"}, {"GET", "/v2/nothing"}, {"POST", "/v2/"}, {"GET", "/v2/_catalog"}, {"GET", "/v2/a/tags/list"},
+		{"GET", "/v2/a/manifests/v1"}, {"HEAD", "/v2/a/manifests/v2"}, {"GET", "/v2/a/blobs/" + string(i.layer)}, {"GET", "/v2/UPPER/tags/list"},
+		{"POST", "/v2/a/blobs/uploads/"}, {"DELETE", "/v2/a/manifests/v1"}, {"GET", "/v2/a/referrers/" + string(i.digest)},
+	} {
+		s.do(c.method, c.path, nil).wantHeader("Docker-Distribution-Api-Version", "registry/2.0")
+	}
+}
+
 func TestSpec_PullingBlobs_UnknownIs404(t *testing.T) {
 	s := serve(t)
 	d := s.push("a", []byte("x"))
@@ -154,21 +195,58 @@ func TestSpec_PullingBlobs_Range(t *testing.T) {
 		{"bytes=-5000", "bytes 0-2047/2048", b},
 		{"bytes=2000-5000", "bytes 2000-2047/2048", b[2000:]},
 		{"bytes=0-0", "bytes 0-0/2048", b[:1]},
+		{"bytes=2000-99999999999999999999", "bytes 2000-2047/2048", b[2000:]},
+		{"bytes=-99999999999999999999", "bytes 0-2047/2048", b},
+		{"Bytes=0-0", "bytes 0-0/2048", b[:1]},
+		{"bytes=5-5,4096-", "bytes 5-5/2048", b[5:6]},
 	} {
 		s.do("GET", path, nil, "Range", c.header).want(206).wantBody(c.want).
 			wantHeader("Content-Range", c.contentRange).
 			wantHeader("Content-Length", strconv.Itoa(len(c.want)))
 	}
-	a := s.do("GET", path, nil, "Range", "bytes=0-9,20-29").want(206)
-	if !strings.HasPrefix(a.header.Get("Content-Type"), "multipart/byteranges") {
-		t.Errorf("two ranges are answered with type %q", a.header.Get("Content-Type"))
+}
+
+func TestRFC9110_AnyNumberOfRanges(t *testing.T) {
+	s := serve(t)
+	b := content("range", 8192)
+	path := "/v2/a/blobs/" + string(s.push("a", b))
+	for _, n := range []int{2, 32, 33, 500, 1024} {
+		set := make([]string, n)
+		for i := range set {
+			set[i] = fmt.Sprintf("%d-%d", 8191-7*i-2, 8191-7*i) // not in order
+		}
+		a := s.do("GET", path, nil, "Range", "bytes="+strings.Join(set, ", ")).want(206).wantHeader("Docker-Content-Digest", string(sha256Of(b)))
+		kind, params, err := mime.ParseMediaType(a.header.Get("Content-Type"))
+		if err != nil || kind != "multipart/byteranges" || a.length != int64(len(a.body)) {
+			t.Fatalf("%d ranges: type %q, error %v, length %d of %d", n, kind, err, a.length, len(a.body))
+		}
+		parts := multipart.NewReader(bytes.NewReader(a.body), params["boundary"])
+		for i := range n {
+			part, err := parts.NextPart()
+			if err != nil {
+				t.Fatalf("part %d of %d: %v", i, n, err)
+			}
+			got, err := io.ReadAll(part)
+			first := 8191 - 7*i - 2
+			if err != nil || !bytes.Equal(got, b[first:first+3]) || part.Header.Get("Content-Range") != fmt.Sprintf("bytes %d-%d/8192", first, first+2) ||
+				part.Header.Get("Content-Type") != "application/octet-stream" {
+				t.Fatalf("part %d of %d: %q, header %v, error %v", i, n, got, part.Header, err)
+			}
+		}
+		if _, err := parts.NextPart(); !errors.Is(err, io.EOF) {
+			t.Errorf("after %d parts: %v", n, err)
+		}
 	}
+	// More, or more than the whole in sum, get the whole.
+	s.do("GET", path, nil, "Range", "bytes="+strings.Repeat("0-0,", 1025)).want(200).wantBody(b)
+	s.do("GET", path, nil, "Range", "bytes=0-8191,0-0").want(200).wantBody(b)
+	s.do("GET", path, nil, "Range", "bytes="+strings.Repeat("0-,", 1024)).want(200).wantBody(b)
 }
 
 func TestSpec_PullingBlobs_RangeThatCannotBeSatisfiedIs416(t *testing.T) {
 	s := serve(t)
 	path := "/v2/a/blobs/" + string(s.push("a", content("range", 2048)))
-	for _, header := range []string{"bytes=500-0", "bytes=5000-10000", "bytes=-0", "bytes=2048-", "bytes=", "bytes=x-y", "bytes=1-2-3", "bytes=+1-2", "bytes 0-1", "bytes=99999999999999999999-", "bytes=" + strings.Repeat("0-0,", 33)} {
+	for _, header := range []string{"bytes=500-0", "bytes=5000-10000", "bytes=-0", "bytes=2048-", "bytes=", "bytes=x-y", "bytes=1-2-3", "bytes=+1-2", "bytes 0-1", "bytes=99999999999999999999-", "bytes=5000-,6000-99999999999999999999"} {
 		s.do("GET", path, nil, "Range", header).wantError(416, oci.CodeSizeInvalid).wantHeader("Content-Range", "bytes */2048")
 	}
 	empty := "/v2/a/blobs/" + string(s.push("a", nil))
