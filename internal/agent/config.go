@@ -25,7 +25,7 @@ type Config struct {
 	Listen       string           `key:"listen" arg:"HOST:PORT" doc:"Address of the mirror that the runtimes pull through. An address that is not loopback needs allow_anyone_on_the_network."`
 	DockerListen string           `key:"docker_listen" arg:"HOST:PORT" doc:"Second address of the mirror, for Docker's registry-mirrors: images named without a registry are those of docker.io there. Empty: none."`
 	AllowAnyone  bool             `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then pull whatever this node may pull."`
-	Hosts        setting.HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which browsers may call this node on loopback. Any other name is refused, since a web page could have pointed it here."`
+	Hosts        setting.HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost and IP addresses, under which this node may be called on loopback. Any other name is refused there, since a web page could have pointed it here."`
 	AdminSocket  string           `key:"admin_socket" arg:"PATH" doc:"Unix socket of the admin API, for fairway cache and fairway node status. Only the user of the agent may use it; the API is served nowhere else. Empty: admin.sock in the data directory."`
 
 	Quota   unit.Size     `key:"quota" doc:"How much the cache may keep. 0: 80 % of the file system."`

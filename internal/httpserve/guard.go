@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Guard tells what the operator of a server on loopback may have asked from
-// what a web page may have made a browser ask.
+// Guard separates requests of the operator of a server on loopback from those
+// that a web page has made a browser send.
 type Guard struct {
 	// Loopback says that the server listens on loopback, where a Host header
 	// must be an IP address, localhost, or one of Hosts.
@@ -28,16 +28,11 @@ func (g Guard) KnownHost(hostport string) bool {
 	return net.ParseIP(strings.Trim(host, "[]")) != nil || host == "localhost" || strings.HasSuffix(host, ".localhost") || slices.Contains(g.Hosts, host)
 }
 
-// Suspicious reports whether a browser asks under a name that somebody else
-// may have pointed here. Clients that are no browsers may use any name.
+// Suspicious reports whether the request has a host name that somebody else may
+// have pointed to this machine. Nothing else distinguishes it: to a browser, a
+// page whose name was rebound after it was loaded is of the server's own origin,
+// so that neither Origin nor Sec-Fetch-Site need be there, and what a client
+// calls itself is up to the page. A request without a host is not a browser's.
 func (g Guard) Suspicious(req *http.Request) bool {
-	return g.Loopback && fromBrowser(req) && !g.KnownHost(req.Host)
-}
-
-// fromBrowser reports whether a web page may have sent req. A page whose name
-// was rebound to this machine after it was loaded is of the same origin as the
-// server, as the browser sees it, and neither Origin nor Sec-Fetch-Site need be
-// there then; what every browser calls itself is.
-func fromBrowser(req *http.Request) bool {
-	return req.Header.Get("Origin") != "" || req.Header.Get("Sec-Fetch-Site") != "" || strings.HasPrefix(req.UserAgent(), "Mozilla/")
+	return g.Loopback && req.Host != "" && !g.KnownHost(req.Host)
 }

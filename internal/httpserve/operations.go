@@ -90,6 +90,6 @@ func Denied(w http.ResponseWriter, why error, text string) {
 
 // DeniedHost is Denied for what Guard finds suspicious.
 func DeniedHost(w http.ResponseWriter, req *http.Request) {
-	Denied(w, fmt.Errorf("a browser asks under the host name %q", req.Host),
-		"web pages may not use this host name; a proxy's name can be allowed with the setting \"hosts\"")
+	Denied(w, fmt.Errorf("a request has the host name %q", req.Host),
+		"this server listens on loopback, where only localhost, IP addresses and the names in the setting \"hosts\" are allowed: a web page could have pointed any other name here")
 }

@@ -20,16 +20,17 @@ import (
 //	arg    what the value is called in help texts, where the type does not tell
 //	oneof  the values it may have
 type Config struct {
-	Data        string           `key:"data" arg:"DIR" doc:"Directory of the database and the blobs. It is created if it is missing. One server at a time may use it."`
-	Listen      string           `key:"listen" arg:"HOST:PORT" doc:"Address to listen on. An address that is not loopback needs allow_anyone_on_the_network, because neither authentication nor TLS is built in yet."`
-	AllowAnyone bool             `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then push, delete and collect."`
-	Hosts       setting.HostList `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost, under which the admin API may be called, and anything by a browser, while the server listens on loopback: those of a proxy in front of it. Any other name is refused there, since a web page could have pointed it here."`
-	Database    string           `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
-	Storage     string           `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
-	GC          GC               `key:"gc"`
-	TrustClock  bool             `key:"trust_clock" doc:"Believe the machine's clock at the start even if it has gone on by more than the longest period (window, trash, untagged, uploads, node_grace, or a week) since the server last ran. Without this the server takes such a clock for wrong, goes on from the time at which it ended, and says so: otherwise the trash, the window and all leases would end at once. Set it for one start after the server was really down for that long."`
-	Log         setting.Log      `key:"log"`
-	Pprof       bool             `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
+	Data        string             `key:"data" arg:"DIR" doc:"Directory of the database and the blobs. It is created if it is missing. One server at a time may use it."`
+	Listen      string             `key:"listen" arg:"HOST:PORT" doc:"Address to listen on. An address that is not loopback needs allow_anyone_on_the_network, because neither authentication nor TLS is built in yet."`
+	AllowAnyone bool               `key:"allow_anyone_on_the_network" doc:"Listen on a network address although everybody who can reach it may then push, delete and collect."`
+	Hosts       setting.HostList   `key:"hosts" arg:"NAME,..." doc:"Host names, besides localhost and IP addresses, under which this server may be called while it listens on loopback: those of a proxy in front of it. Any other name is refused there, since a web page could have pointed it here."`
+	CORSOrigins setting.OriginList `key:"cors_origins" arg:"ORIGIN,..." doc:"Origins of web pages that may use the OCI API from a browser, as https://HOST[:PORT]. '*' lets all pages read. Empty: none."`
+	Database    string             `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
+	Storage     string             `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
+	GC          GC                 `key:"gc"`
+	TrustClock  bool               `key:"trust_clock" doc:"Believe the machine's clock at the start even if it has gone on by more than the longest period (window, trash, untagged, uploads, node_grace, or a week) since the server last ran. Without this the server takes such a clock for wrong, goes on from the time at which it ended, and says so: otherwise the trash, the window and all leases would end at once. Set it for one start after the server was really down for that long."`
+	Log         setting.Log        `key:"log"`
+	Pprof       bool               `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 
 	Reserve       unit.Size     `key:"reserve" doc:"Disk space held back in a file of the data directory. When the disk is full the file is given up, so that the collector can still write what it needs to free space. 0: 16 MiB, or a sixteenth of the disk if that is less."`
 	MinFree       unit.Size     `key:"min_free" doc:"Uploads are refused when the disk has less free space than this, so that the database can still write. 0: 64 MiB, or 2 % of the disk if that is less."`

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/fairway-registry/fairway/internal/httpserve"
+	"github.com/fairway-registry/fairway/internal/registry/distapi"
 )
 
 // handler chooses the face by the path as the client sent it: http.ServeMux
@@ -16,18 +17,21 @@ func (r *Registry) handler() http.Handler {
 		Observer: r.observer, Metrics: r.metrics, Ready: r.readiness, Pprof: r.cfg.Pprof, Log: r.log,
 		Greeting: "This is a Fairway registry.\nImages are under /v2/, the admin API is described at /api/v1/openapi.json.\n",
 	}.Handler()
-	origin, guard := http.NewCrossOriginProtection(), r.guard()
+	guard := r.guard()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		path := req.URL.Path
-		api := strings.HasPrefix(path, "/api/") // which has this rule for every client
+		v2 := path == "/v2" || strings.HasPrefix(path, "/v2/")
+		if v2 {
+			distapi.Announce(w)
+		}
+		api := strings.HasPrefix(path, "/api/") // which has this rule of its own
 		if !api && guard.Suspicious(req) {
 			httpserve.DeniedHost(w, req)
 			return
 		}
 		switch {
-		case path == "/v2" || strings.HasPrefix(path, "/v2/"):
-			if err := origin.Check(req); err != nil {
-				httpserve.Denied(w, err, "a web page of another origin may not change anything here")
+		case v2:
+			if r.cors.Answer(w, req) {
 				return
 			}
 			r.dist.ServeHTTP(w, req)

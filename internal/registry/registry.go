@@ -49,6 +49,7 @@ type Registry struct {
 	preheats  *preheat.Preheats
 	observer  *httpserve.Observer
 	dist      *distapi.Handler
+	cors      *httpserve.CORS
 	api       *adminapi.API
 	ready     atomic.Bool
 	closers   []func() error // in the order of opening
@@ -87,6 +88,9 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	r.closers = append(r.closers, func() error { r.collector.Close(); return nil })
 	r.checker = check.New(r.store, r.blobs, check.Options{Window: time.Duration(r.cfg.GC.Window), Log: r.log, Metrics: r.metrics})
 	r.observer = httpserve.NewObserver(httpserve.ObserverOptions{Log: r.log, Level: level, Metrics: r.metrics})
+	if r.cors, err = httpserve.NewCORS(r.cfg.CORSOrigins); err != nil {
+		return setting.Errorf("cors_origins", "%v", err)
+	}
 	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
 	r.preheats = preheat.New(r.store, preheat.Options{Log: r.log, Metrics: r.metrics})
 	r.api = adminapi.New(adminapi.Options{

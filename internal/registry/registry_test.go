@@ -59,7 +59,7 @@ func mustOpen(t *testing.T, cfg Config) *Registry {
 
 func ask(r *Registry, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	r.observer.Wrap(r.handler()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	r.observer.Wrap(r.handler()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+path, nil))
 	return w
 }
 
@@ -270,7 +270,7 @@ func TestOperations_AreServed(t *testing.T) {
 	cfg := testConfig(t)
 	r := mustOpen(t, cfg)
 	for path, want := range map[string]int{
-		"/metrics": 200, "/healthz": 200, "/": 200, "/nothing": 404, "/debug/pprof/": 404, "/api/v1/version": 403, // example.com is no name of a loopback server
+		"/metrics": 200, "/healthz": 200, "/": 200, "/nothing": 404, "/debug/pprof/": 404, "/api/v1/version": 200,
 	} {
 		if w := ask(r, path); w.Code != want {
 			t.Errorf("GET %s: status %d, want %d", path, w.Code, want)
@@ -306,7 +306,7 @@ func TestHandler_PathsReachTheOCIFaceAsTheyWereSent(t *testing.T) {
 func TestHandler_APageOfAnotherOriginPushesNothing(t *testing.T) {
 	r := mustOpen(t, testConfig(t))
 	for header, want := range map[string]int{"Sec-Fetch-Site: cross-site": 403, "Origin: http://evil.example": 403, "Accept: */*": 202} {
-		req := httptest.NewRequest(http.MethodPost, "/v2/a/blobs/uploads/", nil)
+		req := httptest.NewRequest(http.MethodPost, "http://localhost/v2/a/blobs/uploads/", nil)
 		name, value, _ := strings.Cut(header, ": ")
 		req.Header.Set(name, value)
 		w := httptest.NewRecorder()
@@ -335,8 +335,13 @@ func TestHandler_APageUnderANameThatWasPointedHereDoesNothing(t *testing.T) {
 		{r, "PUT", "/v2/a/manifests/v1", "evil.example:5000", "Origin: http://evil.example:5000", true},
 		{r, "DELETE", "/v2/a/manifests/v1", "evil.example:5000", browser, true},
 		{r, "GET", "/metrics", "evil.example:5000", browser, true},
-		{r, "GET", "/v2/", "evil.example:5000", "User-Agent: containerd/2.0", false},
-		{r, "DELETE", "/v2/a/manifests/v1", "build-host:5000", "Accept: */*", false},
+		{r, "GET", "/api/v1/version", "evil.example:5000", browser, true},
+		// Nothing that a page can choose makes a difference.
+		{r, "GET", "/v2/", "evil.example:5000", "User-Agent: containerd/2.0", true},
+		{r, "DELETE", "/v2/a/manifests/v1", "evil.example:5000", "User-Agent: ", true},
+		{r, "GET", "/v2/", "evil.example:5000", "Accept: */*", true},
+		{r, "GET", "/v2/", "", "Accept: */*", false}, // no browser leaves it out
+		{r, "GET", "/v2/", "[::1]:5000", browser, false},
 		{r, "GET", "/v2/", "127.0.0.1:5000", browser, false},
 		{r, "GET", "/v2/", "localhost:5000", browser, false},
 		{r, "GET", "/v2/", "registry.example", browser, false},
@@ -348,8 +353,60 @@ func TestHandler_APageUnderANameThatWasPointedHereDoesNothing(t *testing.T) {
 		req.Header.Set(name, value)
 		w := httptest.NewRecorder()
 		c.server.observer.Wrap(c.server.handler()).ServeHTTP(w, req)
-		if denied := w.Code == http.StatusForbidden && strings.Contains(w.Body.String(), `"code":"DENIED"`); denied != c.denied {
+		if denied := w.Code == http.StatusForbidden && (strings.Contains(w.Body.String(), `"code":"DENIED"`) || strings.HasPrefix(c.path, "/api/")); denied != c.denied {
 			t.Errorf("%s %s at %s with %s: status %d, want denied %v: %s", c.method, c.path, c.host, c.header, w.Code, c.denied, w.Body)
+		}
+		if v2 := strings.HasPrefix(c.path, "/v2/"); v2 && w.Header().Get("Docker-Distribution-Api-Version") != "registry/2.0" {
+			t.Errorf("%s %s at %s: header %v", c.method, c.path, c.host, w.Header())
+		}
+	}
+}
+
+func TestHandler_PagesOfOtherOrigins(t *testing.T) {
+	const page = "https://ui.example"
+	off, listed, anyone := testConfig(t), testConfig(t), testConfig(t)
+	listed.CORSOrigins, anyone.CORSOrigins = setting.OriginList{page}, setting.OriginList{"*"}
+	servers := map[string]*Registry{"off": mustOpen(t, off), "listed": mustOpen(t, listed), "anyone": mustOpen(t, anyone)}
+	for _, c := range []struct {
+		server, method, origin string
+		status                 int // of a request for a manifest that is not there
+		allowed, methods       string
+	}{
+		{"off", "GET", page, 404, "", ""},
+		{"off", "OPTIONS", page, 405, "", ""},
+		{"off", "DELETE", page, 403, "", ""},
+		{"listed", "GET", page, 404, page, ""},
+		{"listed", "DELETE", page, 404, page, ""},
+		{"listed", "OPTIONS", page, 204, page, "GET, HEAD, POST, PUT, PATCH, DELETE"},
+		{"listed", "GET", "https://evil.example", 404, "", ""},
+		{"listed", "OPTIONS", "https://evil.example", 405, "", ""},
+		{"listed", "DELETE", "https://evil.example", 403, "", ""},
+		{"anyone", "GET", page, 404, "*", ""},
+		{"anyone", "OPTIONS", page, 204, "*", "GET, HEAD"},
+		{"anyone", "DELETE", page, 403, "*", ""},
+		{"listed", "GET", "", 404, "", ""},
+		{"listed", "DELETE", "", 404, "", ""},
+	} {
+		req := httptest.NewRequest(c.method, "/v2/a/manifests/v1", nil)
+		req.Host = "localhost:5000"
+		if c.origin != "" {
+			req.Header.Set("Origin", c.origin)
+		}
+		if c.method == http.MethodOptions {
+			req.Header.Set("Access-Control-Request-Method", "DELETE")
+		}
+		w := httptest.NewRecorder()
+		r := servers[c.server]
+		r.observer.Wrap(r.handler()).ServeHTTP(w, req)
+		h := w.Header()
+		if w.Code != c.status || h.Get("Access-Control-Allow-Origin") != c.allowed || h.Get("Access-Control-Allow-Methods") != c.methods {
+			t.Errorf("%s: %s from %q: status %d, headers %v; want %d, %q, %q", c.server, c.method, c.origin, w.Code, h, c.status, c.allowed, c.methods)
+		}
+		if exposed := strings.Contains(h.Get("Access-Control-Expose-Headers"), "Docker-Content-Digest"); exposed != (c.allowed != "") {
+			t.Errorf("%s: %s from %q: exposed %q", c.server, c.method, c.origin, h.Get("Access-Control-Expose-Headers"))
+		}
+		if vary := h.Get("Vary") == "Origin"; vary != (c.server != "off") {
+			t.Errorf("%s: %s from %q: Vary %q", c.server, c.method, c.origin, h.Get("Vary"))
 		}
 	}
 }

@@ -9,6 +9,7 @@ package setting
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 )
 
@@ -72,6 +73,28 @@ func (l *HostList) UnmarshalText(b []byte) error {
 			return fmt.Errorf("%q is no host name; give names without scheme and port", name)
 		}
 		*l = append(*l, strings.ToLower(name))
+	}
+	return nil
+}
+
+// OriginList is a list of web origins, or "*".
+type OriginList []string
+
+// String joins the origins with commas.
+func (l OriginList) String() string { return strings.Join(l, ",") }
+
+// UnmarshalText reads origins separated by commas.
+func (l *OriginList) UnmarshalText(b []byte) error {
+	*l = nil
+	for origin := range strings.SplitSeq(string(b), ",") {
+		if origin = strings.ToLower(strings.TrimSpace(origin)); origin == "" {
+			continue
+		}
+		u, err := url.Parse(origin)
+		if origin != "*" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.Scheme+"://"+u.Host != origin) {
+			return fmt.Errorf("%q is not an origin; want https://HOST[:PORT] without a path, or *", origin)
+		}
+		*l = append(*l, origin)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func (h *Handler) getManifest(w http.ResponseWriter, r *http.Request, name oci.N
 	}
 	m, err := h.store.Manifest(r.Context(), name, ref)
 	if err != nil {
-		return err
+		return manifestUnknown(err, name, last)
 	}
 	digest := string(m.Digest)
 	// One array for four header values: this path is a registry's hottest.
@@ -36,6 +36,9 @@ func (h *Handler) getManifest(w http.ResponseWriter, r *http.Request, name oci.N
 	header := w.Header()
 	header["Docker-Content-Digest"] = v[0:1:1]
 	header["Etag"] = v[1:2:2]
+	if ref.Digest != "" {
+		header["Cache-Control"] = immutable
+	}
 	if none := r.Header["If-None-Match"]; len(none) > 0 && etagIn(none, v[1]) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
@@ -56,9 +59,24 @@ func pullReference(name oci.Name, s string) (oci.Reference, error) {
 	ref, err := oci.ParseReference(s)
 	var e *fault.Error
 	if errors.As(err, &e) && e.Code == oci.CodeTagInvalid {
-		return ref, fault.New(fault.NotFound, "repository %s has no manifest %.128q", name, s).WithCode(oci.CodeManifestUnknown)
+		return ref, noManifest(name, s)
 	}
 	return ref, err
+}
+
+func noManifest(name oci.Name, s string) error {
+	return fault.New(fault.NotFound, "repository %s has no manifest %.128q", name, s).WithCode(oci.CodeManifestUnknown)
+}
+
+// manifestUnknown is the error of a request for a manifest. A repository that
+// does not exist has no manifests: clients (containers/image) take nothing but
+// MANIFEST_UNKNOWN for an absent one.
+func manifestUnknown(err error, name oci.Name, s string) error {
+	var e *fault.Error
+	if errors.As(err, &e) && e.Code == oci.CodeNameUnknown {
+		return noManifest(name, s)
+	}
+	return err
 }
 
 // putManifest is dist-spec §Pushing Manifests.
@@ -192,6 +210,9 @@ func (h *Handler) readManifest(r *http.Request) (content []byte, release func(),
 }
 
 func (h *Handler) takeBudget(ctx context.Context, n int64) error {
+	if h.manifests.TryAcquire(n) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, h.manifestWait)
 	defer cancel()
 	if err := h.manifests.Acquire(ctx, n); err != nil {
@@ -212,7 +233,7 @@ func (h *Handler) deleteManifest(w http.ResponseWriter, r *http.Request, name oc
 		err = h.store.DeleteTag(r.Context(), name, ref.Tag, h.actor(r))
 	}
 	if err != nil {
-		return err
+		return manifestUnknown(err, name, last)
 	}
 	empty(w, http.StatusAccepted)
 	return nil

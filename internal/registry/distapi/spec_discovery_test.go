@@ -117,8 +117,15 @@ func TestBadInput_ListingParameters(t *testing.T) {
 	s.tagged("a")
 	d := string(sha256Of(nil))
 	for _, path := range []string{"/v2/a/b/tags/list", "/v2/_catalog", "/v2/a/b/referrers/" + d} {
-		for _, query := range []string{"n=-1", "n=x", "n=", "n=1.5", "n=%2B1", "n=99999999999999999999", "n=1;last=2", "%zz=1"} {
+		for _, query := range []string{"n=-1", "n=x", "n=1.5", "n=%2B1", "n=99999999999999999999"} {
+			s.do("GET", path+"?"+query, nil).wantError(400, oci.CodePaginationNumberInvalid)
+		}
+		for _, query := range []string{"n=1;last=2", "%zz=1"} {
 			s.do("GET", path+"?"+query, nil).wantError(400, oci.CodeUnsupported)
+		}
+		whole := s.do("GET", path, nil).want(200)
+		for _, query := range []string{"n=", "n", "n=&last="} {
+			s.do("GET", path+"?"+query, nil).want(200).wantBody(whole.body)
 		}
 	}
 	s.do("GET", "/v2/a/b/tags/list?last=.bad", nil).wantError(400, oci.CodeTagInvalid)

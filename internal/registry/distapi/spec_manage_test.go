@@ -38,7 +38,8 @@ func TestSpec_DeletingManifests(t *testing.T) {
 
 func TestSpec_DeletingManifests_UnknownRepositoryIs404(t *testing.T) {
 	s := serve(t)
-	s.do("DELETE", "/v2/nobody/manifests/"+string(sha256Of(nil)), nil).wantError(404, oci.CodeNameUnknown)
+	s.do("DELETE", "/v2/nobody/manifests/"+string(sha256Of(nil)), nil).wantError(404, oci.CodeManifestUnknown)
+	s.do("DELETE", "/v2/nobody/manifests/v1", nil).wantError(404, oci.CodeManifestUnknown)
 	s.do("DELETE", "/v2/nobody/manifests/v1", nil).want(404)
 }
 

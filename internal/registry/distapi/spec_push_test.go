@@ -154,13 +154,14 @@ func TestSpec_PushingBlobsInChunks_StatusIs204WithRangeAndLocation(t *testing.T)
 	s.do("HEAD", loc, nil).want(204).wantHeader("Range", "0-4")
 }
 
-func TestSpec_PushingBlobsInChunks_MalformedContentRangeIs400(t *testing.T) {
+func TestSpec_PushingBlobsInChunks_MalformedContentRangeIs416(t *testing.T) {
 	s := serve(t)
 	loc := s.begin("a")
 	for _, r := range []string{"x", "0", "-", "0-", "-5", "5-0", "0-x", "+0-4", "0-99999999999999999999", "0--4"} {
-		s.do("PATCH", loc, []byte("12345"), "Content-Range", r).wantError(400, oci.CodeBlobUploadInvalid)
+		s.do("PATCH", loc, []byte("12345"), "Content-Range", r).wantError(416, oci.CodeBlobUploadInvalid)
+		s.do("PUT", loc+"?digest="+string(sha256Of([]byte("12345"))), []byte("12345"), "Content-Range", r).wantError(416, oci.CodeBlobUploadInvalid)
 	}
-	s.do("PATCH", loc, []byte("12345"), "Content-Range", "0-4", "Content-Range", "5-9").wantError(400, oci.CodeBlobUploadInvalid)
+	s.do("PATCH", loc, []byte("12345"), "Content-Range", "0-4", "Content-Range", "5-9").wantError(416, oci.CodeBlobUploadInvalid)
 	s.do("PATCH", loc, []byte("12345"), "Content-Range", "bytes 0-4/*").want(202)
 }
 
@@ -487,4 +488,49 @@ func TestSpec_PushingManifests_DockerSchema1IsRefused(t *testing.T) {
 		}
 	}
 	s.do("GET", "/v2/a/manifests/v1", nil).want(404)
+}
+
+func TestSpec_PushingManifests_ForeignLayersMayBeMissingAndAreCheckedIfPresent(t *testing.T) {
+	s := serve(t)
+	config, layer := []byte("{}"), []byte("layer")
+	s.push("a", config)
+	body := func(configType string, size int, layerTypes ...string) []byte {
+		var layers []string
+		for _, mediaType := range layerTypes {
+			layers = append(layers, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"urls":["https://example.com/layer"]}`, mediaType, sha256Of(layer), size))
+		}
+		return []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},"layers":[%s]}`,
+			oci.MediaTypeImage, configType, sha256Of(config), strings.Join(layers, ",")))
+	}
+	const ordinary = "application/vnd.oci.image.layer.v1.tar+gzip"
+	for _, foreign := range []string{
+		"application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "application/vnd.docker.image.rootfs.foreign.diff.tar",
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+	} {
+		s.putManifest("a", "foreign", oci.MediaTypeImage, body("x/y", 5, foreign)).want(201)
+		s.putManifest("a", "both", oci.MediaTypeImage, body("x/y", 5, foreign, ordinary)).wantError(400, oci.CodeManifestBlobUnknown)
+		s.putManifest("a", "both", oci.MediaTypeImage, body("x/y", 5, ordinary, foreign)).wantError(400, oci.CodeManifestBlobUnknown)
+		s.putManifest("b", "config", oci.MediaTypeImage, body(foreign, 5, foreign)).wantError(400, oci.CodeManifestBlobUnknown)
+	}
+	s.push("a", layer)
+	s.putManifest("a", "both", oci.MediaTypeImage, body("x/y", 5, "application/vnd.docker.image.rootfs.foreign.diff.tar", ordinary)).want(201)
+	s.putManifest("a", "wrong", oci.MediaTypeImage, body("x/y", 6, "application/vnd.docker.image.rootfs.foreign.diff.tar")).wantError(400, oci.CodeManifestInvalid)
+}
+
+func TestR16_SizesOfPresentChildrenAreChecked(t *testing.T) {
+	s := serve(t)
+	i := s.pushImage("a", "", "one", "")
+	layer := []byte("layer of a build cache")
+	s.push("a", layer)
+	index := func(d oci.Digest, size int) []byte {
+		return []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":"x/y","digest":%q,"size":%d}]}`, oci.MediaTypeIndex, d, size))
+	}
+	for d, size := range map[oci.Digest]int{i.digest: len(i.content), sha256Of(layer): len(layer)} {
+		s.putManifest("a", "index", oci.MediaTypeIndex, index(d, size)).want(201)
+		for _, wrong := range []int{0, size - 1, size + 1, 1 << 40} {
+			s.putManifest("a", "index", oci.MediaTypeIndex, index(d, wrong)).wantError(400, oci.CodeManifestInvalid)
+		}
+		s.putManifest("elsewhere", "index", oci.MediaTypeIndex, index(d, size+1)).want(201) // what is absent has no size
+	}
 }

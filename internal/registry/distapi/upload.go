@@ -154,11 +154,13 @@ func (h *Handler) chunk(r *http.Request) (upload.Chunk, error) {
 		return c, nil
 	case 1:
 		var err error
-		c.First, c.Last, err = contentRange(ranges[0])
+		if c.First, c.Last, err = contentRange(ranges[0]); err != nil {
+			return c, &rangeError{err}
+		}
 		c.Ranged = true
-		return c, err
+		return c, nil
 	}
-	return c, fault.New(fault.Invalid, "more than one Content-Range header").WithCode(oci.CodeBlobUploadInvalid)
+	return c, &rangeError{fault.New(fault.Invalid, "more than one Content-Range header").WithCode(oci.CodeBlobUploadInvalid)}
 }
 
 // uploadHeader tells where a session is and where it stands. Nothing received
