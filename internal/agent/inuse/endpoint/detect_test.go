@@ -107,14 +107,24 @@ func TestN13_ALinkToASocketIsTheSameRuntime(t *testing.T) {
 	for _, err := range []error{
 		os.Mkdir(filepath.Join(root, "var"), 0o750),
 		os.Symlink(filepath.Join(root, "run"), filepath.Join(root, "var/run")),
-		os.Symlink(filepath.Join(root, "run/podman/podman.sock"), filepath.Join(root, "run/docker.sock")),
+		os.MkdirAll(filepath.Join(root, "run/user/1000"), 0o750),
+		os.Symlink(filepath.Join(root, "run/podman/podman.sock"), filepath.Join(root, "run/user/1000/docker.sock")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := detector(t, endpoint.DetectorOptions{Root: root}).Find(); len(got) != 1 {
+	d := detector(t, endpoint.DetectorOptions{Root: root})
+	if got := d.Find(); len(got) != 1 {
 		t.Errorf("found %v, want one source", names(got))
+	}
+	// And one that comes later, where it is looked for first.
+	late := filepath.Join(root, "run/docker.sock")
+	if err := os.Symlink(filepath.Join(root, "run/podman/podman.sock"), late); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Find(); len(got) != 0 {
+		t.Errorf("found %v behind a link", names(got))
 	}
 }
 
