@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/fairway-registry/fairway/internal/agent/swarm"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/setting"
 )
@@ -32,6 +33,7 @@ type origin struct {
 	down                    atomic.Bool
 	sent                    atomic.Int64 // bytes of the layer
 	most                    atomic.Int64 // of these, after which it dies; 0: never
+	manifests, configs      atomic.Int64 // GETs that were answered with them
 }
 
 const originUser, originPassword = "u", "p"
@@ -95,6 +97,12 @@ func (o *origin) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
+		switch string(content) {
+		case string(o.manifest):
+			o.manifests.Add(1)
+		case string(o.config):
+			o.configs.Add(1)
+		}
 		o.send(w, content[first:end], len(content) == len(o.layer))
 	}
 }
@@ -234,6 +242,28 @@ func TestN9_ACrowdCostsTheRegistryAboutOneCopy(t *testing.T) {
 	}
 	if peers < int64(len(o.layer)) {
 		t.Errorf("only %d bytes came from peers", peers)
+	}
+}
+
+// TestN9_ACrowdCostsAboutOneGETOfAManifest and of a small blob. A right to a private
+// one comes with its manifest only, so each node asks the upstream for it.
+func TestN9_ACrowdCostsAboutOneGETOfAManifest(t *testing.T) {
+	for name, private := range map[string]bool{"public": false, "private": true} {
+		t.Run(name, func(t *testing.T) {
+			o := newOrigin(t, 1<<20)
+			o.private.Store(private)
+			nodes := cluster(t, o, 6, nil)
+			for _, n := range nodes {
+				n.swarm.engine.SetLimits(swarm.Limits{Wait: time.Minute}) // however busy the machine is
+			}
+			crowd(t, o, nodes)
+			if n := o.manifests.Load(); n > 2 {
+				t.Errorf("the manifest was asked for %d times", n)
+			}
+			if n := o.configs.Load(); n > 2 && !private {
+				t.Errorf("the config was asked for %d times", n)
+			}
+		})
 	}
 }
 

@@ -21,7 +21,7 @@ type Swarm struct {
 	Download     unit.Size    `key:"download" doc:"Bytes a second taken by the swarm, from other nodes and upstreams together. 0: no limit."`
 	PeerUpload   unit.Size    `key:"peer_upload" doc:"Bytes a second sent to one other node. 0: no limit."`
 	PeerDownload unit.Size    `key:"peer_download" doc:"Bytes a second taken from one other node. 0: no limit."`
-	Small        unit.Size    `key:"small" doc:"Blobs below this size are fetched from the upstream without asking other nodes first."`
+	Small        unit.Size    `key:"small" doc:"Blobs below this size come as a whole from one node, or from the upstream."`
 }
 
 // swarmZoneMax bounds what every node tells of itself in each round of gossip.

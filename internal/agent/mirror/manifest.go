@@ -89,8 +89,9 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 	if err != nil {
 		return document{}, err
 	}
+	var may right // nothing is known
 	if f.present || decide(f) != ask {
-		may, err := m.mayRead(ctx, a, d, apiManifest)
+		may, err = m.mayRead(ctx, a, d, apiManifest)
 		if err != nil {
 			return m.fromPeers(ctx, a, d, err)
 		}
@@ -106,8 +107,17 @@ func (m *Mirror) document(ctx context.Context, a access, d oci.Digest, accept []
 	}
 	key := strings.Join([]string{"manifest", string(a.who), a.ns, string(a.repo), string(d)}, "\x00")
 	return once(ctx, m, key, func(ctx context.Context) (document, error) {
+		failed := func() {}
+		if !may.relay {
+			doc, found, giveUp := m.together(ctx, a, d, may)
+			if found {
+				return doc, nil
+			}
+			failed = giveUp
+		}
 		doc, err := m.bring(ctx, a, string(d), d, accept)
 		if err != nil {
+			failed()
 			return m.fromPeers(ctx, a, d, err)
 		}
 		return doc, nil

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
@@ -11,13 +12,15 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// Peers are other nodes. They are asked only while the upstream gives no answer,
-// and what they say of an upstream's names and rights is hearsay: it lasts for a
+// Peers are other nodes. Together brings content to which the upstream has given a
+// right. The rest is asked only while the upstream gives no answer, and what peers say
+// of an upstream's names and rights is hearsay: it lasts for a
 // short time, is kept in memory only, and opens nothing that came to this node
 // with credentials. Content is checked against its digest.
 type Peers interface {
 	Tag(ctx context.Context, ns string, repo oci.Name, tag oci.Tag) (swarm.Named, error)
 	Content(ctx context.Context, ns string, repo oci.Name, d oci.Digest) (swarm.Given, error)
+	Together(ctx context.Context, ns string, repo oci.Name, d oci.Digest, private bool) (g swarm.Given, found bool, failed func())
 	KnowsTag(ns string, repo oci.Name, tag oci.Tag)
 	KnowsContent(d oci.Digest)
 }
@@ -52,6 +55,12 @@ func (m *Mirror) Given(ctx context.Context, ns string, repo oci.Name, d oci.Dige
 	case b.Private() && (!own || !m.Allowed(d)):
 		return swarm.Given{}, fault.New(fault.Denied, "%s is private, and a right to it was not shown", d)
 	}
+	if b.Private() {
+		// The upstream that gave the asker its right may only say that it has this.
+		if ours, err := m.o.Index.IsOrigin(ctx, d, ns); err != nil || !ours {
+			return swarm.Given{}, errors.Join(err, fault.New(fault.Denied, "%s is private, and did not come from %s", d, ns))
+		}
+	}
 	g := swarm.Given{MediaType: b.MediaType()}
 	if !b.Private() {
 		if _, g.Public, err = m.o.Index.Public(ctx, ns, repo, d); err != nil {
@@ -69,6 +78,35 @@ func (m *Mirror) Each(ctx context.Context, f func(ns string, repo oci.Name, tag 
 		f(n.Namespace, n.Repository, n.Tag)
 	}
 	return err
+}
+
+// together brings a manifest, to which the upstream has given a right, from a node that
+// has it or is asking the upstream for it. If found is false the upstream is to be
+// asked, and failed called if that brings nothing.
+func (m *Mirror) together(ctx context.Context, a access, d oci.Digest, may right) (doc document, found bool, failed func()) {
+	if m.o.Peers == nil || !may.public && !may.direct {
+		return document{}, false, func() {}
+	}
+	g, found, failed := m.o.Peers.Together(ctx, a.ns, a.repo, d, !may.public)
+	if !found {
+		return document{}, false, failed
+	}
+	doc = document{digest: d, mediaType: typeOf(g.Content), content: g.Content, source: sourcePeer}
+	if doc.mediaType == "" || d.Algorithm().FromBytes(g.Content) != d {
+		return document{}, false, failed // only the upstream may say what the bytes do not
+	}
+	ns := a.ns
+	if m.here(ctx, d) {
+		ns = ""
+	}
+	edges, err := m.keep(ctx, ns, doc, piece.Meta{MediaType: doc.mediaType, Private: !may.public, Spare: a.ahead})
+	if err != nil {
+		m.o.Log.Warn("a manifest from another node is not kept", "digest", d, "err", err)
+		return document{}, false, failed
+	}
+	m.rights.children(a, edges, may.public, false)
+	m.o.Peers.KnowsContent(d)
+	return doc, true, failed
 }
 
 // fromPeers brings a manifest from other nodes where the upstream gave no answer

@@ -2,6 +2,7 @@ package mirror_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
@@ -43,6 +45,22 @@ func TestR12_PrivateContentOfOneClientIsNotAnothers(t *testing.T) {
 	refused()
 	n.pull("", "secret", "v1", i, "Authorization", alice)
 	refused()
+}
+
+// TestR12_PrivateContentIsGivenToPeersUnderItsUpstreamOnly: another upstream may say
+// that it has any digest.
+func TestR12_PrivateContentIsGivenToPeersUnderItsUpstreamOnly(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "s", 1000)
+	u.repo("secret").auth = alice
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.pull("", "secret", "v1", i, "Authorization", alice)
+	if g, err := n.mirror.Given(t.Context(), u.name(), "secret", i.digest, true); err != nil || g.Public {
+		t.Errorf("under its own upstream: public %v, %v", g.Public, err)
+	}
+	if _, err := n.mirror.Given(t.Context(), "evil.example", "secret", i.digest, true); !errors.Is(err, fault.Denied) {
+		t.Errorf("under another upstream: %v", err)
+	}
 }
 
 func TestR12_WhatOneClientMayNotIsNotLostToAnother(t *testing.T) {

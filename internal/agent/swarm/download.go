@@ -62,9 +62,13 @@ type sharing struct {
 	changed    chan struct{}
 }
 
-// Fill brings the missing pieces of b from the origin and from peers.
+// Fill brings the missing pieces of b from the origin and from peers, and what is too
+// small for that from a peer that has it.
 func (e *Engine) Fill(ctx context.Context, w fetch.Want, b *piece.Blob) error {
-	if b.Size() < e.o.Small || b.Pieces() > plan.MaxPieces {
+	if b.Size() < e.o.Small {
+		return e.fillSmall(ctx, w, b)
+	}
+	if b.Pieces() > plan.MaxPieces {
 		return errLeft
 	}
 	if (w.Private || b.Private()) && !e.o.Allowed(b.Digest()) {

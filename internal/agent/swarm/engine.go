@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,7 +34,8 @@ type Options struct {
 	// Allowed reports whether the upstream has let this node or one of its
 	// clients pull a private blob a short while ago. nil: never.
 	Allowed func(d oci.Digest) bool
-	// Small is the size in bytes below which a blob is left to the upstream; 0 = 1 MiB.
+	// Small is the size in bytes below which a blob is taken from one node, or the
+	// upstream, as a whole; 0 = 1 MiB.
 	Small  int64
 	Limits Limits
 	Log    *slog.Logger
@@ -68,6 +70,7 @@ type Engine struct {
 	gathered sync.Pool // of *[gatherRoom]byte
 	up       *buckets
 	down     *buckets
+	wait     atomic.Int64 // Limits.Wait
 	stop     context.Context
 	cancel   context.CancelFunc
 	work     sync.WaitGroup
@@ -165,6 +168,7 @@ func (e *Engine) Name() string { return "swarm" }
 func (e *Engine) SetLimits(l Limits) {
 	e.up.set(l.Upload, l.PeerUpload)
 	e.down.set(l.Download, l.PeerDownload)
+	e.wait.Store(int64(l.Wait))
 }
 
 // now is the time that package plan knows.

@@ -3,6 +3,7 @@ package swarm
 import (
 	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -15,6 +16,9 @@ import (
 type Limits struct {
 	Upload, Download         int64 // of the node, all peers together; Download includes the origin
 	PeerUpload, PeerDownload int64 // to and from one peer
+	// Wait is how long Together waits for another node, before a random part of as much
+	// again; 0 = 1 s.
+	Wait time.Duration
 }
 
 // grain is how many bytes are taken from a bucket at once: small enough that

@@ -242,7 +242,7 @@ func (e *Engine) known(ctx context.Context, key string, pieces, atLeast int) []p
 	self := e.o.Self.Node
 	var found []plan.Node
 	for _, leader := range plan.Rank(key, view.list, plan.Ranks) {
-		reply, err := e.tell(ctx, leader, plan.Announce{Blob: key, Node: self, Zone: e.o.Self.Zone, Pieces: pieces, Peers: answersMost})
+		reply, err := e.tell(ctx, leader, plan.Announce{Blob: key, Node: self, Zone: e.o.Self.Zone, Pieces: pieces, Peers: answersMost, Whole: pieces == 1})
 		if err != nil {
 			continue // the next one may know as much
 		}
@@ -310,14 +310,8 @@ func (r rest) Fill(ctx context.Context, w fetch.Want, b *piece.Blob) error {
 	if err != nil {
 		return err
 	}
-	if int64(len(g.Content)) != b.Size() {
-		return fmt.Errorf("fetch %s from another node: %w", w.Digest, fetch.ErrWrongLength)
-	}
-	for _, i := range b.Missing() {
-		p := g.Content[i*piece.Size:]
-		if err := b.WritePiece(ctx, i, p[:b.PieceLen(i)], r.Name()); err != nil {
-			return err
-		}
+	if err := writeSmall(ctx, b, g, r.Name()); err != nil {
+		return fmt.Errorf("fetch %s from another node: %w", w.Digest, err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ type Announce struct {
 	Back    []int  `json:"back,omitempty"`    // leases handed back
 	Want    int    `json:"want,omitempty"`    // leases asked for
 	Peers   int    `json:"peers,omitempty"`   // neighbours asked for
+	Whole   bool   `json:"whole,omitempty"`   // only such that hold everything
 	Lost    []Node `json:"lost,omitempty"`    // members that do not deliver
 	Starved bool   `json:"starved,omitempty"` // nothing to do for want of pieces
 	Done    bool   `json:"done,omitempty"`    // holds everything, wants nothing

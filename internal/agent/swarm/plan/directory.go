@@ -155,7 +155,10 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 	if a.Want > 0 || a.Starved {
 		e.grant(now, m, max(1, a.Want), &r)
 	}
-	if a.Peers > 0 {
+	switch {
+	case a.Peers > 0 && a.Whole:
+		r.Peers = d.whole(now, e, m, min(a.Peers, 64))
+	case a.Peers > 0:
 		r.Peers = d.sample(now, e, m, min(a.Peers, 64))
 	}
 	return r, nil
@@ -439,6 +442,18 @@ func (d *Directory) forget(at slot) {
 	if len(d.sizes[at.blob]) == 0 {
 		delete(d.sizes, at.blob)
 	}
+}
+
+// whole returns up to n members other than m that hold everything, from a random
+// place on. The holders may be few among many that wait for them.
+func (d *Directory) whole(now time.Duration, e *entry, m *member, n int) (out []Member) {
+	start := d.rnd.IntN(max(1, len(e.list)))
+	for k := 0; k < len(e.list) && len(out) < n; k++ {
+		if x := e.list[(start+k)%len(e.list)]; x != m && x.Node != m.Node && x.done && now >= x.suspect {
+			out = append(out, x.Member)
+		}
+	}
+	return out
 }
 
 // sample returns up to n random members other than m: half of them from its
