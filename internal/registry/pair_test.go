@@ -28,6 +28,7 @@ func pushBlob(t *testing.T, r *Registry, content string) (oci.Digest, int) {
 	t.Helper()
 	d := digest.FromString(content)
 	req := httptest.NewRequest(http.MethodPost, "/v2/app/blobs/uploads/?digest="+d.String(), strings.NewReader(content))
+	req.Host = "localhost"
 	w := httptest.NewRecorder()
 	r.observer.Wrap(r.handler()).ServeHTTP(w, req)
 	return d, w.Code
