@@ -4,9 +4,7 @@ import (
 	"errors"
 	"io"
 	"math"
-	"mime/multipart"
 	"net/http"
-	"net/textproto"
 	"strconv"
 	"strings"
 )
@@ -149,43 +147,21 @@ func SendContent(w http.ResponseWriter, r *http.Request, size int64, ranges []Ra
 // sendParts answers with multipart/byteranges (RFC 9110 §14.6).
 func sendParts(w http.ResponseWriter, head bool, size int64, ranges []Range, send func(w io.Writer, part Range) error) error {
 	header := w.Header()
-	contentType := header.Get("Content-Type")
-	var length counter
-	frame := multipart.NewWriter(&length)
-	boundary := frame.Boundary()
-	if err := parts(frame, contentType, size, ranges, func(part Range) error { length += counter(part.Length); return nil }); err != nil {
-		return err
-	}
-	header.Set("Content-Type", "multipart/byteranges; boundary="+boundary)
-	header.Set("Content-Length", strconv.FormatInt(int64(length), 10))
+	frame := NewParts(ranges, size, header.Get("Content-Type"))
+	header.Set("Content-Type", frame.Type())
+	header.Set("Content-Length", strconv.FormatInt(frame.Length(), 10))
 	w.WriteHeader(http.StatusPartialContent)
 	if head {
 		return nil
 	}
-	frame = multipart.NewWriter(w)
-	if err := frame.SetBoundary(boundary); err != nil {
-		return err
-	}
-	return parts(frame, contentType, size, ranges, func(part Range) error { return send(w, part) })
-}
-
-// parts writes the frame of each range and has send write its bytes.
-func parts(frame *multipart.Writer, contentType string, size int64, ranges []Range, send func(Range) error) error {
-	for _, part := range ranges {
-		if _, err := frame.CreatePart(textproto.MIMEHeader{"Content-Type": {contentType}, "Content-Range": {part.ContentRange(size)}}); err != nil {
+	for i, part := range ranges {
+		if _, err := w.Write(frame.Head(i)); err != nil {
 			return err
 		}
-		if err := send(part); err != nil {
+		if err := send(w, part); err != nil {
 			return err
 		}
 	}
-	return frame.Close()
-}
-
-// counter counts what is written to it.
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
+	_, err := w.Write(frame.Tail())
+	return err
 }

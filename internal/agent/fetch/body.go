@@ -29,6 +29,7 @@ type body struct {
 	size   int64 // of the blob; −1: the upstream does not say
 
 	private bool // it took credentials
+	partial bool // it is the part that was asked for, and not the whole
 }
 
 func newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser, idle time.Duration, count prometheus.Counter) *body {

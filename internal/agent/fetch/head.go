@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // head is the piece with which a download begins, while it is still coming in:
@@ -19,6 +22,7 @@ type head struct {
 	piece   int    // −1: none is coming in
 	p       []byte // what is here of it
 	changed chan struct{}
+	ranges  bool // the upstream has said that it answers ranges
 }
 
 func newHead() *head { return &head{piece: -1, changed: make(chan struct{})} }
@@ -37,6 +41,47 @@ func (h *head) show(i int, p []byte) {
 }
 
 func (h *head) hide() { h.show(-1, nil) }
+
+// answered notes what the upstream's answer says of ranges.
+func (h *head) answered(res *ociclient.Response) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ranges = res.Status == http.StatusPartialContent || strings.EqualFold(res.Header.Get("Accept-Ranges"), "bytes")
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// AnswersRanges reports whether the upstream of b's download has said that it
+// answers ranges. It waits until the download has brought something.
+func (f *Fetcher) AnswersRanges(ctx context.Context, b *piece.Blob) bool {
+	h := f.headOf(b)
+	if h == nil {
+		return false
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	some := make(chan struct{})
+	go func() {
+		defer close(some)
+		_ = b.WaitAny(ctx) // whatever it is, there is nothing more to wait for
+	}()
+	for over := false; ; {
+		h.mu.Lock()
+		ranges, changed := h.ranges, h.changed
+		h.mu.Unlock()
+		if ranges || over {
+			return ranges
+		}
+		select {
+		case <-changed:
+		case <-some:
+			over = true
+		}
+	}
+}
 
 // after copies what is here of piece i from byte from on, and tells when there
 // will be more.

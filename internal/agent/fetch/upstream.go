@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -126,7 +127,8 @@ func (u *Upstream) open(ctx context.Context, w Want, from, to int64) (*body, err
 		u.o.Gave(w, res.Anonymous)
 	}
 	b := newBody(ctx, cancel, res.Body, u.o.Idle, u.received.WithLabelValues(w.Namespace))
-	b.private = !res.Anonymous
+	w.head.answered(res)
+	b.private, b.partial = !res.Anonymous, res.Status == http.StatusPartialContent
 	if err := b.align(res, w.Size, from, to); err != nil {
 		_ = b.Close()
 		return nil, err

@@ -59,8 +59,15 @@ type pull struct {
 	begun  bool          // the header is sent
 	ttfb   time.Duration // until then
 	off, n int64         // the part wanted; n < 0: to the end, wherever that is
-	sent   int64
+	sent   int64         // of that
+	// parts are several parts: off, n and sent are those of the present one.
+	parts  *httpserve.Parts
+	part   int
+	headed bool             // its head is sent
+	done   int64            // bytes sent of the parts before
+	direct bool             // they are read at the upstream, as parts
 	from   map[string]int64 // of these, by where they came from
+	trusts bool             // what a download has brought may be handed out as parts
 	broken error            // the client's end of the connection
 	around bool             // the cache is not to be asked
 }
@@ -138,7 +145,7 @@ func (p *pull) get(ctx context.Context) error {
 	}
 	if errors.Is(err, fault.Full) { // from the beginning, or the disk in the middle of the download
 		p.tellOversized()
-		err = p.stream(ctx)
+		err = p.streamed(ctx)
 	}
 	if err == nil {
 		p.begin() // an empty blob has no first byte
@@ -213,7 +220,7 @@ func (p *pull) once(ctx context.Context) error {
 	}
 	b, err = p.m.o.Fetch.Get(ctx, p.want)
 	if errors.Is(err, fetch.ErrWrongLength) {
-		return p.stream(ctx)
+		return p.streamed(ctx)
 	}
 	if err != nil {
 		return err
@@ -224,6 +231,9 @@ func (p *pull) once(ctx context.Context) error {
 	}
 	if p.may.relay {
 		return p.relay(ctx)
+	}
+	if done, err := p.beside(ctx, b); done {
+		return err
 	}
 	return p.fromCache(ctx, b, "")
 }
@@ -281,17 +291,20 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 	}
 	if !p.begun {
 		p.source, p.want.Size = source, b.Size()
-		if err := p.slice(); err != nil {
+		if err := p.slice(source != ""); err != nil {
 			return err
 		}
 		if err := p.hold(ctx, b); err != nil {
 			return err
 		}
 	}
-	before := p.sent
-	_, err := p.m.o.Fetch.Copy(ctx, p, b, p.off+p.sent, p.n-p.sent)
+	before, all := p.sent, p.done+p.sent
+	err := p.each(func() error {
+		_, err := p.m.o.Fetch.Copy(ctx, p, b, p.off+p.sent, p.n-p.sent)
+		return err
+	})
 	if source != "" {
-		p.from[source] += p.sent - before
+		p.from[source] += p.done + p.sent - all
 		return err
 	}
 	for name, n := range b.Sources(p.off+before, p.sent-before) {
@@ -347,7 +360,7 @@ func (p *pull) through(v *fetch.Verified, source string) error {
 	defer func() { _ = v.Close() }() // it was only read
 	if !p.begun {
 		p.source, p.want.Size = source, v.Size()
-		if err := p.slice(); err != nil {
+		if err := p.slice(false); err != nil {
 			return err
 		}
 	}
@@ -358,65 +371,6 @@ func (p *pull) through(v *fetch.Verified, source string) error {
 	_, err := v.WriteTo(p)
 	p.from[source] += p.sent - before
 	return err
-}
-
-// slice reads the Range header (RFC 9110 §14.2). One range is served; several,
-// a unit that is not known, or a range of a blob whose size is not known, are
-// ignored, as is one that is meant for other content.
-func (p *pull) slice() error {
-	size := p.want.Size
-	p.off, p.n = 0, size
-	lines := p.r.Header.Values("Range")
-	if len(lines) != 1 || size < 0 {
-		return nil
-	}
-	if cond := p.r.Header.Get("If-Range"); cond != "" && cond != `"`+string(p.want.Digest)+`"` {
-		return nil
-	}
-	unit, set, ok := strings.Cut(lines[0], "=")
-	if !ok || !strings.EqualFold(strings.TrimSpace(unit), "bytes") || strings.Contains(set, ",") {
-		return nil
-	}
-	first, n, ok := parseRange(strings.TrimSpace(set), size)
-	if !ok {
-		p.w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
-		return &rangeError{fault.New(fault.Invalid, "range %.64q cannot be satisfied; the blob has %d bytes", lines[0], size).WithCode(oci.CodeSizeInvalid)}
-	}
-	p.off, p.n = first, n
-	p.w.Header().Set("Content-Range", "bytes "+strconv.FormatInt(first, 10)+"-"+strconv.FormatInt(first+n-1, 10)+"/"+strconv.FormatInt(size, 10))
-	return nil
-}
-
-// parseRange reads first-last, first- or -length.
-func parseRange(s string, size int64) (first, n int64, ok bool) {
-	a, b, ok := strings.Cut(s, "-")
-	if !ok {
-		return 0, 0, false
-	}
-	if a == "" {
-		length, ok := number(b)
-		length = min(length, size)
-		return size - length, length, ok && length > 0
-	}
-	first, ok = number(a)
-	last := size - 1
-	if b != "" && ok {
-		if last, ok = number(b); ok {
-			ok, last = last >= first, min(last, size-1)
-		}
-	}
-	return first, last - first + 1, ok && first < size
-}
-
-// number reads decimal digits, which ParseInt alone does not insist on.
-func number(s string) (int64, bool) {
-	for i := 0; i < len(s); i++ {
-		if s[i] < '0' || s[i] > '9' {
-			return 0, false
-		}
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	return n, err == nil
 }
 
 // begin sends the header, once. It is late, so that what goes wrong before the
@@ -438,7 +392,11 @@ func (p *pull) begin() {
 	if header.Get("Content-Range") != "" {
 		status = http.StatusPartialContent
 	}
-	if p.n >= 0 {
+	if p.parts != nil {
+		status = http.StatusPartialContent
+		header.Set("Content-Type", p.parts.Type())
+		header.Set("Content-Length", strconv.FormatInt(p.parts.Length(), 10))
+	} else if p.n >= 0 {
 		header.Set("Content-Length", strconv.FormatInt(p.n, 10))
 	}
 	p.ttfb = p.m.o.Now().Sub(p.began)
@@ -468,7 +426,9 @@ func (p *pull) Write(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	p.begin()
+	if err := p.lead(); err != nil {
+		return 0, err
+	}
 	n, err := p.w.Write(b)
 	if p.sent += int64(n); err != nil {
 		p.broken = err
@@ -489,7 +449,9 @@ func (p *pull) ReadFrom(src io.Reader) (int64, error) {
 	if !ok {
 		return io.Copy(struct{ io.Writer }{p}, src)
 	}
-	p.begin()
+	if err := p.lead(); err != nil {
+		return 0, err
+	}
 	n, err := to.ReadFrom(src)
 	p.sent += n
 	return n, err
@@ -508,7 +470,7 @@ func (p *pull) account(err error) {
 	p.m.handed.add(p.from)
 	attrs := []any{
 		"digest", p.want.Digest, "upstream", p.want.Namespace, "repository", p.want.Repo, "source", source,
-		"bytes", p.sent, "cache_bytes", p.from[sourceCache], "peer_bytes", p.from[sourcePeer], "upstream_bytes", p.from[sourceUpstream], "ms", p.m.o.Now().Sub(p.began).Milliseconds(), "ttfb_ms", p.ttfb.Milliseconds(),
+		"bytes", p.done + p.sent, "cache_bytes", p.from[sourceCache], "peer_bytes", p.from[sourcePeer], "upstream_bytes", p.from[sourceUpstream], "ms", p.m.o.Now().Sub(p.began).Milliseconds(), "ttfb_ms", p.ttfb.Milliseconds(),
 	}
 	switch {
 	case err == nil:

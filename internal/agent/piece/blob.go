@@ -174,6 +174,24 @@ func (b *Blob) Wait(ctx context.Context, i int) error {
 	return b.e.wait(ctx, i, b.since)
 }
 
+// WaitAny waits until one piece is here, or none will come.
+func (b *Blob) WaitAny(ctx context.Context) error {
+	for {
+		b.e.mu.Lock()
+		here := b.e.complete || b.e.pieces.n > 0
+		failed, ch := errors.Join(b.e.doomed, b.e.failed, b.e.barred(b.since)), b.e.changed
+		b.e.mu.Unlock()
+		if here || failed != nil {
+			return failed
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // wait waits for piece i. since is as in Blob.
 func (e *entry) wait(ctx context.Context, i, since int) error {
 	for {
