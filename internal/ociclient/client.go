@@ -256,9 +256,7 @@ func (c *Client) let(ctx context.Context, q question, h http.Header, authorizati
 	}
 	used, anonymous := c.known(q.repo, login)
 	res, err := c.ask(ctx, q, h, used, anonymous)
-	if err != nil || res.Status != http.StatusUnauthorized || !res.own {
-		// The challenge of a redirect's target is not the registry's: whoever answers
-		// it gives the registry's credentials to somebody else.
+	if err != nil || res.Status != http.StatusUnauthorized {
 		return res, err
 	}
 	if lost != nil {
@@ -347,6 +345,8 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 		r.login = r.login || asked.URL.User != nil
 	}
 	if !r.own {
+		// The challenge of a redirect's target is not the registry's: whoever answers
+		// it gives the registry's credentials to somebody else.
 		r.Header.Del("Www-Authenticate")
 	}
 	if err := r.identity(c.base.Host); err != nil {

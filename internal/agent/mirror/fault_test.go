@@ -578,7 +578,7 @@ func TestHolder_ServesWithoutASecondCopy(t *testing.T) {
 
 func TestN7_HolderWhoseContentIsWrongIsNotAskedTwice(t *testing.T) {
 	h := &memory{blobs: map[oci.Digest][]byte{}}
-	n, _, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, 3*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	n, _, i := faulty(t, nodeOptions{holders: []fetch.Holder{h}}, 5*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
 	bad := bytes.Clone(i.bytes[0])
 	bad[9] ^= 1
 	h.blobs[i.layers[0]] = bad
