@@ -12,7 +12,7 @@ import (
 const (
 	maxFetchers   = 24           // nodes that read one blob from the origin at once
 	maxLease      = 16           // pieces of one grant
-	maxHeld       = 4 * maxLease // leases that a member brings along
+	maxHeld       = 4 * maxLease // leases of one member
 	headAlone     = 50 * time.Millisecond
 	headAgain     = 10 * time.Millisecond
 	suspectFor    = 30 * time.Second
@@ -30,6 +30,7 @@ const (
 type DirectoryLimits struct {
 	Blobs   int // entries
 	Members int // recorded for one blob; beyond it a random one makes room
+	Bytes   int // of memory, about; 0 = 64 MiB
 	TTL     time.Duration
 }
 
@@ -40,6 +41,8 @@ type Directory struct {
 	rnd     *rand.Rand
 	entries map[slot]*entry
 	sizes   map[string][]int // blob → of how many pieces there are records
+	bytes   int              // of all entries
+	owed    map[Node]int     // of these, by who announced the blob first
 }
 
 // slot is where the records of a blob are. Of how many pieces a blob is made
@@ -52,6 +55,8 @@ type slot struct {
 
 type entry struct {
 	pieces  int
+	by      Node // who announced it first
+	bytes   int  // as it was charged last
 	members map[Node]*member
 	list    []*member
 	copies  []uint16 // by piece: recorded members that have it
@@ -97,10 +102,13 @@ func NewDirectory(lim DirectoryLimits, rnd *rand.Rand) *Directory {
 	if lim.Members <= 0 {
 		lim.Members = 4096
 	}
+	if lim.Bytes <= 0 {
+		lim.Bytes = 64 << 20
+	}
 	if lim.TTL <= 0 {
 		lim.TTL = time.Hour
 	}
-	return &Directory{lim: lim, rnd: rnd, entries: map[slot]*entry{}, sizes: map[string][]int{}}
+	return &Directory{lim: lim, rnd: rnd, entries: map[slot]*entry{}, sizes: map[string][]int{}, owed: map[Node]int{}}
 }
 
 // Known reports whether somebody announced the blob here lately.
@@ -125,16 +133,14 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 			e := d.entries[slot{a.Blob, pieces}]
 			e.used = now
 			e.remove(e.members[a.Node])
+			d.charge(e)
 		}
 		return Reply{}, nil
 	}
 	at := slot{a.Blob, a.Pieces}
 	e := d.entries[at]
 	if e == nil {
-		if len(d.entries) >= d.lim.Blobs {
-			d.forgetOldest()
-		}
-		e = &entry{pieces: a.Pieces, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
+		e = &entry{pieces: a.Pieces, by: a.Node, members: map[Node]*member{}, copies: make([]uint16, a.Pieces), free: FullBits(a.Pieces), leases: map[int]lease{}}
 		d.entries[at] = e
 		d.sizes[a.Blob] = append(d.sizes[a.Blob], a.Pieces)
 		if a.Moved {
@@ -142,6 +148,9 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 		}
 	}
 	e.used = now
+	if len(a.Zone) > zoneMax {
+		a.Zone = "" // the random neighbours do without it
+	}
 	m := d.member(now, e, a)
 	e.told(now, m, a)
 	next := max(announceEvery, time.Duration(len(e.list))*announceEach)
@@ -161,6 +170,8 @@ func (d *Directory) Announce(now time.Duration, a Announce) (Reply, error) {
 	case a.Peers > 0:
 		r.Peers = d.sample(now, e, m, min(a.Peers, 64))
 	}
+	d.charge(e)
+	d.shrink(at)
 	return r, nil
 }
 
@@ -172,9 +183,9 @@ func (d *Directory) member(now time.Duration, e *entry, a Announce) *member {
 	if m == nil {
 		m = &member{Member: Member{a.Node, a.Zone}, have: NewBits(e.pieces)}
 		e.seen++
-		if len(e.list) >= d.lim.Members {
+		if most := d.most(e); len(e.list) >= most {
 			var x *member
-			if len(a.Held) > 0 || d.rnd.IntN(e.seen) < d.lim.Members {
+			if len(a.Held) > 0 || d.rnd.IntN(e.seen) < most {
 				x = d.dispensable(e)
 			}
 			if x == nil {
@@ -243,7 +254,7 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 	}
 	if a.Moved {
 		for _, i := range a.Held[:min(len(a.Held), maxHeld)] {
-			if i >= 0 && i < e.pieces && e.free.Has(i) {
+			if i >= 0 && i < e.pieces && e.free.Has(i) && m.leases < maxHeld {
 				e.lend(now, m, i)
 			}
 		}
@@ -408,6 +419,7 @@ func (d *Directory) Gone(n Node) map[string]int {
 			held[at.blob] = e.pieces
 		}
 		e.remove(e.members[n])
+		d.charge(e)
 	}
 	return held
 }
@@ -420,23 +432,19 @@ func (d *Directory) Expire(now time.Duration) {
 				e.remove(m)
 			}
 		}
+		d.charge(e)
 		if len(e.list) == 0 {
 			d.forget(at)
 		}
 	}
 }
 
-func (d *Directory) forgetOldest() {
-	var oldest slot
-	for at, e := range d.entries {
-		if oldest.blob == "" || e.used < d.entries[oldest].used {
-			oldest = at
-		}
-	}
-	d.forget(oldest)
-}
-
 func (d *Directory) forget(at slot) {
+	e := d.entries[at]
+	d.bytes -= e.bytes
+	if d.owed[e.by] -= e.bytes; d.owed[e.by] <= 0 {
+		delete(d.owed, e.by)
+	}
 	delete(d.entries, at)
 	d.sizes[at.blob] = slices.DeleteFunc(d.sizes[at.blob], func(n int) bool { return n == at.pieces })
 	if len(d.sizes[at.blob]) == 0 {

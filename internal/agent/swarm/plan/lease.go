@@ -39,6 +39,7 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 	if now < m.relief {
 		n = min(want, maxLease)
 	}
+	n = min(n, maxHeld-m.leases)
 	for k := 0; k < len(e.free) && n > 0; k++ {
 		if e.free[k] == 0 {
 			continue
