@@ -162,10 +162,10 @@ func (r *trickle) Read(p []byte) (int, error) {
 // the server allows. A machine whose cores are busy may stop the client for longer:
 // such a run proves nothing and is repeated with twice the time. try returns what
 // went wrong and for how long the client was stopped.
-func atSomePace(t *testing.T, try func(idle time.Duration) (problem error, stopped time.Duration)) {
+func atSomePace(t *testing.T, try func(idle time.Duration) (stopped time.Duration, problem error)) {
 	t.Helper()
 	for idle := 300 * time.Millisecond; ; idle *= 2 {
-		problem, stopped := try(idle)
+		stopped, problem := try(idle)
 		if problem == nil {
 			return
 		}
@@ -219,7 +219,7 @@ func TestBody_TimeThatTheServerTakesIsNotTheClients(t *testing.T) {
 }
 
 func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
-	atSomePace(t, func(idle time.Duration) (error, time.Duration) {
+	atSomePace(t, func(idle time.Duration) (time.Duration, error) {
 		o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle, BodyRate: 1})
 		read := make(chan error, 1)
 		var longest time.Duration
@@ -252,12 +252,12 @@ func TestBody_ASlowUploadThatGoesOnIsNot(t *testing.T) {
 		if took := time.Since(began); err == nil && took < idle {
 			err = fmt.Errorf("the upload took %v, which is not longer than a client may be idle", took)
 		}
-		return err, longest
+		return longest, err
 	})
 }
 
 func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
-	atSomePace(t, func(idle time.Duration) (error, time.Duration) {
+	atSomePace(t, func(idle time.Duration) (time.Duration, error) {
 		o := NewObserver(ObserverOptions{Log: quiet(), Level: LogNone, BodyIdle: idle})
 		ended := make(chan error, 1)
 		var stopped time.Duration
@@ -281,7 +281,8 @@ func TestBody_TheDeadlineDoesNotOutliveTheBody(t *testing.T) {
 		if res, err := http.DefaultClient.Do(req); err == nil {
 			_ = res.Body.Close() // what the handler saw is what counts
 		}
-		return <-ended, stopped
+		err = <-ended // first: the handler writes stopped
+		return stopped, err
 	})
 }
 
@@ -380,19 +381,19 @@ func TestR17_ClientThatTakesTooLittleIsGivenUp(t *testing.T) {
 
 func TestAnswer_AClientThatIsSlowGetsAll(t *testing.T) {
 	for _, name := range []string{"file", "part", "reader"} {
-		atSomePace(t, func(idle time.Duration) (error, time.Duration) {
-			problem, stopped := slowly(t, idle, name)
+		atSomePace(t, func(idle time.Duration) (time.Duration, error) {
+			stopped, problem := slowly(t, idle, name)
 			if problem != nil {
 				problem = fmt.Errorf("%s: %w", name, problem)
 			}
-			return problem, stopped
+			return stopped, problem
 		})
 	}
 }
 
 // slowly downloads 32 MiB, with a rest after each, so that all of them take longer
 // than a client may be idle. It returns the longest time between two of them.
-func slowly(t *testing.T, idle time.Duration, name string) (problem error, stopped time.Duration) {
+func slowly(t *testing.T, idle time.Duration, name string) (stopped time.Duration, problem error) {
 	t.Helper()
 	began := time.Now()
 	c, done := download(t, idle, 0, 32<<20, tellings[name])
@@ -400,7 +401,7 @@ func slowly(t *testing.T, idle time.Duration, name string) (problem error, stopp
 	res, err := http.ReadResponse(bufio.NewReaderSize(c, 1<<20), nil)
 	last := time.Now()
 	if err != nil {
-		return err, last.Sub(began)
+		return last.Sub(began), err
 	}
 	part := make([]byte, 1<<20)
 	for i := range 32 {
@@ -408,7 +409,7 @@ func slowly(t *testing.T, idle time.Duration, name string) (problem error, stopp
 		now := time.Now()
 		stopped, last = max(stopped, now.Sub(last)), now
 		if err != nil {
-			return fmt.Errorf("after %d MiB: %w", i, err), stopped
+			return stopped, fmt.Errorf("after %d MiB: %w", i, err)
 		}
 		for j, b := range part {
 			if b != byte(j>>8+i) {
@@ -420,5 +421,5 @@ func slowly(t *testing.T, idle time.Duration, name string) (problem error, stopp
 	if took := time.Since(began); took < idle {
 		t.Fatalf("%s: it took %v, which is not longer than a client may be idle", name, took)
 	}
-	return <-done, stopped
+	return stopped, <-done
 }

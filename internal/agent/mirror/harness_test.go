@@ -68,7 +68,7 @@ func (h hasty) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	late := time.AfterFunc(200*time.Millisecond, func() { cancel(hasteError{}) })
 	defer late.Stop()
-	res, err := h.RoundTripper.RoundTrip(r.WithContext(ctx)) //nolint:bodyclose // the caller closes it
+	res, err := h.RoundTripper.RoundTrip(r.WithContext(ctx))
 	if err != nil && errors.Is(context.Cause(ctx), hasteError{}) {
 		return nil, hasteError{}
 	}
