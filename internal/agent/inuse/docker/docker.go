@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -41,9 +42,10 @@ type Options struct {
 
 // Source is one engine. It implements inuse.Source.
 type Source struct {
-	name   string
-	log    *slog.Logger
-	client *client.Client
+	name      string
+	log       *slog.Logger
+	client    *client.Client
+	transport *http.Transport
 
 	mu     sync.Mutex
 	chains map[string]oci.Digest // by image ID, of the last reading
@@ -57,22 +59,35 @@ func New(o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c, err := client.New(client.WithHost("unix://"+o.Path), client.WithHTTPResponseHook(bound))
+	dialer := net.Dialer{Timeout: 10 * time.Second}
+	transport := &http.Transport{
+		MaxIdleConns: 6, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", o.Path)
+		},
+	}
+	c, err := client.New(client.WithHost("unix://"+o.Path),
+		client.WithHTTPClient(&http.Client{Transport: bounding{transport}, CheckRedirect: client.CheckRedirect}))
 	if err != nil {
 		return nil, fmt.Errorf("the Docker API at %s: %w", o.Path, err)
 	}
-	return &Source{name: o.Name, log: o.Log, client: c}, nil
+	return &Source{name: o.Name, log: o.Log, client: c, transport: transport}, nil
 }
 
 // answerMax bounds an answer, in bytes: the socket may be one of a user. A list
 // that is larger is an error, not a shorter list.
 const answerMax = 32 << 20
 
-// bound has the reading of an answer fail beyond answerMax. Events have no end.
-func bound(res *http.Response) {
-	if !strings.HasSuffix(res.Request.URL.Path, "/events") {
+// bounding has the reading of an answer fail beyond answerMax. Events have no end.
+type bounding struct{ *http.Transport }
+
+// RoundTrip is of http.RoundTripper.
+func (b bounding) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := b.Transport.RoundTrip(req)
+	if err == nil && !strings.HasSuffix(req.URL.Path, "/events") {
 		res.Body = &bounded{ReadCloser: res.Body, left: answerMax}
 	}
+	return res, err
 }
 
 type bounded struct {
@@ -94,7 +109,10 @@ func (b *bounded) Read(p []byte) (int, error) {
 func (s *Source) Name() string { return s.name }
 
 // Close ends idle connections.
-func (s *Source) Close() error { return s.client.Close() }
+func (s *Source) Close() error {
+	s.transport.CloseIdleConnections()
+	return s.client.Close()
+}
 
 // Probe reports whether the Docker API answers at this socket.
 func (s *Source) Probe(ctx context.Context) error {

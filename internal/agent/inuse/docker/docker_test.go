@@ -121,6 +121,19 @@ func TestTrap_HalfAListIsAnError(t *testing.T) {
 	}
 }
 
+// TestR16_AnAnswerWithoutEndIsAnError: the socket may be one of a user.
+func TestR16_AnAnswerWithoutEndIsAnError(t *testing.T) {
+	name := strings.Repeat("x", 1<<20)
+	images := []object{}
+	for range 33 {
+		images = append(images, object{"Id": config, "RepoTags": []string{name}})
+	}
+	_, err := engine(t, object{"/images/json": images, "/containers/json": []object{}}).Snapshot(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("33 MiB of images: error %v", err)
+	}
+}
+
 func TestStates(t *testing.T) {
 	for from, want := range map[string]inuse.State{
 		"running": inuse.Running, "restarting": inuse.Running, "paused": inuse.Paused, "created": inuse.Created,
