@@ -46,3 +46,9 @@ func TestSpec_MultipartByteranges(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestParseRanges_AnEmptyHeaderIsNone(t *testing.T) {
+	if got, err := ParseRanges([]string{""}, 8); got != nil || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+}

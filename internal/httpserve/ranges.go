@@ -32,7 +32,7 @@ const rangesMax = 1024
 // its unit is not known, or the ranges overlap to more than the whole has, or are
 // very many. Ranges keep their order; those beyond the end are left out.
 func ParseRanges(header []string, size int64) ([]Range, error) {
-	if len(header) == 0 {
+	if len(header) == 0 || len(header) == 1 && header[0] == "" {
 		return nil, nil
 	}
 	unit, set, ok := strings.Cut(header[0], "=")
