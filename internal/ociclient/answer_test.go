@@ -92,10 +92,10 @@ func TestOutcome_OfAConnection(t *testing.T) {
 // denial by the registry.
 func TestOutcome_OfATokenService(t *testing.T) {
 	end := make(chan struct{})
-	var service http.HandlerFunc
+	var service atomic.Pointer[http.HandlerFunc]
 	g := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
-			service(w, r)
+			(*service.Load())(w, r)
 			return
 		}
 		w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token"`)
@@ -121,7 +121,7 @@ func TestOutcome_OfATokenService(t *testing.T) {
 		}, ociclient.Stalled},
 		"a token that does not help": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"token":"x"}`) }, ociclient.Denied},
 	} {
-		service = tc.service
+		service.Store(&tc.service)
 		res, _ := get(t, impatient(t, g.URL, io.Discard), "")
 		if res.Status != 401 || res.Outcome != tc.want || res.Header.Get("WWW-Authenticate") == "" {
 			t.Errorf("%s: status %d, %s; want 401 with its challenge, %s", name, res.Status, res.Outcome, tc.want)
