@@ -24,6 +24,7 @@ import (
 
 // world is a data directory with real parts.
 type world struct {
+	sizes map[oci.Digest]int // of the manifests that were pushed
 	t     testing.TB
 	dir   string
 	blobs *fsblob.Store
@@ -93,6 +94,10 @@ func (w *world) put(repo oci.Name, mediaType string, doc map[string]any, tags ..
 	if _, err := w.meta.PutManifest(w.t.Context(), meta.Push{Repo: repo, Tags: tags, Digest: d, Manifest: m, Content: content}); err != nil {
 		w.t.Fatal(err)
 	}
+	if w.sizes == nil {
+		w.sizes = map[oci.Digest]int{}
+	}
+	w.sizes[d] = len(content)
 	return d
 }
 
@@ -114,7 +119,7 @@ func (w *world) image(repo oci.Name, layer meta.Blob, tags ...oci.Tag) oci.Diges
 
 func (w *world) index(repo oci.Name, child oci.Digest, tags ...oci.Tag) oci.Digest {
 	return w.put(repo, indexType, map[string]any{
-		"manifests": []any{map[string]any{"mediaType": imageType, "digest": child, "size": 100}},
+		"manifests": []any{map[string]any{"mediaType": imageType, "digest": child, "size": w.sizes[child]}},
 	}, tags...)
 }
 
