@@ -160,3 +160,17 @@ func TestN7_APartOfAnUpstreamThatIgnoresRangesIsVerified(t *testing.T) {
 		}
 	}
 }
+
+// TestN9_APartIsNotAskedForInVain at an upstream that has not said that it answers
+// ranges, where the download is about to bring it.
+func TestN9_APartIsNotAskedForInVain(t *testing.T) {
+	n, u, i := faulty(t, nodeOptions{}, 4<<20, func(_ *upstream, i image, w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0])
+		return true
+	})
+	n.get(layerPath(i), "Range", "bytes=1000-1009").want(206).wantBody(i.bytes[0][1000:1010])
+	if got := u.count("GET", "/blobs/"+string(i.layers[0])); got != 1 {
+		t.Errorf("the upstream was asked %d times", got)
+	}
+}

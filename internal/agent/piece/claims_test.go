@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -149,6 +150,10 @@ func TestN6_WhatCannotFitAsAWholeIsNotBegun(t *testing.T) {
 
 // TestR16_ASupersededSizeGivesWay: one of two sizes was wrong.
 func TestR16_ASupersededSizeGivesWay(t *testing.T) {
+	synctest.Test(t, supersede)
+}
+
+func supersede(t *testing.T) {
 	c := open(t, piece.Options{})
 	all, d := content(1, 2*piece.Size)
 	b := create(t, c, d, 40*piece.Size)
@@ -169,6 +174,7 @@ func TestR16_ASupersededSizeGivesWay(t *testing.T) {
 		}
 		made <- b
 	}()
+	synctest.Wait() // it waits for the handle that is left
 	b.Close()
 	b = <-made
 	defer b.Close()
