@@ -176,6 +176,7 @@ func (db *DB) open(ctx context.Context) error {
 		db.now = newClock(start, at).Now
 	}
 	db.done.Add(2)
+	db.unsynced.Store(true) // a former process may have been killed before its last commits were on the disk
 	go db.writeLoop()
 	go db.checkpointLoop()
 	return nil
@@ -306,7 +307,7 @@ func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
 // Maintain is Write for the collector: clients' writes go first, and a full
 // disk makes it use the space held in reserve.
 func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
-	return db.reserved(ctx, db.idle, fn, false)
+	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn} })
 }
 
 // MaintainNote is Maintain for what a loss of power may take back, as with Note.
@@ -314,7 +315,7 @@ func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
 // clients. Whoever acts on what it wrote where that cannot be taken back, such as
 // by deleting a file, calls Sync first.
 func (db *DB) MaintainNote(ctx context.Context, fn func(*Tx) error) error {
-	return db.reserved(ctx, db.idle, fn, true)
+	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn, lazy: true} })
 }
 
 // Sync returns when all that was committed before it is durable.
@@ -322,11 +323,13 @@ func (db *DB) Sync(ctx context.Context) error {
 	if !db.unsynced.Load() {
 		return nil
 	}
-	return db.Maintain(ctx, func(tx *Tx) error {
-		// SQLite does not wait for the disk unless a page has changed. The latest time
-		// seen stays one: a start believes it more than the machine's clock.
-		_, err := tx.Exec("UPDATE clock SET seen = max(seen + 1, ?)", tx.Now())
-		return err
+	return db.reserved(ctx, db.idle, func() *op {
+		return &op{sync: true, fn: func(tx *Tx) error {
+			// SQLite does not wait for the disk unless a page has changed. The latest time
+			// seen stays one: a start believes it more than the machine's clock.
+			_, err := tx.Exec("UPDATE clock SET seen = max(seen + 1, ?)", tx.Now())
+			return err
+		}}
 	})
 }
 
@@ -334,16 +337,16 @@ func (db *DB) Sync(ctx context.Context) error {
 // full disk makes it use the space held in reserve.
 func (db *DB) Relieve(ctx context.Context, fn func(*Tx) error) error {
 	db.asked.Store(int64(time.Since(db.opened)))
-	return db.reserved(ctx, db.urgent, fn, false)
+	return db.reserved(ctx, db.urgent, func() *op { return &op{fn: fn} })
 }
 
-func (db *DB) reserved(ctx context.Context, queue chan *op, fn func(*Tx) error, lazy bool) error {
-	err := db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
+func (db *DB) reserved(ctx context.Context, queue chan *op, next func() *op) error {
+	err := db.enqueue(ctx, queue, next())
 	if IsFull(err) && db.opts.Release != nil {
 		// Also where nothing was left to release: another write may have released
 		// it a moment ago, and there is room for this one too.
 		db.opts.Release()
-		err = db.enqueue(ctx, queue, &op{fn: fn, lazy: lazy})
+		err = db.enqueue(ctx, queue, next())
 	}
 	return err
 }

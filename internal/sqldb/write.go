@@ -12,6 +12,7 @@ import (
 type op struct {
 	fn    func(*Tx) error
 	lazy  bool         // its commit need not wait for the disk
+	sync  bool         // it changes a page, so that its commit does wait
 	state atomic.Int32 // opWaiting → opRunning or opGivenUp
 	tx    *Tx
 	err   error
@@ -238,8 +239,12 @@ func (db *DB) transact(group []*op) error {
 	if _, err := c.exec("COMMIT"); err != nil {
 		return db.abort(fmt.Errorf("commit: %w", err))
 	}
-	if !db.lax {
-		db.unsynced.Store(false)
+	for _, o := range group {
+		// SQLite does not wait for the disk at a commit that has changed no page, and
+		// of other writes nobody knows whether they have.
+		if o.sync && o.err == nil {
+			db.unsynced.Store(false)
+		}
 	}
 	return nil
 }

@@ -171,7 +171,10 @@ func TestR5_KinOfOneManifestAreSettledInBoundedTransactions(t *testing.T) {
 	}
 }
 
-func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {
+// killedBeforeKinAreSettled deletes a manifest that has more kin than one
+// transaction settles, and opens what a kill -9 after the first one would leave.
+func killedBeforeKinAreSettled(t *testing.T, prepare func(*db) (deleted oci.Digest)) *db {
+	t.Helper()
 	dead := t.TempDir()
 	var path string
 	left := false
@@ -181,7 +184,7 @@ func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {
 			left = true
 		case left && query == "BEGIN IMMEDIATE": // the next transaction after it
 			left = false
-			for _, f := range []string{"", "-wal"} { // what kill -9 would leave
+			for _, f := range []string{"", "-wal"} {
 				b, err := os.ReadFile(path + f)
 				if err != nil {
 					t.Error(err)
@@ -192,14 +195,19 @@ func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {
 			}
 		}
 	})
-	const n = 700
-	d.must(d.DeleteManifest(t.Context(), "a", family(d, n), "x"))
+	d.must(d.DeleteManifest(t.Context(), "a", prepare(d), "x"))
 	killed := &db{T: t}
 	killed.clock.Store(d.clock.Load())
 	var err error
 	killed.Store, err = meta.Open(t.Context(), meta.Options{Path: filepath.Join(dead, "fairway.db"), Now: killed.clock.Load})
 	killed.must(err)
-	defer func() { killed.must(killed.Close()) }()
+	t.Cleanup(func() { killed.must(killed.Close()) })
+	return killed
+}
+
+func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {
+	const n = 700
+	killed := killedBeforeKinAreSettled(t, func(d *db) oci.Digest { return family(d, n) })
 	if got := orphans(killed); got == 0 || got == n {
 		t.Fatalf("%d orphans after the crash, want some of %d", got, n)
 	}
@@ -213,6 +221,51 @@ func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {
 	killed.must(killed.FinishKin(t.Context()))
 	if got := orphans(killed); got != n {
 		t.Errorf("%d orphans, want %d", got, n)
+	}
+}
+
+// TestR2_WhatComesBeforeKinAreSettledIsNoOrphan: a child that is pushed or restored
+// after its index was deleted is there for its own sake.
+func TestR2_WhatComesBeforeKinAreSettledIsNoOrphan(t *testing.T) {
+	var children [][]byte
+	var last oci.Digest // is settled last
+	var content []byte
+	for i := range 300 {
+		c := image(fmt.Sprint("child", i))
+		children = append(children, c)
+		if d := digest.FromBytes(c); d > last {
+			last, content = d, c
+		}
+	}
+	for name, tc := range map[string]struct {
+		before, after func(*db)
+	}{
+		"pushed":   {func(*db) {}, func(d *db) { d.push("a", content) }},
+		"restored": {func(d *db) { d.must(d.DeleteManifest(t.Context(), "a", last, "x")) }, func(d *db) { must(d.Restore(t.Context(), "a", last, "x")) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			killed := killedBeforeKinAreSettled(t, func(d *db) oci.Digest {
+				d.upload("a", "{}")
+				d.pushAll("a", children)
+				index := d.push("a", indexOf("i", children...), "i")
+				tc.before(d)
+				return index
+			})
+			killed.clock.Add(1000)
+			tc.after(killed)
+			killed.must(killed.FinishKin(t.Context()))
+			killed.clock.Add(1000)
+			due, err := killed.Orphans(t.Context(), meta.Due{Before: killed.Now(), Scope: must(killed.RepoScope(t.Context(), "")), Limit: 10_000})
+			killed.must(err)
+			for _, f := range due {
+				if f.Digest == last {
+					t.Error("it is an orphan of the index that was deleted before")
+				}
+			}
+			if len(due) != len(children)-1 {
+				t.Errorf("%d orphans, want all of the %d others", len(due), len(children)-1)
+			}
+		})
 	}
 }
 

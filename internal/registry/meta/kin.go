@@ -82,6 +82,36 @@ func (s *Store) finishKin(ctx context.Context, write func(context.Context, func(
 	return nil
 }
 
+// errKinFirst says that kin of a deleted manifest are to be settled before.
+var errKinFirst = errors.New("children and referrers of a deleted manifest are not settled yet")
+
+// noOrphansToCome returns errKinFirst while manifests of a repository may yet
+// be marked as orphans of a deleted one. What is pushed or restored now is there
+// for its own sake, and must not be marked afterwards (R2).
+func noOrphansToCome(tx *sqldb.Tx, repoID int64) error {
+	var pending bool
+	err := tx.Row(`SELECT EXISTS (SELECT 1 FROM kin k CROSS JOIN manifests m ON m.id = k.manifest_id
+		WHERE m.repo_id = ? AND m.trashed_at IS NOT NULL)`, repoID).Scan(&pending)
+	if err == nil && pending {
+		err = errKinFirst
+	}
+	return err
+}
+
+// afterKin is write for a function that calls noOrphansToCome.
+func (s *Store) afterKin(ctx context.Context, write func(context.Context, func(*sqldb.Tx) error) error, fn func(*sqldb.Tx) error) error {
+	for {
+		err := write(ctx, fn)
+		if !errors.Is(err, errKinFirst) {
+			return err
+		}
+		s.kinLeft.Store(true)
+		if err := errors.Join(s.finishKin(ctx, write), ctx.Err()); err != nil {
+			return err
+		}
+	}
+}
+
 // FinishKin goes on with what a crash has left. A collector calls it before it
 // looks for orphans.
 func (s *Store) FinishKin(ctx context.Context) error { return s.finishKin(ctx, s.db.Maintain) }

@@ -121,9 +121,12 @@ func (s *Store) dropManifests(tx *sqldb.Tx, repo oci.Name, refs ...string) {
 // the descriptor's.
 func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err error) {
 	var more bool
-	err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
+	err = s.afterKin(ctx, s.db.Write, func(tx *sqldb.Tx) error {
 		repo, err := ensureRepo(tx, p.Repo)
 		if err != nil {
+			return err
+		}
+		if err := noOrphansToCome(tx, repo); err != nil {
 			return err
 		}
 		links, err := resolveBlobs(tx, repo, p)

@@ -127,10 +127,13 @@ func scanTrashItem(items *[]TrashItem) func(*sql.Rows) error {
 // trash, Conflict where bytes that it needs itself are gone.
 func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor string) (Restored, error) {
 	var out Restored
-	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
+	err := s.afterKin(ctx, s.db.Relieve, func(tx *sqldb.Tx) error {
 		out = Restored{Repo: repo, Digest: d, Tags: []string{}, TagsTaken: []string{}, Along: []oci.Digest{}, NotRestored: []NotRestored{}}
 		repoID, err := repoID(tx, repo)
 		if err != nil {
+			return err
+		}
+		if err := noOrphansToCome(tx, repoID); err != nil {
 			return err
 		}
 		queue := []oci.Digest{d}
