@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,27 +30,29 @@ func (u *upstream) forge(name, tag string, layer oci.Digest, size int64) oci.Dig
 	return d
 }
 
-// TestR16_TheUpstreamsSizeIsPreferredToAManifests: a layer of 4 MB was cached as
-// one of 11 MiB, and could not be cached as what it is any more.
+// TestR16_TheUpstreamsSizeIsPreferredToAManifests: a layer of 1 MB was cached as
+// one of 2.75 MiB, and could not be cached as what it is any more.
 func TestR16_TheUpstreamsSizeIsPreferredToAManifests(t *testing.T) {
-	for _, claim := range []int64{11 << 20, 1 << 20, 0, 5, 40 << 20, math.MaxInt64 - 300000, -7} {
+	const size, quota = 1_000_000, 3 << 20
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", size)
+	for _, claim := range []int64{11 << 18, 300_000, 0, 5, 10 << 20, math.MaxInt64 - 300000, -7} {
 		for _, forgedFirst := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%d bytes, first %v", claim, forgedFirst), func(t *testing.T) {
-				u := newUpstream(t)
-				i := u.push("app", "v1", "a", 4_000_000)
 				u.forge("app", "forged", i.layers[0], claim)
-				n := start(t, nodeOptions{quota: 12 << 20, upstreams: []*upstream{u}})
+				n := start(t, nodeOptions{quota: quota, upstreams: []*upstream{u}})
+				before := u.bytes.Load()
 				tags := []string{"v1", "forged"}
 				if forgedFirst {
 					tags = []string{"forged", "v1"}
 				}
 				for _, tag := range tags {
 					n.get("/v2/app/manifests/" + tag).want(200)
-					n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Content-Length", "4000000")
+					n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Content-Length", strconv.Itoa(size))
 				}
 				n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "cache")
 				// Whoever breaks an answer off has paid for what is on its way.
-				if sent := u.bytes.Load(); claim < 12<<20 && sent > 2*4_000_000 {
+				if sent := u.bytes.Load() - before; claim < quota && sent > 2*size {
 					t.Errorf("the upstream sent %d bytes", sent)
 				}
 			})
@@ -61,9 +64,9 @@ func TestR16_TheUpstreamsSizeIsPreferredToAManifests(t *testing.T) {
 // in the middle, and the claim stayed.
 func TestR16_APartOfAnotherSizeIsReplaced(t *testing.T) {
 	u := newUpstream(t)
-	i := u.push("app", "v1", "a", 4_000_000)
-	u.forge("app", "forged", i.layers[0], 9<<20)
-	n := start(t, nodeOptions{quota: 12 << 20, upstreams: []*upstream{u}})
+	i := u.push("app", "v1", "a", 1_500_000)
+	u.forge("app", "forged", i.layers[0], 9<<18)
+	n := start(t, nodeOptions{quota: 3 << 20, upstreams: []*upstream{u}})
 	n.get("/v2/app/manifests/forged").want(200)
 	u.on(func(w http.ResponseWriter, r *http.Request) bool {
 		if !isBlob(r) {
@@ -74,14 +77,14 @@ func TestR16_APartOfAnotherSizeIsReplaced(t *testing.T) {
 			return true
 		}
 		w.(http.Flusher).Flush() // chunked
-		_, _ = w.Write(i.bytes[0][:3_000_000])
+		_, _ = w.Write(i.bytes[0][:1_200_000])
 		panic(http.ErrAbortHandler)
 	})
 	if a := n.get(layerPath(i)); a.err == nil && a.status == 200 {
 		t.Fatalf("a whole answer of %d bytes", len(a.body))
 	}
 	in, err := n.store.Info(t.Context(), i.layers[0])
-	if err != nil || in.Size != 9<<20 || in.State != index.Partial {
+	if err != nil || in.Size != 9<<18 || in.State != index.Partial {
 		t.Fatalf("%+v, %v", in, err)
 	}
 	u.on(nil)
@@ -90,28 +93,29 @@ func TestR16_APartOfAnotherSizeIsReplaced(t *testing.T) {
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
 	eventually(t, "it is cached as what it is", func() bool {
 		in, err := n.store.Info(t.Context(), i.layers[0])
-		return err == nil && in.State == index.Complete && in.Size == 4_000_000
+		return err == nil && in.State == index.Complete && in.Size == 1_500_000
 	})
 }
 
 // TestN12_DownloadsThatDoNotStartLeaveTheCacheAsItWas: with the registry down,
 // with one that stalls before the first byte, and with one that has nothing.
 func TestN12_DownloadsThatDoNotStartLeaveTheCacheAsItWas(t *testing.T) {
+	const size = 200_000
 	for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"down":    func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"broken":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) },
 		"without": func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) },
 		"stalling": func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "1048576")
+			w.Header().Set("Content-Length", strconv.Itoa(size))
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newUpstream(t)
-			cached := u.push("app", "v1", "a", 4<<20, 4<<20)
-			absent := u.push("app", "v2", "b", 1<<20, 1<<20, 1<<20, 1<<20, 1<<20, 1<<20, 1<<20, 1<<20, 1<<20, 1<<20)
-			n := start(t, nodeOptions{quota: 12 << 20, idle: 50 * time.Millisecond, upstreams: []*upstream{u}})
+			cached := u.push("app", "v1", "a", 1<<20, 1<<20)
+			absent := u.push("app", "v2", "b", size, size, size, size, size, size, size, size, size, size)
+			n := start(t, nodeOptions{quota: 3 << 20, idle: 50 * time.Millisecond, upstreams: []*upstream{u}})
 			n.pull("", "app", "v1", cached)
 			n.get("/v2/app/manifests/v2").want(200)
 			before, err := n.store.List(t.Context())
