@@ -73,7 +73,7 @@ func TestConfig_EverySettingGoesEveryWay(t *testing.T) {
 	texts := map[string]string{
 		"data": "d", "listen": "127.0.0.1:7", "allow_anyone_on_the_network": "true", "hosts": "a.test,b.test", "cors_origins": "https://a.test,*",
 		"database": "sqlite:x.db", "storage": "file:y", "pprof": "true", "trust_clock": "true", "reserve": "1MiB", "min_free": "2MiB", "shutdown_grace": "7s",
-		"check_interval": "9h", "gc.window": "1d", "gc.trash": "0", "gc.interval": "5s", "gc.untagged": "2w", "gc.uploads": "6h", "gc.workers": "9", "gc.rate": "1.5", "gc.node_grace": "3d",
+		"check_interval": "9h", "gc.window": "1d", "gc.trash": "0", "gc.interval": "5s", "gc.untagged": "2w", "gc.stranded": "3w", "gc.uploads": "6h", "gc.workers": "9", "gc.rate": "1.5", "gc.node_grace": "3d",
 		"log.format": "json", "log.level": "debug", "log.requests": "all",
 	}
 	everyWay(t, registryHouse(), texts)

@@ -92,6 +92,9 @@ func policyText(p meta.Policy) string {
 	if p.Uploads == 0 {
 		text = strings.TrimSuffix(text, "0") + "as window"
 	}
+	if p.Stranded != 0 {
+		text += fmt.Sprintf(", stranded %s", unit.Duration(p.Stranded))
+	}
 	if p.Repository != "" {
 		text += ", repository " + p.Repository
 	}

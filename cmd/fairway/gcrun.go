@@ -19,8 +19,8 @@ import (
 // policyFlags are the settings of the server that a run or a schedule can
 // override.
 type policyFlags struct {
-	window, trash, untagged, uploads unit.Duration
-	repository                       string
+	window, trash, untagged, stranded, uploads unit.Duration
+	repository                                 string
 }
 
 func (p *policyFlags) register(cmd *cobra.Command) {
@@ -28,6 +28,7 @@ func (p *policyFlags) register(cmd *cobra.Command) {
 	f.Var(&p.window, "window", "collect what nobody has needed for this long, instead of what the server is set to")
 	f.Var(&p.trash, "trash", "keep deleted manifests restorable for this long, instead of what the server is set to")
 	f.Var(&p.untagged, "untagged", "collect manifests without a tag for this long, 0 for never, instead of what the server is set to")
+	f.Var(&p.stranded, "stranded", "collect signatures whose image was deleted this long ago, 0 for never, instead of what the server is set to")
 	f.Var(&p.uploads, "uploads", "give up uploads idle for this long, instead of what the server is set to")
 	f.StringVar(&p.repository, "repository", "", "only repositories that match `PATTERN`, as in \"team/*\"")
 }
@@ -42,7 +43,7 @@ func (p *policyFlags) request(cmd *cobra.Command) adminapi.PolicyRequest {
 	}
 	return adminapi.PolicyRequest{
 		Window: given("window", &p.window), Trash: given("trash", &p.trash),
-		Untagged: given("untagged", &p.untagged), Uploads: given("uploads", &p.uploads), Repository: p.repository,
+		Untagged: given("untagged", &p.untagged), Stranded: given("stranded", &p.stranded), Uploads: given("uploads", &p.uploads), Repository: p.repository,
 	}
 }
 

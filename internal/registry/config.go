@@ -28,7 +28,7 @@ type Config struct {
 	Database    string             `key:"database" arg:"URL" doc:"Where the metadata is kept: sqlite:PATH. Empty: fairway.db in the data directory."`
 	Storage     string             `key:"storage" arg:"URL" doc:"Where the blobs are kept: file:DIR. Empty: in the data directory."`
 	GC          GC                 `key:"gc"`
-	TrustClock  bool               `key:"trust_clock" doc:"Believe the machine's clock at the start even if it has gone on by more than the longest period (window, trash, untagged, uploads, node_grace, or a week) since the server last ran. Without this the server takes such a clock for wrong, goes on from the time at which it ended, and says so: otherwise the trash, the window and all leases would end at once. Set it for one start after the server was really down for that long."`
+	TrustClock  bool               `key:"trust_clock" doc:"Believe the machine's clock at the start even if it has gone on by more than the longest period (window, trash, untagged, stranded, uploads, node_grace, or a week) since the server last ran. Without this the server takes such a clock for wrong, goes on from the time at which it ended, and says so: otherwise the trash, the window and all leases would end at once. Set it for one start after the server was really down for that long."`
 	Log         setting.Log        `key:"log"`
 	Pprof       bool               `key:"pprof" doc:"Serve Go's profiling endpoints under /debug/pprof/."`
 
@@ -44,6 +44,7 @@ type GC struct {
 	Trash    unit.Duration `key:"trash" doc:"How long a deleted manifest can be restored. 0: deleted for good at once."`
 	Interval unit.Duration `key:"interval" doc:"How often the background collection looks for work. 0: only on demand and on schedules."`
 	Untagged unit.Duration `key:"untagged" doc:"Collect manifests that have had no tag for this long, unless an index, a subject or a lease keeps them. Values below the time window count as the window. 0: never."`
+	Stranded unit.Duration `key:"stranded" doc:"Collect signatures, attestations, SBOMs and indexes of referrers under a tag such as sha256-….sig whose image was deleted from the repository this long ago and cannot be restored any more. Values below the time window count as the window. 0: never."`
 	Uploads  unit.Duration `key:"uploads" doc:"Give up an upload after this long without a byte. 0: the time window."`
 	Workers  int           `key:"workers" arg:"N" doc:"How many blobs are removed from storage at a time."`
 	Node     unit.Duration `key:"node_grace" doc:"How long what ran on a node stays when nothing is heard of the node any more: it may have vanished with its containers still running. An agent may ask for another time."`
@@ -74,6 +75,7 @@ func (c Config) Policy() meta.Policy {
 		Window:   meta.Duration(c.GC.Window),
 		Trash:    meta.Duration(c.GC.Trash),
 		Untagged: meta.Duration(c.GC.Untagged),
+		Stranded: meta.Duration(c.GC.Stranded),
 		Uploads:  meta.Duration(c.GC.Uploads),
 	}
 }
@@ -85,7 +87,7 @@ func (c Config) jumpMax() time.Duration {
 		return 0
 	}
 	longest := time.Duration(meta.LeaseMemory) * time.Millisecond
-	for _, d := range []unit.Duration{c.GC.Window, c.GC.Trash, c.GC.Untagged, c.GC.Uploads, c.GC.Node} {
+	for _, d := range []unit.Duration{c.GC.Window, c.GC.Trash, c.GC.Untagged, c.GC.Stranded, c.GC.Uploads, c.GC.Node} {
 		longest = max(longest, time.Duration(d))
 	}
 	return longest

@@ -561,6 +561,7 @@ func TestR14_ClockYearsAheadAtOneStartEndsNothing(t *testing.T) {
 func TestR14_LongestPeriodIsBelieved(t *testing.T) {
 	for what, set := range map[string]func(*GC){
 		"window": func(c *GC) { c.Window = unit.Duration(30 * 24 * time.Hour) }, "trash": func(c *GC) { c.Trash = unit.Duration(30 * 24 * time.Hour) },
+		"stranded": func(c *GC) { c.Stranded = unit.Duration(30 * 24 * time.Hour) },
 		"untagged": func(c *GC) { c.Untagged = unit.Duration(30 * 24 * time.Hour) }, "uploads": func(c *GC) { c.Uploads = unit.Duration(30 * 24 * time.Hour) },
 		"node_grace": func(c *GC) { c.Node = unit.Duration(30 * 24 * time.Hour) },
 	} {

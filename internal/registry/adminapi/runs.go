@@ -29,6 +29,7 @@ type PolicyRequest struct {
 	Window     *unit.Duration `json:"window,omitempty"`
 	Trash      *unit.Duration `json:"trash,omitempty"`
 	Untagged   *unit.Duration `json:"untagged,omitempty"`
+	Stranded   *unit.Duration `json:"stranded,omitempty"`
 	Uploads    *unit.Duration `json:"uploads,omitempty"`
 	Repository string         `json:"repository,omitempty"` // pattern; "" = all
 }
@@ -38,7 +39,7 @@ func (r PolicyRequest) policy(p meta.Policy) meta.Policy {
 	for _, o := range []struct {
 		given *unit.Duration
 		field *meta.Duration
-	}{{r.Window, &p.Window}, {r.Trash, &p.Trash}, {r.Untagged, &p.Untagged}, {r.Uploads, &p.Uploads}} {
+	}{{r.Window, &p.Window}, {r.Trash, &p.Trash}, {r.Untagged, &p.Untagged}, {r.Stranded, &p.Stranded}, {r.Uploads, &p.Uploads}} {
 		if o.given != nil {
 			*o.field = meta.Duration(*o.given)
 		}

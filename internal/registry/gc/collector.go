@@ -205,6 +205,9 @@ func (c *Collector) anythingDue(ctx context.Context) (bool, error) {
 
 func cutoffs(l Limits) meta.Cutoffs {
 	co := meta.Cutoffs{Now: l.Now, Window: l.cutoff(l.Window), Trash: l.cutoff(l.Trash), Uploads: l.cutoff(l.Uploads)}
+	if l.Stranded != 0 {
+		co.Stranded = l.Now - l.stranded()
+	}
 	if l.Untagged != 0 {
 		co.Untagged = l.Now - l.untagged()
 	}
@@ -334,7 +337,7 @@ func checkPolicy(p meta.Policy) error {
 	for _, d := range []struct {
 		name string
 		d    meta.Duration
-	}{{"window", p.Window}, {"trash", p.Trash}, {"untagged", p.Untagged}, {"uploads", p.Uploads}} {
+	}{{"window", p.Window}, {"trash", p.Trash}, {"untagged", p.Untagged}, {"stranded", p.Stranded}, {"uploads", p.Uploads}} {
 		if d.d < 0 {
 			return fault.New(fault.Invalid, "%s must not be negative, is %s", d.name, time.Duration(d.d))
 		}

@@ -167,6 +167,9 @@ func (d *dryRun) manifests(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := d.stranded(ctx); err != nil {
+		return err
+	}
 	err := drain(ctx, d.due(d.limits.Window), d.store.Orphans, d.judgeManifests,
 		func(f meta.ManifestFacts) meta.Cursor { return meta.Cursor{At: f.Review.EventAt, ID: f.ID} })
 	if err != nil {
@@ -235,29 +238,64 @@ func (d *dryRun) judgeManifests(ctx context.Context, fs []meta.ManifestFacts) er
 		if !d.examined(v) {
 			continue
 		}
-		d.run.Trashed++
-		d.inTrash[f.ID] = true
-		below, err := d.store.TrashedBelow(ctx, f.ID)
-		if err != nil {
+		if err := d.trashes(ctx, f, v.Reason); err != nil {
 			return err
 		}
-		for _, id := range below {
-			d.renewed[id] = true
+	}
+	return nil
+}
+
+// stranded does as the run does.
+func (d *dryRun) stranded(ctx context.Context) error {
+	if d.limits.Stranded == 0 {
+		n, err := d.store.CountStranded(ctx, d.scope)
+		if n > 0 {
+			d.run.Examined += n
+			d.run.Kept[KeptStranded] += n
 		}
-		d.act(meta.Deletion{Kind: "manifest", Act: "trashed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: v.Reason})
-		links, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
-		if err != nil {
+		return err
+	}
+	var after meta.StrandedFacts
+	for {
+		fs, err := d.store.Stranded(ctx, d.due(d.limits.stranded()), after)
+		if err != nil || len(fs) == 0 {
 			return err
 		}
-		if err := d.bereave(ctx, f.Digest, children, referrers); err != nil {
-			return err
-		}
-		if d.dueNow(d.limits.Trash) {
-			d.uncovered = append(d.uncovered, meta.TrashFacts{ID: f.ID, RepoID: f.RepoID, Repo: f.Repo, Digest: f.Digest, Size: f.Size,
-				TrashedAt: d.limits.Now, Indexed: true, Lease: f.Lease})
-			for _, l := range links {
-				d.linkTouched[l] = d.limits.Now
+		for _, f := range fs {
+			after = f
+			if v := JudgeStranded(f, d.limits); d.examined(v) && d.first('m', f.ID) {
+				if err := d.trashes(ctx, f.ManifestFacts, v.Reason); err != nil {
+					return err
+				}
 			}
+		}
+	}
+}
+
+// trashes notes what follows if the run moves a living manifest to the trash.
+func (d *dryRun) trashes(ctx context.Context, f meta.ManifestFacts, reason string) error {
+	d.run.Trashed++
+	d.inTrash[f.ID] = true
+	below, err := d.store.TrashedBelow(ctx, f.ID)
+	if err != nil {
+		return err
+	}
+	for _, id := range below {
+		d.renewed[id] = true
+	}
+	d.act(meta.Deletion{Kind: "manifest", Act: "trashed", Repo: string(f.Repo), Digest: string(f.Digest), Bytes: f.Size, Reason: reason})
+	links, children, referrers, err := d.store.Below(ctx, f.RepoID, f.ID, f.Digest)
+	if err != nil {
+		return err
+	}
+	if err := d.bereave(ctx, f.Digest, children, referrers); err != nil {
+		return err
+	}
+	if d.dueNow(d.limits.Trash) {
+		d.uncovered = append(d.uncovered, meta.TrashFacts{ID: f.ID, RepoID: f.RepoID, Repo: f.Repo, Digest: f.Digest, Size: f.Size,
+			TrashedAt: d.limits.Now, Indexed: true, Lease: f.Lease})
+		for _, l := range links {
+			d.linkTouched[l] = d.limits.Now
 		}
 	}
 	return nil

@@ -200,6 +200,17 @@ func (e *explainer) repository(repo oci.Name) (Explanation, error) {
 	x := Explanation{Kind: "repository", Repo: string(repo), Verdict: VerdictKept,
 		Summary: fmt.Sprintf("it has %s manifests and %s tags; %s manifests are untagged or in the trash",
 			countText(living, meta.CountMax), countText(tags, meta.CountMax), countText(int64(len(ms)), explainPlaces))}
+	scope, err := e.store.RepoScope(e.ctx, string(repo))
+	if err != nil {
+		return Explanation{}, err
+	}
+	stranded, err := e.store.CountStranded(e.ctx, scope)
+	if err != nil {
+		return Explanation{}, err
+	}
+	if stranded > 0 {
+		x.Summary += fmt.Sprintf("; %s to images that are gone", some(stranded, "tag of a signature belongs", "tags of signatures belong"))
+	}
 	if living == 0 {
 		x.Verdict = VerdictWaiting
 	}
@@ -239,12 +250,23 @@ func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 		return x, err
 	}
 	v := JudgeManifest(fs[0], e.limits)
+	stranded, isStranded, err := e.store.StrandedManifest(e.ctx, m.ID, e.limits.Window)
+	if err != nil {
+		return x, err
+	}
+	if isStranded {
+		v = JudgeStranded(stranded, e.limits)
+	}
 	x.Verdict, x.Summary, x.GoesAt = verdict(v), v.Reason, at(v.Again)
 	holders, err := e.paths(m, explainDepth)
 	if err != nil {
 		return x, err
 	}
 	leases, err := e.leases(m.RepoID, m.Digest, fullName(m))
+	if isStranded {
+		holders = append(holders, Reason{Code: KeptStranded, Path: []string{"tag " + string(m.Repo) + ":" + string(stranded.Tag), fullName(m)}, Until: at(v.Again),
+			Text: fmt.Sprintf("tag %s belongs to %s, which was deleted; it is stranded since %s", stranded.Tag, stranded.Subject, moment(stranded.Since))})
+	}
 	return e.fill(x, v, append(holders, leases...), fullName(m)), err
 }
 

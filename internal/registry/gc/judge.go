@@ -20,6 +20,7 @@ const (
 	KeptLinked     = "linked"     // a repository serves it
 	KeptBusy       = "busy"       // an upload with a request in progress
 	KeptPolicy     = "policy"     // nothing says that it should go
+	KeptStranded   = "stranded"   // a signature whose image is gone, and that the policy keeps
 	KeptRaced      = "raced"      // it changed between judgement and claim
 )
 
@@ -27,6 +28,7 @@ const (
 type Limits struct {
 	Now                              int64
 	Window, Trash, Untagged, Uploads int64
+	Stranded                         int64
 }
 
 // LimitsOf applies a policy at a time, in ms.
@@ -37,6 +39,7 @@ func LimitsOf(p meta.Policy, now int64) Limits {
 		Trash:    time.Duration(p.Trash).Milliseconds(),
 		Untagged: time.Duration(p.Untagged).Milliseconds(),
 		Uploads:  time.Duration(p.Uploads).Milliseconds(),
+		Stranded: time.Duration(p.Stranded).Milliseconds(),
 	}
 	if l.Uploads == 0 {
 		l.Uploads = l.Window
@@ -61,6 +64,15 @@ func (l Limits) untagged() int64 {
 		return 0
 	}
 	return max(l.Untagged, l.Window)
+}
+
+// stranded is how long a signature stays whose image is gone, 0 for ever, and
+// never shorter than the window.
+func (l Limits) stranded() int64 {
+	if l.Stranded == 0 {
+		return 0
+	}
+	return max(l.Stranded, l.Window)
 }
 
 // due reports whether something touched at that time is out of its time.
@@ -140,6 +152,33 @@ func JudgeManifest(f meta.ManifestFacts, l Limits) Verdict {
 		return keep(KeptWindow, last+l.Window, "it is untagged, but a client was told of it, or its last tag, index or subject went, within the window")
 	}
 	return Verdict{Go: true, Reason: fmt.Sprintf("no tag, index or subject has kept it for %s", time.Duration(l.untagged())*time.Millisecond)}
+}
+
+// JudgeStranded decides whether a signature, or an index of referrers, goes to
+// the trash whose tag is named after a manifest that is gone.
+func JudgeStranded(f meta.StrandedFacts, l Limits) Verdict {
+	switch {
+	case f.InTrash:
+		return keep(KeptTrash, 0, "it belongs to %s, which was deleted and can be restored", f.Subject)
+	case f.OtherTags > 0:
+		return keep(KeptTag, 0, "%s it besides that of its subject, which is gone", some(f.OtherTags, "tag names", "tags name"))
+	case f.Parents > 0:
+		return keep(KeptIndex, 0, "%s it", some(f.Parents, "index names", "indexes name"))
+	case f.Subjects > 0:
+		return keep(KeptSubject, 0, "it refers to a manifest that is there")
+	case leased(f.Lease, l):
+		return lease(f.Lease, l)
+	case l.Stranded == 0:
+		return keep(KeptStranded, 0, "it belongs to %s, which is gone, but stranded signatures are kept", f.Subject)
+	}
+	last := max(f.Since, f.TouchedAt)
+	switch {
+	case !l.due(last, l.Stranded):
+		return keep(KeptGrace, last+l.stranded(), "it belongs to %s, which is gone, but not for long enough", f.Subject)
+	case !l.due(last, l.Window):
+		return keep(KeptWindow, last+l.Window, "it belongs to %s, which is gone, but a client was told of it, or of that one's end, within the window", f.Subject)
+	}
+	return Verdict{Go: true, Reason: fmt.Sprintf("it belongs to %s, which is gone", f.Subject)}
 }
 
 // JudgeTrash decides whether a manifest leaves the trash for good.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -107,7 +108,7 @@ func (r *runner) execute(ctx context.Context) error {
 	if err := r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Total: total}); err != nil {
 		return err
 	}
-	steps := []func(context.Context, bool) (int, error){r.uploads, r.loose, r.orphans, r.trash, r.links, r.unlinked}
+	steps := []func(context.Context, bool) (int, error){r.uploads, r.loose, r.stranded, r.orphans, r.trash, r.links, r.unlinked}
 	for first := true; ; first = false {
 		n := 0
 		for _, step := range steps {
@@ -349,6 +350,48 @@ func (r *runner) loose(ctx context.Context, first bool) (int, error) {
 	})
 }
 
+// stranded looks at signatures whose image is gone. Where they are kept it only
+// counts them, whatever else keeps them.
+func (r *runner) stranded(ctx context.Context, first bool) (int, error) {
+	if !first {
+		return 0, nil
+	}
+	if r.limits.Stranded == 0 {
+		n, err := r.store.CountStranded(ctx, r.scope)
+		if err != nil || n == 0 {
+			return 0, err
+		}
+		b := r.newBatch()
+		b.Counts.Examined, b.Counts.Kept[KeptStranded] = n, n
+		_, err = r.apply(ctx, b)
+		return 0, err
+	}
+	var after meta.StrandedFacts
+	d := r.due(first, r.limits.stranded())
+	return r.each(ctx, func(b *batch) (int, error) {
+		fs, err := r.store.Stranded(ctx, d, after)
+		l := r.now()
+		for _, f := range fs {
+			after = f
+			v := JudgeStranded(f, l)
+			b.examined(v)
+			if v.Go {
+				b.Trash = append(b.Trash, meta.TrashClaim{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: l.cutoff(l.stranded()), Reason: v.Reason},
+					Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest, Cause: oci.Digest(f.Subject), Stranded: true})
+				r.goesOn(f.ID, l)
+			}
+		}
+		return len(fs), err
+	})
+}
+
+// goesOn notes that a manifest is to be judged in the trash by this run.
+func (r *runner) goesOn(id int64, l Limits) {
+	if l.Trash == 0 {
+		r.trashed = append(r.trashed, id)
+	}
+}
+
 // orphans follows deletions down to the last child and referrer before the
 // trash is looked at: what they let go there goes in the same run.
 func (r *runner) orphans(ctx context.Context, first bool) (items int, err error) {
@@ -384,9 +427,7 @@ func (r *runner) judgeManifest(b *batch, f meta.ManifestFacts) {
 		t.Cause = f.OrphanOf
 	}
 	b.Trash = append(b.Trash, t)
-	if l.Trash == 0 {
-		r.trashed = append(r.trashed, f.ID)
-	}
+	r.goesOn(f.ID, l)
 }
 
 // patience is the duration that JudgeManifest goes by.

@@ -51,7 +51,11 @@ type TrashClaim struct {
 	Repo   oci.Name
 	RepoID int64
 	Digest oci.Digest
-	Cause  oci.Digest // of an orphan
+	Cause  oci.Digest // of an orphan, or of a stranded signature: what was deleted
+
+	// Stranded says that the tags of the manifest do not keep it: all are named
+	// after manifests that are gone.
+	Stranded bool
 }
 
 // UploadClaim is an upload session to be ended.
@@ -192,10 +196,11 @@ func reasons(claims []Claim) map[int64]string {
 // the manifest, which the deletion of its index or subject is (R3).
 func (c *collection) trash() error {
 	for _, t := range c.w.Trash {
-		n, err := c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
-			WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL
-				AND max(m.touched_at, coalesce(m.loose_at, 0)) <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
-			t.ID, t.Version, min(t.Before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
+		claim := c.claimLoose
+		if t.Stranded {
+			claim = c.claimStranded
+		}
+		n, err := claim(t)
 		if err != nil {
 			return fmt.Errorf("claim manifest %s: %w", t.Digest, err)
 		}
@@ -215,6 +220,29 @@ func (c *collection) trash() error {
 		c.done.Trashed++
 	}
 	return nil
+}
+
+func (c *collection) claimLoose(t TrashClaim) (int64, error) {
+	return c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
+		WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL
+			AND max(m.touched_at, coalesce(m.loose_at, 0)) <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
+		t.ID, t.Version, min(t.Before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
+}
+
+// claimStranded claims a manifest whose tags are all stranded, for as long as
+// the policy says, and whose subjects cannot even be restored.
+func (c *collection) claimStranded(t TrashClaim) (int64, error) {
+	if c.w.Policy.Stranded == 0 {
+		return 0, nil
+	}
+	before := min(t.Before, c.cutoff(c.w.Policy.Window), c.cutoff(c.w.Policy.Stranded))
+	return c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
+		WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+heldAbove+` AND `+manifestLease+` IS NULL
+			AND EXISTS (SELECT 1 FROM stranded x WHERE x.manifest_id = m.id)
+			AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.manifest_id = m.id AND NOT EXISTS (
+				SELECT 1 FROM stranded x WHERE x.repo_id = t.repo_id AND x.tag = t.name AND x.since <= ?
+					AND NOT EXISTS (SELECT 1 FROM manifests g WHERE g.repo_id = x.repo_id AND g.digest >= x.subject AND g.digest < x.subject || 'g')))`,
+		t.ID, t.Version, before, c.leasedAfter(), before)
 }
 
 // remove takes manifests out of the trash for good; links that nothing needs

@@ -12,6 +12,7 @@
 //	              ├─ tags ─ manifests
 //	              └─ uploads                     each owns a storage key until it hands it on
 //
+//	stranded ── tags                             tags named after a manifest that was deleted (sha256-….sig)
 //	leases ── lease_digests                      digests that stay, with all below them
 //	nodes ─┬─ node_uses                          what agents have reported; each node holds a lease
 //	       └─ node_runs                          the images of it, apart since they may be megabytes

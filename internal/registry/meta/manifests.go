@@ -18,7 +18,7 @@ import (
 type manifestEntry struct {
 	Manifest
 	id        int64
-	atRisk    bool  // neither tag nor index nor subject keeps it
+	atRisk    bool  // neither tag nor index nor subject keeps it, or its tag is stranded
 	touchedAt int64 // last confirmation while at risk
 }
 
@@ -84,7 +84,7 @@ func (s *Store) lookupManifest(ctx context.Context, repo oci.Name, ref oci.Refer
 		return e, nil
 	}
 	e = &manifestEntry{}
-	const columns = "SELECT m.id, m.digest, m.media_type, m.content, m.loose_at IS NOT NULL OR m.orphaned_at IS NOT NULL, m.touched_at FROM repositories r "
+	const columns = "SELECT m.id, m.digest, m.media_type, m.content, m.loose_at IS NOT NULL OR m.orphaned_at IS NOT NULL OR EXISTS (SELECT 1 FROM stranded WHERE manifest_id = m.id), m.touched_at FROM repositories r "
 	query := columns + "JOIN manifests m ON m.repo_id = r.id AND m.digest = ? WHERE r.name = ? AND m.trashed_at IS NULL"
 	if ref.Tag != "" {
 		query = columns + "JOIN tags t ON t.repo_id = r.id AND t.name = ? JOIN manifests m ON m.id = t.manifest_id WHERE r.name = ? AND m.trashed_at IS NULL"
@@ -143,6 +143,14 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		}
 		losers, err := writeTags(tx, repo, id, p.Tags)
 		if err != nil {
+			return err
+		}
+		if isNew {
+			if err := s.unstrand(tx, p.Repo, repo, p.Digest); err != nil {
+				return err
+			}
+		}
+		if err := s.strandTags(tx, p.Repo, repo, id, p.Tags); err != nil {
 			return err
 		}
 		s.dropPush(tx, p)
@@ -600,6 +608,9 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) (more bool, err error) {
 	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
 		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
 		return false, fmt.Errorf("begin the window of its blobs: %w", err)
+	}
+	if err := s.strand(tx, t.repo, t.repoID, t.digest); err != nil {
+		return false, fmt.Errorf("note its signatures: %w", err)
 	}
 	more, err = s.settleKin(tx, kinship{id: t.id, repoID: t.repoID, repo: t.repo, digest: t.digest, trashed: true, run: t.run})
 	if err != nil {

@@ -494,6 +494,27 @@ func collection(d *db) {
 	d.must(err)
 	_, _, err = d.LatestRuns(ctx)
 	d.must(err)
+	signed := d.push("signed", indexOf("signed"), "v1")
+	tags, _ := oci.SubjectTags(signed)
+	signature := d.push("signed", indexOf("signature"), tags[0])
+	d.must(d.DeleteManifest(ctx, "signed", signed, "x"))
+	m, err := d.FindTag(ctx, "signed", tags[0])
+	d.must(err)
+	f, found, err := d.StrandedManifest(ctx, m.ID, 0)
+	d.must(err)
+	if !found {
+		d.Errorf("signature %s is not stranded", signature)
+	}
+	_, err = d.Collect(ctx, meta.Work{Policy: meta.Policy{Stranded: 1}, Trash: []meta.TrashClaim{{Claim: meta.Claim{ID: f.ID, Version: f.Version}, Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest, Stranded: true}}})
+	d.must(err)
+	for _, pattern := range []string{"", "signed"} {
+		scope, err := d.RepoScope(ctx, pattern)
+		d.must(err)
+		_, err = d.Stranded(ctx, meta.Due{Before: now, Scope: scope, Limit: 10}, meta.StrandedFacts{})
+		d.must(err)
+		_, err = d.CountStranded(ctx, scope)
+		d.must(err)
+	}
 	var scopes []meta.Scope
 	for _, pattern := range []string{"", "alone", "a*"} {
 		s, err := d.RepoScope(ctx, pattern)

@@ -232,6 +232,7 @@ func (s *Store) LatestRuns(ctx context.Context) (running []Run, last *Run, err e
 type Cutoffs struct {
 	Now                              int64
 	Window, Trash, Untagged, Uploads int64 // at or before which things are due; Untagged 0: never
+	Stranded                         int64 // 0: never
 }
 
 // CountDue counts what a run with these limits has before it, at most limit of each kind.
@@ -244,8 +245,9 @@ func (s *Store) CountDue(ctx context.Context, c Cutoffs, scope Scope, limit int6
 			(SELECT count(*) FROM (SELECT 1 FROM reviews WHERE kind = 'blob' AND event_at <= ?1 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM trash t WHERE t.trashed_at <= ?2 AND (?5 OR (SELECT m.repo_id FROM manifests m WHERE m.id = t.manifest_id) IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
 			(SELECT count(*) FROM (SELECT 1 FROM manifests WHERE ?3 > 0 AND loose_at <= ?3 AND orphaned_at IS NULL AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
-			(SELECT count(*) FROM (SELECT 1 FROM uploads WHERE touched_at <= ?4 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7))`,
-			c.Window, c.Trash, c.Untagged, c.Uploads, scope.all, list, limit).Scan(&n)
+			(SELECT count(*) FROM (SELECT 1 FROM uploads WHERE touched_at <= ?4 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7)) +
+			(SELECT count(*) FROM (SELECT 1 FROM stranded WHERE ?8 > 0 AND since <= ?8 AND (?5 OR repo_id IN (SELECT value FROM json_each(?6))) LIMIT ?7))`,
+			c.Window, c.Trash, c.Untagged, c.Uploads, scope.all, list, limit, c.Stranded).Scan(&n)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("count what is due: %w", err)

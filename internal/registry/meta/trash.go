@@ -220,6 +220,9 @@ func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Dige
 	if err := s.restoreTags(tx, repo, repoID, id, names, out); err != nil {
 		return 0, err
 	}
+	if err := s.unstrand(tx, repo, repoID, d); err != nil {
+		return 0, err
+	}
 	if err := s.dropBlobsOf(tx, repo, id); err != nil {
 		return 0, err
 	}
@@ -248,6 +251,9 @@ func (s *Store) restoreTags(tx *sqldb.Tx, repo oci.Name, repoID, id int64, names
 			out.Tags = append(out.Tags, t)
 			s.dropManifests(tx, repo, t)
 			s.dropTags(tx, repo)
+			if err := s.strandTags(tx, repo, repoID, id, []oci.Tag{oci.Tag(t)}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -113,6 +113,7 @@ type Policy struct {
 	Window     Duration `json:"window"`
 	Trash      Duration `json:"trash"`
 	Untagged   Duration `json:"untagged"`             // 0: never
+	Stranded   Duration `json:"stranded"`             // signatures whose image is gone; 0: never
 	Uploads    Duration `json:"uploads"`              // idle time after which an upload is abandoned; 0: the window
 	Repository string   `json:"repository,omitempty"` // pattern; "" = all
 }
