@@ -140,6 +140,10 @@ func (c *Collector) interval(ctx context.Context) error {
 	if busy {
 		return nil
 	}
+	// What a crash has left of these is not due by itself, and keeps things until it is done.
+	if err := c.store.FinishKin(ctx); err != nil {
+		return err
+	}
 	if err := c.forgetLeases(ctx, 0); err != nil {
 		return err
 	}

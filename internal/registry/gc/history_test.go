@@ -260,3 +260,19 @@ func TestR8_BackgroundForgetsExpiredLeasesWithoutARun(t *testing.T) {
 	cancel()
 	h.must(<-done)
 }
+
+// TestR7_BackgroundSettlesWhatACrashHasLeft: nothing else is due.
+func TestR7_BackgroundSettlesWhatACrashHasLeft(t *testing.T) {
+	h := newHouse(t)
+	index := h.index("a", "i", h.image("a", []string{"layer"}))
+	h.delete("a", index)
+	h.exec("INSERT INTO kin (manifest_id, run_id, referrers, after) SELECT id, 0, 0, '' FROM manifests WHERE digest = ?", string(index))
+	h.opts.Interval = time.Millisecond
+	h.reopen()
+	ctx, cancel := context.WithCancel(h.ctx())
+	done := make(chan error, 1)
+	go func() { done <- h.gc.Run(ctx) }()
+	waitFor(t, func() bool { return h.count("SELECT count(*) FROM kin") == 0 })
+	cancel()
+	h.must(<-done)
+}
