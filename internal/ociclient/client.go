@@ -239,7 +239,7 @@ func (c *Client) do(ctx context.Context, q question, h http.Header, authorizatio
 		}, nil
 	}
 	res, err := c.let(ctx, q, h, authorization)
-	if err == nil {
+	if err == nil && res.own { // the target of a redirect speaks for itself only
 		c.pauses.note(key, res.Status, res.Header)
 	}
 	return res, err

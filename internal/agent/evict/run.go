@@ -177,12 +177,16 @@ func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims [
 			}
 		}
 		going = going[len(now):]
+		var outdated []claimed
 		for n, c := range now {
 			if errors.Is(done[n].Err, piece.ErrOutdated) {
-				going = append(going, c)
+				outdated = append(outdated, c)
 			} else if err := e.removed(ctx, g, j, c, done[n], r); err != nil {
-				return slices.Concat(now[n:], going), err
+				return slices.Concat(outdated, now[n:], going), err
 			}
+		}
+		if len(outdated) > 0 {
+			return slices.Concat(outdated, going), nil // after another question to the runtimes
 		}
 	}
 	return nil, nil

@@ -72,23 +72,34 @@ func (x *Index) RevokePublic(ctx context.Context, namespace string, repo oci.Nam
 	})
 }
 
-// RevokeRepository takes all grants of a repository back, which asks for
-// credentials now. What came from it counts as private from here on, also where
-// a manifest elsewhere names it.
-func (x *Index) RevokeRepository(ctx context.Context, namespace string, repo oci.Name) error {
-	var some bool
-	err := x.read(ctx, "read grants", func(tx *sqldb.Tx) error {
-		return tx.Row("SELECT EXISTS (SELECT 1 FROM grants WHERE namespace = ? AND repository = ?)", namespace, string(repo)).Scan(&some)
-	})
-	if err != nil || !some {
-		return err
-	}
-	return x.note(ctx, "revoke all of "+string(repo), func(tx *sqldb.Tx) error {
-		if _, err := tx.Exec(`UPDATE blobs SET private = TRUE WHERE digest IN (
-WITH RECURSIVE down(d) AS (
+const fromRepository = `WITH RECURSIVE down(d) AS (
  SELECT digest FROM grants WHERE namespace = ?1 AND repository = ?2
  UNION SELECT e.child FROM down CROSS JOIN edges e ON e.parent = down.d AND e.role <> 'subject')
-SELECT d FROM down)`, namespace, string(repo)); err != nil {
+SELECT d FROM down`
+
+// RevokeRepository takes all grants of a repository back, which asks for
+// credentials now. What came from it counts as private from here on, also where
+// a manifest elsewhere names it. mark is called with each digest of these before
+// the rows are changed, so that a row that is made meanwhile is private too.
+func (x *Index) RevokeRepository(ctx context.Context, namespace string, repo oci.Name, mark func(oci.Digest)) error {
+	var all []oci.Digest
+	err := x.read(ctx, "read grants", func(tx *sqldb.Tx) error {
+		all = nil
+		return tx.All(func(rows *sql.Rows) error {
+			var d oci.Digest
+			err := rows.Scan(&d)
+			all = append(all, d)
+			return err
+		}, fromRepository, namespace, string(repo))
+	})
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	for _, d := range all {
+		mark(d)
+	}
+	return x.note(ctx, "revoke all of "+string(repo), func(tx *sqldb.Tx) error {
+		if _, err := tx.Exec("UPDATE blobs SET private = TRUE WHERE digest IN ("+fromRepository+")", namespace, string(repo)); err != nil {
 			return err
 		}
 		_, err := tx.Exec("DELETE FROM grants WHERE namespace = ? AND repository = ?", namespace, string(repo))

@@ -85,6 +85,7 @@ type nodeOptions struct {
 	linger    time.Duration
 	idle      time.Duration
 	hold      time.Duration // 0: none
+	peers     mirror.Peers
 	header    time.Duration
 	upstreams []*upstream         // the first is the default
 	as        []string            // other names of them
@@ -180,7 +181,7 @@ func (n *node) open() {
 		}
 	}
 	n.mirror = mirror.New(mirror.Options{
-		Upstreams: ups, Default: def, Fetch: n.fetch, Store: n.store, Index: n.index,
+		Upstreams: ups, Default: def, Fetch: n.fetch, Peers: n.o.peers, Store: n.store, Index: n.index,
 		Hold: cmp.Or(n.o.hold, -1), TagTTL: tagTTL, StaleMax: 24 * time.Hour, GrantTTL: 5 * time.Minute,
 		Log: log, Metrics: n.metrics, Observer: observer, Now: n.clock.now,
 	})

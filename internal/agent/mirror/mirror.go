@@ -89,7 +89,7 @@ func New(o Options) *Mirror {
 		panic(err) // only for a size below one
 	}
 	m := &Mirror{
-		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.GrantTTL, o.StaleMax, o.Now),
+		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.Store.MarkPrivate, o.GrantTTL, o.StaleMax, o.Now),
 		outages: outages{last: map[outageKey]outage{}},
 	}
 	if o.Observer != nil {

@@ -84,7 +84,7 @@ func (m *Mirror) Each(ctx context.Context, f func(ns string, repo oci.Name, tag 
 // has it or is asking the upstream for it. If found is false the upstream is to be
 // asked, and failed called if that brings nothing.
 func (m *Mirror) together(ctx context.Context, a access, d oci.Digest, may right) (doc document, found bool, failed func()) {
-	if m.o.Peers == nil || !may.public && !may.direct {
+	if m.o.Peers == nil || may.heard || !may.public && !may.direct {
 		return document{}, false, func() {}
 	}
 	g, found, failed := m.o.Peers.Together(ctx, a.ns, a.repo, d, !may.public)

@@ -46,6 +46,7 @@ type right struct {
 	direct bool // the upstream said so of this very digest
 	public bool // everybody may have it
 	relay  bool // only what the upstream itself sends may be handed out
+	heard  bool // only another node said so; it counts while the upstream decides nothing
 	// absent says that nothing was on this machine when it was decided. What has
 	// come since is decided on again: another may have brought it.
 	absent bool
@@ -80,8 +81,9 @@ const grantsMax = 16384
 // the index, those that took credentials in memory only.
 type rights struct {
 	index    *index.Index
-	ttl      time.Duration // how long a word counts without asking again
-	staleMax time.Duration // how long this node's own counts while nothing is decided
+	mark     func(oci.Digest) // notes in the cache's memory that a blob is private
+	ttl      time.Duration    // how long a word counts without asking again
+	staleMax time.Duration    // how long this node's own counts while nothing is decided
 	now      func() time.Time
 	grants   *lru.Cache[grantKey, grant]
 
@@ -91,7 +93,7 @@ type rights struct {
 	private *lru.Cache[oci.Digest, map[grantKey]time.Time]
 }
 
-func newRights(ix *index.Index, ttl, staleMax time.Duration, now func() time.Time) *rights {
+func newRights(ix *index.Index, mark func(oci.Digest), ttl, staleMax time.Duration, now func() time.Time) *rights {
 	cache, err := lru.New[grantKey, grant](grantsMax)
 	if err != nil {
 		panic(err) // only for a size below one
@@ -100,7 +102,7 @@ func newRights(ix *index.Index, ttl, staleMax time.Duration, now func() time.Tim
 	if err != nil {
 		panic(err) // only for a size below one
 	}
-	return &rights{index: ix, ttl: ttl, staleMax: staleMax, now: now, grants: cache, private: private}
+	return &rights{index: ix, mark: mark, ttl: ttl, staleMax: staleMax, now: now, grants: cache, private: private}
 }
 
 // grant notes that the upstream gave d to a.
@@ -271,7 +273,7 @@ func (g *rights) denied(ctx context.Context, a access) error {
 	if a.who != "" {
 		return nil
 	}
-	return g.index.RevokeRepository(ctx, a.ns, a.repo)
+	return g.index.RevokeRepository(ctx, a.ns, a.repo, g.mark)
 }
 
 // revoke notes that the upstream does not give d to a any more.
@@ -332,6 +334,14 @@ func (m *Mirror) facts(ctx context.Context, a access, d oci.Digest) (f facts, si
 	b, err := m.o.Index.Blob(ctx, d)
 	switch {
 	case errors.Is(err, fault.NotFound):
+		if behalf != "" { // somebody's download that has brought nothing yet
+			if coming, err := m.o.Store.Open(ctx, d); err == nil {
+				f.present, f.open, f.origin = true, !coming.Private(), behalf == a.ns
+				coming.Close()
+			} else if !errors.Is(err, fault.NotFound) {
+				return f, size, mediaType, err
+			}
+		}
 		return f, size, mediaType, nil
 	case err != nil:
 		return f, size, mediaType, err
@@ -364,7 +374,7 @@ func (m *Mirror) judge(ctx context.Context, a access, d oci.Digest, e endpoint, 
 		return right{}, err
 	}
 	amend(&f)
-	r := right{direct: f.direct == fresh, public: f.public, absent: !f.present, open: f.open, size: size, mediaType: mediaType}
+	r := right{direct: f.direct == fresh, public: f.public, heard: f.heard, absent: !f.present, open: f.open, size: size, mediaType: mediaType}
 	decided := decide(f)
 	var answer error
 	if decided == ask {
@@ -381,7 +391,7 @@ func (m *Mirror) judge(ctx context.Context, a access, d oci.Digest, e endpoint, 
 			}
 			f.outcome = ociclient.OutcomeOf(answer)
 			if answer == nil {
-				r.direct = true
+				r.direct, r.heard = true, false
 				r.public = f.public && !f.heard || res.Anonymous
 				if res.Size >= 0 {
 					r.size = res.Size

@@ -132,6 +132,16 @@ func (s *Store) Put(ctx context.Context, d oci.Digest, content []byte, meta Meta
 		return err
 	}
 	defer b.Close()
+	if meta.Private && !b.Private() && !b.Complete() {
+		// Somebody began it in the belief that everybody may have it. Whoever waits
+		// for that must not get what comes now.
+		if !s.alone(b.e) {
+			return fault.New(fault.Conflict, "%s is being fetched as public content", d)
+		}
+		if err := b.MarkPrivate(ctx); err != nil {
+			return err
+		}
+	}
 	for _, i := range b.Missing() {
 		p := content[i*Size:]
 		if err := b.WritePiece(ctx, i, p[:min(len(p), Size)], "put"); err != nil {
@@ -139,6 +149,13 @@ func (s *Store) Put(ctx context.Context, d oci.Digest, content []byte, meta Meta
 		}
 	}
 	return nil
+}
+
+// alone reports whether the caller has the only handle on an entry.
+func (s *Store) alone(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.refs == 1
 }
 
 func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta, admit admission) error {

@@ -52,6 +52,20 @@ func (b *Blob) MarkPrivate(ctx context.Context) error {
 	return b.s.index.SetPrivate(ctx, b.e.d)
 }
 
+// MarkPrivate notes in memory that a blob is private, wherever it is open or was a
+// moment ago. The row is the caller's to change, afterwards.
+func (s *Store) MarkPrivate(d oci.Digest) {
+	s.mu.Lock()
+	e := s.open[d]
+	s.mu.Unlock()
+	if e == nil {
+		return
+	}
+	e.mu.Lock()
+	e.private = true
+	e.mu.Unlock()
+}
+
 // Urgent says that somebody waits for the blob: what Meta.Spare meant ends.
 func (b *Blob) Urgent() {
 	b.e.mu.Lock()

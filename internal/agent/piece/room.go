@@ -78,10 +78,13 @@ func (s *Store) couldFit(ctx context.Context, need int64, spare bool, take func(
 	case never || room == nil || !room.Could(ctx, lack):
 		return ErrNoRoom
 	}
+	if err := ctx.Err(); err != nil {
+		return err // before anything is taken, since nobody would give it back
+	}
 	s.mu.Lock()
 	take()
 	s.mu.Unlock()
-	return ctx.Err()
+	return nil
 }
 
 // grow takes the space for n more bytes of a blob, and has room made where there

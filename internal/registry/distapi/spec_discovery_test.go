@@ -2,6 +2,7 @@ package distapi_test
 
 import (
 	"fmt"
+	"math"
 	"net/url"
 	"regexp"
 	"runtime"
@@ -282,16 +283,19 @@ func TestR17_ReferrersWithLargeAnnotationsAreStreamed(t *testing.T) {
 		s.pushImage("a", "", fmt.Sprint(i), subjectOf(subject, fmt.Sprintf(`,"annotations":{"n":"%d%s"}`, i, strings.Repeat("x", size))))
 	}
 	allocated := func() uint64 {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		s.do("GET", "/v2/a/referrers/"+string(subject.digest), nil).want(200)
-		runtime.ReadMemStats(&after)
-		return after.TotalAlloc - before.TotalAlloc
+		least := uint64(math.MaxUint64) // of several: whatever else runs allocates too
+		for range 5 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			s.do("GET", "/v2/a/referrers/"+string(subject.digest), nil).want(200)
+			runtime.ReadMemStats(&after)
+			least = min(least, after.TotalAlloc-before.TotalAlloc)
+		}
+		return least
 	}
 	for i := range few {
 		push(i)
 	}
-	allocated() // what is made once is there from now on
 	base := allocated()
 	for i := range more {
 		push(few + i)
