@@ -19,7 +19,7 @@ func TestRetryAfter_OfARedirectTargetIsNotTheRegistrys(t *testing.T) {
 	a, b := "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64)
 	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, a) {
-			http.Redirect(w, r, cdn.URL+"/x", 307)
+			http.Redirect(w, r, cdn.URL+"/x", http.StatusTemporaryRedirect)
 			return
 		}
 		_, _ = w.Write([]byte("hello"))
