@@ -19,14 +19,16 @@ type model struct {
 	blobs    map[oci.Digest]int64 // stored → the latest confirmation of links that went
 	uploads  map[string]*uploadModel
 	leases   map[string]leaseModel
-	leaseEnd int64             // the latest time at which a lease ended or will
-	held     map[heldKey]int64 // until when somebody holds, or held, a digest
+	leaseEnd int64                            // the latest time at which a lease ended or will
+	held     map[heldKey]int64                // until when somebody holds, or held, a digest
+	removed  map[oci.Name]map[oci.Digest]bool // of each repository, also one that is gone
 }
 
 type repoModel struct {
 	manifests map[oci.Digest]*manifestModel
 	tags      map[oci.Tag]oci.Digest
 	links     map[oci.Digest]*linkModel
+	removed   map[oci.Digest]bool // manifests that were removed for good at some time; outlives the repository
 }
 
 type manifestModel struct {
@@ -70,7 +72,7 @@ type content struct {
 
 func newModel() *model {
 	return &model{repos: map[oci.Name]*repoModel{}, blobs: map[oci.Digest]int64{}, uploads: map[string]*uploadModel{}, leases: map[string]leaseModel{},
-		held: map[heldKey]int64{}}
+		held: map[heldKey]int64{}, removed: map[oci.Name]map[oci.Digest]bool{}}
 }
 
 type heldKey struct {
@@ -84,6 +86,9 @@ func (m *model) clone() *model {
 	for id, u := range m.uploads {
 		v := *u
 		c.uploads[id] = &v
+	}
+	for name, removed := range m.removed {
+		c.removed[name] = maps.Clone(removed)
 	}
 	for name, r := range m.repos {
 		s := c.repo(name)
@@ -105,7 +110,10 @@ func (m *model) clone() *model {
 func (m *model) repo(name oci.Name) *repoModel {
 	r := m.repos[name]
 	if r == nil {
-		r = &repoModel{manifests: map[oci.Digest]*manifestModel{}, tags: map[oci.Tag]oci.Digest{}, links: map[oci.Digest]*linkModel{}}
+		if m.removed[name] == nil {
+			m.removed[name] = map[oci.Digest]bool{}
+		}
+		r = &repoModel{manifests: map[oci.Digest]*manifestModel{}, tags: map[oci.Tag]oci.Digest{}, links: map[oci.Digest]*linkModel{}, removed: m.removed[name]}
 		m.repos[name] = r
 	}
 	return r
@@ -456,6 +464,12 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 				queue = append(queue, k)
 			}
 		}
+		for _, c := range x.content.parsed.Children {
+			gone := meta.NotRestored{Digest: c.Digest, Reason: "it was removed for good; push it again"}
+			if r.manifests[c.Digest] == nil && r.removed[c.Digest] && !slices.Contains(out.NotRestored, gone) {
+				out.NotRestored = append(out.NotRestored, gone)
+			}
+		}
 	}
 	m.settle(now)
 	return out, ""
@@ -682,6 +696,7 @@ func (m *model) learnManifest(r *repoModel, d oci.Digest, x *manifestModel, seen
 		return fmt.Errorf("R10: the run removed manifest %s from the trash, deleted at %d", d, x.trashedAt)
 	}
 	delete(r.manifests, d)
+	r.removed[d] = true
 	return nil
 }
 

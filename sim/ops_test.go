@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -505,6 +506,7 @@ func (s *sim) restoreOne(repo oci.Name, d oci.Digest) {
 			slices.Sort(r.Tags)
 			slices.Sort(r.TagsTaken)
 			slices.Sort(r.Along)
+			slices.SortFunc(r.NotRestored, func(a, b meta.NotRestored) int { return cmp.Compare(a.Digest, b.Digest) })
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			s.fail("restore brought back %v, want %v", got, want)
