@@ -45,6 +45,6 @@ func TestNode_IsFoundByItsSocket(t *testing.T) {
 	}
 	_ = l.Close() // the socket goes with it
 	if got := nodeAtHand(); got != defaultNode {
-		t.Errorf("found %s where there is no socket", got)
+		t.Errorf("found %s in a directory without a socket", got)
 	}
 }

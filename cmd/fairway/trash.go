@@ -95,9 +95,9 @@ func (a *app) trashRestoreCommand() *cobra.Command {
 	return a.asks(&cobra.Command{
 		Use:   "restore REPOSITORY@DIGEST",
 		Short: "Bring a deleted manifest back, with its tags",
-		Long: `Bring a deleted manifest back, with its tags, its children whoever deleted
-them, and the referrers that were deleted along with it. What cannot be
-restored is listed. The digest may be cut short as long as it is clear which one is meant, and
+		Long: `Bring a deleted manifest back, with its tags, all of its children, and
+the referrers that were deleted along with it. A child comes back even if a
+client deleted it. What cannot be restored is listed. The digest may be cut short as long as it is clear which one is meant, and
 the tag that the manifest had may stand in its place.`,
 		Example: `  fairway trash restore team/app@sha256:0a1b2c3d4e5f
   fairway trash restore team/app:v1`,

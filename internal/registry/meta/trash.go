@@ -120,7 +120,7 @@ func scanTrashItem(items *[]TrashItem) func(*sql.Rows) error {
 }
 
 // Restore brings a manifest back from the trash, with its tags where these
-// names are free, with its children, whoever deleted them, and with the
+// names are free, with all of its children, and with the
 // referrers that went because what is above them did: an index without a child
 // cannot be pulled, and a referrer that a client deleted is not missed. What of
 // these cannot be restored is reported. Errors: NotFound where it is not in the

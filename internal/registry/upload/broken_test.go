@@ -171,7 +171,7 @@ func TestSpec_PushingABlob_ARepeatedClosingPutIsCreated(t *testing.T) {
 	if err := put(repo, d); err != nil {
 		t.Fatalf("the same again: %v", err)
 	}
-	// It was confirmed, so its window begins anew (R3).
+	// It was confirmed, so its window starts again (R3).
 	all, err := store.RepoScope(context.Background(), "")
 	if err != nil {
 		t.Fatal(err)
