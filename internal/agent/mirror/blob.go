@@ -314,8 +314,8 @@ func (p *pull) fromCache(ctx context.Context, b *piece.Blob, source string) erro
 }
 
 const (
-	holdSmall = 8 << 20 // bytes
-	holdMost  = 10 * time.Second
+	holdSmall = 8 << 20         // bytes
+	holdMost  = 5 * time.Second // less than the silence after which a source is given up (fetch)
 	holdLeast = time.Second
 )
 

@@ -34,7 +34,7 @@ type Options struct {
 	GrantTTL time.Duration // how long an upstream's word that somebody may have something lasts without asking; 0 = always asked
 
 	// Hold is how long a whole blob that is being brought is kept back until it is
-	// verified; 0 = 1 s, or 10 s for one of up to 8 MiB; negative: not at all.
+	// verified; 0 = 1 s, or 5 s for one of up to 8 MiB; negative: not at all.
 	Hold time.Duration
 
 	// Shares says that other nodes may give and get what is pulled here. Then the
