@@ -72,7 +72,7 @@ func (a *Agent) openSwarm(ctx context.Context, origin fetch.Origin) error {
 	a.closers = append(a.closers, s.gossip.Close)
 	s.set = a.cfg.Swarm.rates()
 	s.engine, err = swarm.New(swarm.Options{
-		Self: s.gossip.Self(), Keys: keys, Roster: s.gossip, Store: a.store, Origin: origin, Allowed: a.allowed,
+		Self: s.gossip.Self(), Keys: keys, Roster: s.gossip, Store: a.store, Index: a.index, Origin: origin, Allowed: a.allowed,
 		Small: int64(a.cfg.Swarm.Small), Limits: s.set, Log: a.log, Metrics: a.metrics,
 	})
 	if err != nil {
@@ -109,7 +109,7 @@ func (a *Agent) readSecret(path string) ([]byte, error) {
 }
 
 // allowed tells whether a private blob may be exchanged with other nodes now.
-func (a *Agent) allowed(d oci.Digest) bool { return a.mirror.Allowed(d) }
+func (a *Agent) allowed(ns string, d oci.Digest) bool { return a.mirror.Allowed(ns, d) }
 
 // rare tells whether no other node has a blob.
 func (a *Agent) rare(d oci.Digest) bool { return a.swarm != nil && a.swarm.engine.Rare(d) }

@@ -310,6 +310,54 @@ func TestN10_AStrangerIsNoMemberAndGetsNoPiece(t *testing.T) {
 	}
 }
 
+// TestN10_AnotherUpstreamOpensNothingOfAPeer has an upstream that says, to whoever
+// shows some credentials, that it has any blob, and sends none.
+func TestN10_AnotherUpstreamOpensNothingOfAPeer(t *testing.T) {
+	o := newOrigin(t, 2<<20)
+	o.private.Store(true)
+	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _, shown := r.BasicAuth()
+		content := map[string][]byte{string(digest.FromBytes(o.layer)): o.layer, string(digest.FromBytes(o.config)): o.config,
+			string(digest.FromBytes(o.manifest)): o.manifest}[r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]]
+		switch {
+		case !shown:
+			w.Header().Set("Www-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.Method == http.MethodHead:
+			w.Header().Set("Content-Type", oci.MediaTypeImage)
+			w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	t.Cleanup(evil.Close)
+	nodes := cluster(t, o, 2, func(_ int, cfg *Config) { cfg.Upstreams = setting.List{"evil=" + evil.URL} })
+	if _, err := nodes[0].pull(o); err != nil {
+		t.Fatal(err)
+	}
+	for n, what := range nodes {
+		for _, path := range []string{"blobs/" + string(digest.FromBytes(o.layer)), "blobs/" + string(digest.FromBytes(o.config)), "manifests/" + string(digest.FromBytes(o.manifest))} {
+			req, err := http.NewRequest(http.MethodGet, "http://"+what.Addr().String()+"/v2/app/"+path+"?ns=evil", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.SetBasicAuth("anybody", "anything")
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				continue // the node breaks off what it cannot complete
+			}
+			got, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK || len(got) > 1000 {
+				t.Errorf("node %d gives %d bytes of %s: %s", n, len(got), path, res.Status)
+			}
+		}
+	}
+	if got := nodes[1].swarm.engine.Status().FromPeers; got > 0 {
+		t.Errorf("the peer was given %d bytes", got)
+	}
+}
+
 // TestN8_ARegistryThatDiesMidPullIsNotMissed when every piece is somewhere.
 func TestN8_ARegistryThatDiesMidPullIsNotMissed(t *testing.T) {
 	o := newOrigin(t, 16<<20)

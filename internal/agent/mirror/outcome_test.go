@@ -350,14 +350,14 @@ func TestR12_OneClientsRefusalIsItsOwn(t *testing.T) {
 	n := start(t, nodeOptions{upstreams: []*upstream{u}})
 	n.pull("", "secret", "v1", i, "Authorization", alice)
 	n.pull("", "app", "v1", pub)
-	if !n.mirror.Allowed(i.layers[0]) || n.mirror.Allowed(pub.layers[0]) {
-		t.Fatalf("alice's is exchanged: %v; what took no credentials is said to have taken some: %v", n.mirror.Allowed(i.layers[0]), n.mirror.Allowed(pub.layers[0]))
+	if !n.mirror.Allowed(u.name(), i.layers[0]) || n.mirror.Allowed(u.name(), pub.layers[0]) {
+		t.Fatalf("alice's is exchanged: %v; what took no credentials is said to have taken some: %v", n.mirror.Allowed(u.name(), i.layers[0]), n.mirror.Allowed(u.name(), pub.layers[0]))
 	}
 	for _, path := range []string{"blobs/" + string(i.layers[0]), "manifests/" + string(i.digest), "manifests/v1"} {
 		n.get("/v2/secret/"+path, "Authorization", bob).want(401)
 		n.get("/v2/secret/" + path).want(401)
 	}
-	if !n.mirror.Allowed(i.layers[0]) || !n.mirror.Allowed(i.digest) {
+	if !n.mirror.Allowed(u.name(), i.layers[0]) || !n.mirror.Allowed(u.name(), i.digest) {
 		t.Error("bob's refusal took alice's right away")
 	}
 	u.on(func(w http.ResponseWriter, r *http.Request) bool {
@@ -373,7 +373,7 @@ func TestR12_OneClientsRefusalIsItsOwn(t *testing.T) {
 	n.pull("", "app", string(pub.digest), pub)
 	n.pull("", "secret", string(i.digest), i, "Authorization", alice)
 	n.clock.advance(time.Hour)
-	if n.mirror.Allowed(i.layers[0]) {
+	if n.mirror.Allowed(u.name(), i.layers[0]) {
 		t.Error("alice's right never ends")
 	}
 }
@@ -392,7 +392,7 @@ func TestR12_WhoeverIsRefusedIsNotAllowedAnyMore(t *testing.T) {
 	})
 	n.clock.advance(time.Minute)
 	n.get("/v2/secret/manifests/v1", "Authorization", alice).want(403)
-	if n.mirror.Allowed(i.digest) {
+	if n.mirror.Allowed(u.name(), i.digest) {
 		t.Error("what alice is refused is still exchanged with others")
 	}
 	n.get("/v2/secret/manifests/"+string(i.digest), "Authorization", alice).want(403)

@@ -52,7 +52,7 @@ func (m *Mirror) Given(ctx context.Context, ns string, repo oci.Name, d oci.Dige
 	switch {
 	case !b.Complete() || b.Size() > oci.ManifestMax:
 		return swarm.Given{}, fault.New(fault.NotFound, "%s is not here, or too large to be asked for so", d)
-	case b.Private() && (!own || !m.Allowed(d)):
+	case b.Private() && (!own || !m.Allowed(ns, d)):
 		return swarm.Given{}, fault.New(fault.Denied, "%s is private, and a right to it was not shown", d)
 	}
 	if b.Private() {

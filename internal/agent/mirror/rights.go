@@ -307,16 +307,17 @@ func (g *rights) forget(key grantKey) {
 	}
 }
 
-// allowed reports whether anybody on this node may have a private d.
-func (g *rights) allowed(d oci.Digest) bool {
+// allowed reports whether anybody on this node may have a private d, by the word
+// of the upstream ns.
+func (g *rights) allowed(ns string, d oci.Digest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	holders, ok := g.private.Get(d)
 	if !ok {
 		return false
 	}
-	for _, at := range holders {
-		if g.now().Sub(at).Abs() < g.ttl {
+	for key, at := range holders {
+		if key.ns == ns && g.now().Sub(at).Abs() < g.ttl {
 			return true
 		}
 	}
@@ -460,11 +461,11 @@ func head(ctx context.Context, client *ociclient.Client, a access, d oci.Digest,
 	return client.Blob(ctx, string(a.repo), d, nil, a.auth, true)
 }
 
-// Allowed reports whether an upstream has, within the time that a grant lasts,
+// Allowed reports whether the upstream ns has, within the time that a grant lasts,
 // given d to this node or one of its clients that had to show who they are.
-// Only then is a private d exchanged with other nodes (N10). A manifest that
-// names d is not enough: anybody can write one.
-func (m *Mirror) Allowed(d oci.Digest) bool { return m.rights.allowed(d) }
+// Only then is a private d exchanged with other nodes, as content of that upstream
+// (N10). A manifest that names d is not enough: anybody can write one.
+func (m *Mirror) Allowed(ns string, d oci.Digest) bool { return m.rights.allowed(ns, d) }
 
 // isPrivate reports whether d is in the cache and came with credentials.
 func (m *Mirror) isPrivate(ctx context.Context, d oci.Digest) bool {

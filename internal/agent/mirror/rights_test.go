@@ -48,18 +48,41 @@ func TestR12_PrivateContentOfOneClientIsNotAnothers(t *testing.T) {
 }
 
 // TestR12_PrivateContentIsGivenToPeersUnderItsUpstreamOnly: another upstream may say
-// that it has any digest.
+// that it has any digest, to this node as to the one that asks.
 func TestR12_PrivateContentIsGivenToPeersUnderItsUpstreamOnly(t *testing.T) {
 	u := newUpstream(t)
 	i := u.push("secret", "v1", "s", 1000)
 	u.repo("secret").auth = alice
-	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	evil := newUpstream(t)
+	evil.push("secret", "v1", "s", 1000)
+	evil.repo("secret").auth = alice
+	evil.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet {
+			w.WriteHeader(500) // it sends nothing
+			return true
+		}
+		return false
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u, evil}})
 	n.pull("", "secret", "v1", i, "Authorization", alice)
+	says := func() {
+		t.Helper()
+		n.do("HEAD", "/v2/secret/manifests/"+string(i.digest)+"?ns="+evil.name(), "Authorization", alice)
+		if !n.mirror.Allowed(evil.name(), i.digest) {
+			t.Fatal("the other upstream gave no right, so nothing is shown")
+		}
+	}
+	says()
 	if g, err := n.mirror.Given(t.Context(), u.name(), "secret", i.digest, true); err != nil || g.Public {
 		t.Errorf("under its own upstream: public %v, %v", g.Public, err)
 	}
-	if _, err := n.mirror.Given(t.Context(), "evil.example", "secret", i.digest, true); !errors.Is(err, fault.Denied) {
+	if _, err := n.mirror.Given(t.Context(), evil.name(), "secret", i.digest, true); !errors.Is(err, fault.Denied) {
 		t.Errorf("under another upstream: %v", err)
+	}
+	n.clock.advance(time.Hour)
+	says()
+	if _, err := n.mirror.Given(t.Context(), u.name(), "secret", i.digest, true); !errors.Is(err, fault.Denied) {
+		t.Errorf("by a right that another upstream gave: %v", err)
 	}
 }
 

@@ -13,7 +13,8 @@
 //     the pieces are checked against the origin, and who lied is banned.
 //   - N8: with no peer, no leader and no cluster the engine is a plain download.
 //   - N10: private content is asked for and handed out only under a fresh grant
-//     of this node's own, on both sides.
+//     of this node's own, on both sides, and only as content of the upstream that
+//     it came from.
 //   - Without the cluster's secret nobody reads, feeds or finds a piece.
 //
 // It refuses to write to disk or to remove from it; that is package piece's.

@@ -71,7 +71,7 @@ func (e *Engine) Fill(ctx context.Context, w fetch.Want, b *piece.Blob) error {
 	if b.Pieces() > plan.MaxPieces {
 		return errLeft
 	}
-	if (w.Private || b.Private()) && !e.o.Allowed(b.Digest()) {
+	if (w.Private || b.Private()) && !e.o.Allowed(w.Namespace, b.Digest()) {
 		e.metrics.refused.Inc()
 		return errLeft
 	}

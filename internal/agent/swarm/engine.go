@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/httpserve"
@@ -30,10 +31,11 @@ type Options struct {
 	Keys   *Keys
 	Roster Roster // nil: this node is alone
 	Store  *piece.Store
+	Index  *index.Index // of Store; it knows from which upstream content came
 	Origin fetch.Origin
-	// Allowed reports whether the upstream has let this node or one of its
+	// Allowed reports whether the upstream ns has let this node or one of its
 	// clients pull a private blob a short while ago. nil: never.
-	Allowed func(d oci.Digest) bool
+	Allowed func(ns string, d oci.Digest) bool
 	// Small is the size in bytes below which a blob is taken from one node, or the
 	// upstream, as a whole; 0 = 1 MiB.
 	Small  int64
@@ -96,8 +98,8 @@ type Engine struct {
 // New returns an engine that is not running yet. Fill works from the start;
 // peers are found and served once Run is called.
 func New(o Options) (*Engine, error) {
-	if o.Self.Node == "" || o.Self.Node == plan.Origin || o.Keys == nil || o.Store == nil || o.Origin == nil {
-		return nil, errors.New("a swarm needs a node's name, keys, a store and an origin")
+	if o.Self.Node == "" || o.Self.Node == plan.Origin || o.Keys == nil || o.Store == nil || o.Index == nil || o.Origin == nil {
+		return nil, errors.New("a swarm needs a node's name, keys, a store with its index and an origin")
 	}
 	if o.Roster == nil {
 		o.Roster = NewStatic()
@@ -106,7 +108,7 @@ func New(o Options) (*Engine, error) {
 		o.Small = smallDefault
 	}
 	if o.Allowed == nil {
-		o.Allowed = func(oci.Digest) bool { return false }
+		o.Allowed = func(string, oci.Digest) bool { return false }
 	}
 	if o.Report == nil {
 		o.Report = func(Lie) {}

@@ -1,6 +1,7 @@
 package swarm_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,8 +34,10 @@ type rogue struct {
 	// send writes the answer to a request for pieces.
 	send func(w http.ResponseWriter, r *http.Request, content []byte, pieces []int)
 
-	mu    sync.Mutex
-	asked []string // paths of requests
+	mu        sync.Mutex
+	asked     []string // paths of requests
+	questions []string // bodies of those for content
+	before    func()   // the first of these is answered
 }
 
 // askedFor counts the requests so far whose path contains part.
@@ -48,14 +52,37 @@ func (g *rogue) askedFor(part string) (n int) {
 	return n
 }
 
+// askedWhat returns the bodies of requests for content so far.
+func (g *rogue) askedWhat() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.questions)
+}
+
+// first has something happen before the next question for content is answered.
+func (g *rogue) first(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.before = f
+}
+
 func startRogue(t *testing.T, c *swarmtest.Cluster, name string, send func(http.ResponseWriter, *http.Request, []byte, []int)) *rogue {
 	g := &rogue{name: plan.Node(name), content: c.Origin.Content, send: send}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/watch", g.watch)
 	mux.HandleFunc("POST /swarm/v1/blobs/{digest}/pieces", g.pieces)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		g.mu.Lock()
 		g.asked = append(g.asked, r.URL.Path)
+		if r.URL.Path != "/swarm/v1/announce" && r.URL.Path != "/swarm/v1/holding" {
+			g.questions = append(g.questions, string(body))
+			if g.before != nil {
+				g.before()
+				g.before = nil
+			}
+		}
 		g.mu.Unlock()
 		mux.ServeHTTP(w, r)
 	}))

@@ -117,7 +117,7 @@ func (e *Engine) serveContent(w http.ResponseWriter, r *http.Request, peer plan.
 	if q.Tag != "" {
 		return fault.New(fault.Invalid, "a question for content by a tag")
 	}
-	g, err := e.names.Given(r.Context(), q.Namespace, q.Repo, q.Digest, q.Grant.Kind == grantOwn)
+	g, err := e.names.Given(r.Context(), q.Namespace, q.Repo, q.Digest, q.Grant.covers(q.Namespace))
 	if err != nil {
 		if errors.Is(err, fault.Denied) {
 			e.metrics.refused.Inc()
@@ -164,7 +164,7 @@ func (e *Engine) Tag(ctx context.Context, ns string, repo oci.Name, tag oci.Tag)
 // Public is set if one of them says so. fault.NotFound: none of those asked has
 // it, or may give it.
 func (e *Engine) Content(ctx context.Context, ns string, repo oci.Name, d oci.Digest) (Given, error) {
-	q := question{Namespace: ns, Repo: repo, Digest: d, Grant: e.grantFor(d)}
+	q := question{Namespace: ns, Repo: repo, Digest: d, Grant: e.grantFor(ns, d)}
 	right := func(g Given) bool { return d.Algorithm().FromBytes(g.Content) == d }
 	var got Given
 	found := false
@@ -183,10 +183,10 @@ func (e *Engine) Content(ctx context.Context, ns string, repo oci.Name, d oci.Di
 	return got, nil
 }
 
-// grantFor states this node's right to d, if it has one.
-func (e *Engine) grantFor(d oci.Digest) grant {
-	if e.o.Allowed(d) {
-		return grant{Kind: grantOwn}
+// grantFor states this node's right to d as content of an upstream, if it has one.
+func (e *Engine) grantFor(ns string, d oci.Digest) grant {
+	if e.o.Allowed(ns, d) {
+		return grant{Kind: grantUpstream, Namespace: ns}
 	}
 	return grant{}
 }
@@ -302,7 +302,7 @@ func (r rest) Fill(ctx context.Context, w fetch.Want, b *piece.Blob) error {
 	if b.Size() >= r.e.o.Small || b.Size() > oci.ManifestMax {
 		return errLeft
 	}
-	if (w.Private || b.Private()) && !r.e.o.Allowed(w.Digest) {
+	if (w.Private || b.Private()) && !r.e.o.Allowed(w.Namespace, w.Digest) {
 		r.e.metrics.refused.Inc()
 		return errLeft
 	}

@@ -264,10 +264,11 @@ func (o *order) take(r io.Reader, f frame, began time.Time) error {
 	return nil
 }
 
-// grant states this node's right to private content; Fill has checked it.
+// grant states this node's right to private content, as it is now: the blob may have
+// become private, and the right may have run out, since Fill looked.
 func (d *download) grant() grant {
 	if d.w.Private || d.b.Private() {
-		return grant{Kind: grantOwn}
+		return d.e.grantFor(d.w.Namespace, d.b.Digest())
 	}
 	return grant{}
 }

@@ -41,7 +41,7 @@ func (p passing) Range(ctx context.Context, w fetch.Want, from, to int64) (io.Re
 	if w.Size <= 0 || w.Size > piece.SizeMax || pieces > plan.MaxPieces || from >= to || w.Size < e.o.Small && !p.all || e.stop.Err() != nil {
 		return nil, errLeft
 	}
-	if w.Private && !e.o.Allowed(w.Digest) {
+	if w.Private && !e.o.Allowed(w.Namespace, w.Digest) {
 		e.metrics.refused.Inc()
 		return nil, errLeft
 	}
@@ -160,7 +160,7 @@ func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(
 	defer watchdog.Stop()
 	req := request{Pieces: pieces}
 	if r.w.Private {
-		req.Grant = grant{Kind: grantOwn} // Range has checked it
+		req.Grant = r.e.grantFor(r.w.Namespace, r.w.Digest) // it may have run out since Range looked
 	}
 	body, err := r.e.post(ctx, n, "/swarm/v1/blobs/"+string(r.w.Digest)+"/pieces", req)
 	if err != nil {

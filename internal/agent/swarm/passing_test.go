@@ -49,8 +49,8 @@ func TestN10_PrivateContentPassesThroughWithARightOnly(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
 	const size = 2 * mb
 	d := c.Origin.Make(size, 1)
-	w := fetch.Want{Digest: d, Size: size, Private: true}
-	may := func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return true } }
+	w := fetch.Want{Digest: d, Size: size, Namespace: "a", Private: true}
+	may := func(o *swarm.Options) { o.Allowed = func(ns string, _ oci.Digest) bool { return ns == "a" } }
 	with, without := c.Start("with", may), c.Start("without", nil)
 	holdingNode(t, c, "holder", w, may)
 	for _, private := range []bool{true, false} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -109,13 +110,13 @@ func TestN10_PrivateContentNeedsAFreshRightOnBothSides(t *testing.T) {
 	var serving, asking atomic.Bool
 	serving.Store(true)
 	d := c.Origin.Make(2*mb, 1)
-	w := fetch.Want{Digest: d, Size: -1, Private: true}
-	holder := holdingNode(t, c, "holder", w, func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return serving.Load() } })
-	asker := c.Start("asker", func(o *swarm.Options) { o.Allowed = func(oci.Digest) bool { return asking.Load() } })
+	w := fetch.Want{Digest: d, Size: -1, Namespace: "a", Private: true}
+	holder := holdingNode(t, c, "holder", w, func(o *swarm.Options) { o.Allowed = func(string, oci.Digest) bool { return serving.Load() } })
+	asker := c.Start("asker", func(o *swarm.Options) { o.Allowed = func(string, oci.Digest) bool { return asking.Load() } })
 
 	path := "/swarm/v1/blobs/" + string(d) + "/"
 	client := clientAs(t, "asker", []*swarmtest.Node{holder})
-	const granted, none = `{"pieces":[0],"grant":{"kind":"own"}}`, `{"pieces":[0]}`
+	const granted, none = `{"pieces":[0],"grant":{"kind":"upstream","namespace":"a"}}`, `{"pieces":[0]}`
 	for _, tc := range []struct {
 		what, path, body string
 		serving          bool
@@ -125,7 +126,7 @@ func TestN10_PrivateContentNeedsAFreshRightOnBothSides(t *testing.T) {
 		{"without", "pieces", none, true, 403},
 		{"when the holder's own has run out", "pieces", granted, false, 403},
 		{"a watch without", "watch", `{}`, true, 403},
-		{"a watch when the holder's own has run out", "watch", `{"grant":{"kind":"own"}}`, false, 403},
+		{"a watch when the holder's own has run out", "watch", `{"grant":{"kind":"upstream","namespace":"a"}}`, false, 403},
 	} {
 		serving.Store(tc.serving)
 		if status, text := post(t, client, holder, path+tc.path, tc.body); status != tc.status {
@@ -146,6 +147,183 @@ func TestN10_PrivateContentNeedsAFreshRightOnBothSides(t *testing.T) {
 	}
 	if got := asker.Status().FromPeers; got == 0 {
 		t.Error("with a right it took nothing from its peer")
+	}
+}
+
+// TestN10_PrivatePiecesAreGivenAsContentOfTheirUpstream has the holder pull from the
+// upstream a. Another upstream, b, may have said to the holder and to the asker that it
+// has the same: that costs it nothing.
+func TestN10_PrivatePiecesAreGivenAsContentOfTheirUpstream(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	d := c.Origin.Make(2*mb, 1)
+	allows := func(namespaces ...string) func(o *swarm.Options) {
+		return func(o *swarm.Options) {
+			o.Allowed = func(ns string, _ oci.Digest) bool { return slices.Contains(namespaces, ns) }
+		}
+	}
+	w := fetch.Want{Digest: d, Size: 2 * mb, Namespace: "a", Private: true}
+	both := holdingNode(t, c, "both", w, allows("a", "b"))
+	// Its right under a has run out since.
+	var ended atomic.Bool
+	stale := holdingNode(t, c, "stale", w, func(o *swarm.Options) {
+		o.Allowed = func(ns string, _ oci.Digest) bool { return ns == "b" || !ended.Load() }
+	})
+	ended.Store(true)
+	nodes := []*swarmtest.Node{both, stale}
+	client := clientAs(t, "asker", nodes)
+	for grant, want := range map[string][2]int{ // of both, of stale
+		`{"kind":"upstream","namespace":"a"}`: {200, 403},
+		`{"kind":"upstream","namespace":"b"}`: {403, 403},
+		`{"kind":"upstream"}`:                 {403, 403},
+		// Earlier versions do not say as whose content they ask for it.
+		`{"kind":"own"}`:                 {403, 403},
+		`{"kind":"own","namespace":"a"}`: {403, 403},
+	} {
+		for i, n := range nodes {
+			for _, path := range []string{"pieces", "watch"} {
+				body := `{"pieces":[0],"grant":` + grant + `}`
+				if status, text := post(t, client, n, "/swarm/v1/blobs/"+string(d)+"/"+path, body); status != want[i] {
+					t.Errorf("%s, %s of %s: %d, want %d (%.60q)", grant, path, n.Peer.Node, status, want[i], text)
+				}
+			}
+		}
+	}
+	// And so through the engine of a node that may have it from b.
+	asker := c.Start("asker", allows("b"))
+	asked := w
+	asked.Namespace = "b"
+	if rc, err := asker.Passing(true).Range(t.Context(), asked, 0, -1); err == nil {
+		_ = rc.Close()
+		t.Error("what came from a passes through as content of b")
+	}
+	if err := c.Pull(t.Context(), asker, asked); err != nil {
+		t.Error(err) // this origin answers for b too
+	}
+	if s := asker.Status(); s.FromPeers > 0 {
+		t.Errorf("%d bytes that came from a were taken as content of b", s.FromPeers)
+	}
+}
+
+// TestN10_ARightIsForOneUpstream: a node that may have content from b does not ask
+// other nodes for it as content of a.
+func TestN10_ARightIsForOneUpstream(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	node := c.Start("node", func(o *swarm.Options) {
+		o.Allowed = func(ns string, _ oci.Digest) bool { return ns == "b" }
+		o.Small = mb
+	})
+	g := startRogue(t, c, "peer", func(w http.ResponseWriter, r *http.Request, content []byte, pieces []int) {
+		for _, i := range pieces {
+			_, _ = w.Write(append(frameOf(1, i, len(pieceOf(content, i))), pieceOf(content, i)...))
+		}
+	})
+	large, small := c.Origin.Make(2*mb, 1), c.Origin.Make(1000, 2)
+	holdsAll(t, c, g, large, []*swarmtest.Node{node})
+	for _, d := range []oci.Digest{large, small} {
+		w := fetch.Want{Digest: d, Size: int64(len(c.Origin.Content(d))), Namespace: "a", Repo: "app", Private: true}
+		if rc, err := node.Passing(true).Range(t.Context(), w, 0, -1); err == nil {
+			_ = rc.Close()
+			t.Error("it passes through")
+		}
+		if err := c.Pull(t.Context(), node, w); err == nil {
+			t.Error("it was pulled")
+		}
+		b, err := node.Store.Create(t.Context(), d, w.Size, piece.Meta{Private: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := node.Rest().Fill(t.Context(), w, b); err == nil {
+			t.Error("it was pulled as the last resort")
+		}
+		b.Close()
+		if _, found, _ := node.Together(t.Context(), "a", "app", d, true); found {
+			t.Error("it was found")
+		}
+	}
+	if asked := g.askedWhat(); len(asked) > 0 {
+		t.Errorf("the peer was asked: %s", asked)
+	}
+	// As content of b it asks for it, and says so.
+	if err := c.Pull(t.Context(), node, fetch.Want{Digest: large, Size: 2 * mb, Namespace: "b", Private: true}); err != nil {
+		t.Fatal(err)
+	}
+	asked := g.askedWhat()
+	if len(asked) == 0 {
+		t.Error("the peer was not asked")
+	}
+	for _, body := range asked {
+		if !strings.Contains(body, `"grant":{"kind":"upstream","namespace":"b"}`) {
+			t.Errorf("asked: %s", body)
+		}
+	}
+}
+
+// TestN10_ARightIsStatedWhileItLasts: one that has run out since the download began,
+// or that was not looked for when everybody could have the content, is not stated.
+func TestN10_ARightIsStatedWhileItLasts(t *testing.T) {
+	for name, begins := range map[string]bool{"runs out": true, "becomes private": false} {
+		t.Run(name, func(t *testing.T) {
+			c := swarmtest.New(t, swarmtest.NewOrigin(0))
+			var asks atomic.Int32
+			node := c.Start("node", func(o *swarm.Options) {
+				o.Allowed = func(string, oci.Digest) bool { return begins && asks.Add(1) == 1 }
+			})
+			g := startRogue(t, c, "peer", func(w http.ResponseWriter, _ *http.Request, _ []byte, _ []int) { w.WriteHeader(http.StatusForbidden) })
+			d := c.Origin.Make(2*mb, 1)
+			holdsAll(t, c, g, d, []*swarmtest.Node{node})
+			w := fetch.Want{Digest: d, Size: 2 * mb, Namespace: "a", Private: begins}
+			rc, err := node.Passing(true).Range(t.Context(), w, 0, -1)
+			if err == nil {
+				_ = rc.Close()
+			}
+			asks.Store(0)
+			b, err := node.Store.Create(t.Context(), d, w.Size, piece.Meta{Private: begins})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			g.first(func() {
+				if err := b.MarkPrivate(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			if err := node.Fill(t.Context(), w, b); err != nil {
+				t.Fatal(err)
+			}
+			asked := g.askedWhat()
+			if len(asked) < 2 {
+				t.Errorf("the peer was asked for %q only", asked)
+			}
+			for _, body := range asked {
+				if strings.Contains(body, "grant") {
+					t.Errorf("asked: %s", body)
+				}
+			}
+		})
+	}
+}
+
+// TestN10_SmallContentIsGivenAsThatOfItsUpstream: a right counts for the upstream
+// whose content is asked for.
+func TestN10_SmallContentIsGivenAsThatOfItsUpstream(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.Start("node", nil)
+	s := &shelf{have: map[oci.Digest][]byte{}}
+	n.SetNames(s)
+	d := c.Origin.Make(1000, 1)
+	s.put(d, c.Origin.Content(d))
+	client := clientAs(t, "asker", []*swarmtest.Node{n})
+	for grant, want := range map[string]bool{
+		`{"kind":"upstream","namespace":"a"}`: true,
+		`{"kind":"upstream","namespace":"b"}`: false,
+		`{"kind":"upstream"}`:                 false,
+		`{"kind":"own"}`:                      false,
+		`{"kind":"own","namespace":"a"}`:      false,
+	} {
+		body := fmt.Sprintf(`{"namespace":"a","repository":"app","digest":%q,"grant":%s}`, d, grant)
+		if status, text := post(t, client, n, "/swarm/v1/contents", body); status != 200 || s.own != want {
+			t.Errorf("%s counts as a right: %v, want %v (%d %.60q)", grant, s.own, want, status, text)
+		}
 	}
 }
 

@@ -106,8 +106,10 @@ func answer(w http.ResponseWriter, v any) error {
 	return json.NewEncoder(w).Encode(v)
 }
 
-// open opens a blob for a peer. Private content is handed out only while the
-// upstream's leave for this node is fresh, and to whoever states its own (N10).
+// open opens a blob for a peer. Private content is handed out only while this
+// node's right to it is fresh, to a peer that states a right of its own, and only
+// as content of the upstream that it came from: the one that gave the peer its right
+// may only say that it has it (N10).
 func (e *Engine) open(ctx context.Context, digest string, g grant) (*piece.Blob, error) {
 	d, err := oci.ParseDigest(digest)
 	if err != nil {
@@ -117,12 +119,27 @@ func (e *Engine) open(ctx context.Context, digest string, g grant) (*piece.Blob,
 	if err != nil {
 		return nil, err
 	}
-	if b.Private() && (g.Kind != grantOwn || !e.o.Allowed(d)) {
+	if !b.Private() {
+		return b, nil
+	}
+	if err := e.mayGive(ctx, d, g); err != nil {
 		b.Close()
 		e.metrics.refused.Inc()
-		return nil, fault.New(fault.Denied, "the blob is private, and a right to it was not shown")
+		return nil, err
 	}
 	return b, nil
+}
+
+// mayGive returns why private content is not given for a grant.
+func (e *Engine) mayGive(ctx context.Context, d oci.Digest, g grant) error {
+	if g.Kind != grantUpstream || !e.o.Allowed(g.Namespace, d) {
+		return fault.New(fault.Denied, "the blob is private, and a right to it was not shown")
+	}
+	ours, err := e.o.Index.IsOrigin(ctx, d, g.Namespace)
+	if err != nil || !ours {
+		return errors.Join(err, fault.New(fault.Denied, "the blob is private, and did not come from %s", g.Namespace))
+	}
+	return nil
 }
 
 // servePieces sends the pieces that were asked for, in the order of the upload

@@ -41,7 +41,8 @@ func (e *Engine) Together(ctx context.Context, ns string, repo oci.Name, d oci.D
 	}
 	t := &together{e: e, q: question{Namespace: ns, Repo: repo, Digest: d}, asked: map[plan.Node]bool{}}
 	if private {
-		if t.q.Grant = e.grantFor(d); t.q.Grant.Kind == "" {
+		if t.q.Grant = e.grantFor(ns, d); t.q.Grant.Kind == "" {
+			e.metrics.refused.Inc()
 			return g, false, func() {}
 		}
 	}
@@ -165,12 +166,7 @@ func (e *Engine) fillSmall(ctx context.Context, w fetch.Want, b *piece.Blob) err
 	if b.Size() > oci.ManifestMax {
 		return errLeft
 	}
-	private := w.Private || b.Private()
-	if private && !e.o.Allowed(w.Digest) {
-		e.metrics.refused.Inc()
-		return errLeft
-	}
-	g, found, failed := e.Together(ctx, w.Namespace, w.Repo, w.Digest, private)
+	g, found, failed := e.Together(ctx, w.Namespace, w.Repo, w.Digest, w.Private || b.Private())
 	if !found {
 		context.AfterFunc(ctx, func() { // at the end of the download, whoever brings it
 			if info, err := e.o.Store.Info(e.stop, w.Digest); err != nil || info.State != index.Complete {

@@ -22,6 +22,7 @@ import (
 type shelf struct {
 	mu   sync.Mutex
 	have map[oci.Digest][]byte
+	own  bool // whether the last asker stated a right of its own
 }
 
 func (s *shelf) put(d oci.Digest, content []byte) {
@@ -34,9 +35,10 @@ func (s *shelf) Named(context.Context, string, oci.Name, oci.Tag) (swarm.Named, 
 	return swarm.Named{}, fault.New(fault.NotFound, "no tags here")
 }
 
-func (s *shelf) Given(_ context.Context, _ string, _ oci.Name, d oci.Digest, _ bool) (swarm.Given, error) {
+func (s *shelf) Given(_ context.Context, _ string, _ oci.Name, d oci.Digest, own bool) (swarm.Given, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.own = own
 	if s.have[d] == nil {
 		return swarm.Given{}, fault.New(fault.NotFound, "not here")
 	}
@@ -231,7 +233,7 @@ func TestN10_SmallContentIsAskedForByItsRight(t *testing.T) {
 	var may atomic.Bool
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
 	n := c.Start("node", func(o *swarm.Options) {
-		o.Allowed = func(oci.Digest) bool { return may.Load() }
+		o.Allowed = func(ns string, _ oci.Digest) bool { return ns == "ns" && may.Load() }
 		o.Limits.Wait = time.Minute
 	})
 	var d oci.Digest
@@ -248,7 +250,7 @@ func TestN10_SmallContentIsAskedForByItsRight(t *testing.T) {
 			t.Fatalf("private %v: not found", private)
 		}
 		grant, _ := l.body[len(l.body)-1]["grant"].(map[string]any)
-		if stated := grant["kind"] == "own"; stated != private {
+		if stated := grant["kind"] == "upstream" && grant["namespace"] == "ns"; stated != private {
 			t.Errorf("private %v: the question states %v", private, grant)
 		}
 	}

@@ -104,14 +104,22 @@ type request struct {
 }
 
 // grant says by what right private content is asked for. Today there is one
-// kind: the asker states that the upstream has let it pull the blob a short
-// while ago. A grant that the registry signs goes into Token.
+// kind: the asker states that the upstream of that name has let it pull the blob a
+// short while ago. A grant that the registry signs goes into Token.
+//
+// Members of an earlier version ask with the kind "own", which names no upstream.
+// That is refused, and they refuse this kind, so that between two versions no
+// private piece moves.
 type grant struct {
-	Kind  string `json:"kind,omitempty"` // "" none, "own"
-	Token string `json:"token,omitempty"`
+	Kind      string `json:"kind,omitempty"`      // "" none, grantUpstream
+	Namespace string `json:"namespace,omitempty"` // the upstream, as runtimes call it
+	Token     string `json:"token,omitempty"`
 }
 
-const grantOwn = "own"
+const grantUpstream = "upstream"
+
+// covers reports whether private content of an upstream may be given by it.
+func (g grant) covers(ns string) bool { return g.Kind == grantUpstream && g.Namespace == ns }
 
 // holding tells a leader which blobs a node has, many at a time.
 type holding struct {

@@ -119,6 +119,7 @@ type Node struct {
 	*swarm.Engine
 	Peer  swarm.Peer
 	Store *piece.Store
+	Index *index.Index // of Store
 	stop  func()
 }
 
@@ -144,13 +145,13 @@ func (c *Cluster) Start(name string, change func(*swarm.Options)) *Node {
 		c.tb.Fatal(err)
 	}
 	n := &Node{Peer: swarm.Peer{Node: plan.Node(name), Addr: ln.Addr().String(), Born: time.Now().UnixNano()}}
-	n.Store = OpenStore(c.tb)
+	n.Store, n.Index = openStore(c.tb)
 	keys, err := swarm.NewKeys([]byte(Secret), name)
 	if err != nil {
 		c.tb.Fatal(err)
 	}
 	o := swarm.Options{
-		Self: n.Peer, Keys: keys, Roster: c.Roster, Store: n.Store, Origin: c.Origin,
+		Self: n.Peer, Keys: keys, Roster: c.Roster, Store: n.Store, Index: n.Index, Origin: c.Origin,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if change != nil {
@@ -195,8 +196,8 @@ func (c *Cluster) Stop(n *Node) {
 	c.Roster.Set(c.peers...)
 }
 
-// OpenStore returns an empty store in a directory of the test.
-func OpenStore(tb testing.TB) *piece.Store {
+// openStore returns an empty store in a directory of the test.
+func openStore(tb testing.TB) (*piece.Store, *index.Index) {
 	tb.Helper()
 	dir := tb.TempDir()
 	ctx := context.Background()
@@ -211,10 +212,11 @@ func OpenStore(tb testing.TB) *piece.Store {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = s.Close() })
-	return s
+	return s, ix
 }
 
-// Pull brings a blob to a node and compares every byte.
+// Pull brings a blob to a node and compares every byte. As package fetch does, it
+// notes first from which upstream the bytes come.
 func (c *Cluster) Pull(ctx context.Context, n *Node, w fetch.Want) error {
 	content := c.Origin.Content(w.Digest)
 	b, err := n.Store.Create(ctx, w.Digest, int64(len(content)), piece.Meta{Private: w.Private})
@@ -222,6 +224,11 @@ func (c *Cluster) Pull(ctx context.Context, n *Node, w fetch.Want) error {
 		return err
 	}
 	defer b.Close()
+	if len(b.Missing()) == b.Pieces() {
+		if err := n.Index.SetOrigin(ctx, w.Digest, w.Namespace); err != nil {
+			return err
+		}
+	}
 	if err := n.Fill(ctx, w, b); err != nil {
 		return fmt.Errorf("%s: %w", n.Peer.Node, err)
 	}
