@@ -59,8 +59,8 @@ fuzz: ## Fuzz every fuzz target, FUZZTIME (20s) each
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: mutants
-mutants: mutants-tools ## Change what decides about deletion and trust, place by place; list what no test notices (hours)
-	@scripts/mutants.sh $(MUTANTS)
+mutants: ## Change what decides about deletion and trust, place by place; list what no test notices (about an hour)
+	@go run ./scripts/mutants $(MUTANTS)
 
 .PHONY: demo
 demo: build demo-tools ## Push, delete, collect, restore; run a container through a node with a small cache; pull to four nodes at once
@@ -80,8 +80,8 @@ bench-quick: build bench-tools ## The same, small and rough, in about a minute
 bench-swarm: build ## Measure swarms of 8 and 16 nodes beside pulls from the registry (about 15 minutes)
 	@go run ./bench/swarm -fairway bin/fairway
 
-.PHONY: lint-tools e2e-tools demo-tools bench-tools mutants-tools
-lint-tools demo-tools bench-tools mutants-tools:
+.PHONY: lint-tools e2e-tools demo-tools bench-tools
+lint-tools demo-tools bench-tools:
 	@scripts/tools.sh $(@:-tools=)
 
 e2e-tools:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for: lint, e2e, node, demo, bench, mutants. Debian packages come
+# Installs what is missing for: lint, e2e, node, demo, bench. Debian packages come
 # by apt-get and start no service, Go programs go into .tools/bin. Nothing is
 # installed twice.
 set -euo pipefail
@@ -10,7 +10,6 @@ export PATH=$bin:$PATH:/usr/sbin:/sbin
 golangci_lint=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 crane=github.com/google/go-containerregistry/cmd/crane@v0.22.1
 regctl=github.com/regclient/regclient/cmd/regctl@v0.11.7
-gremlins=github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 registry=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 containerd=v2.4.2
 
@@ -113,11 +112,8 @@ bench)
   apt nginx:nginx-light wrk:wrk
   gobin $registry
   ;;
-mutants)
-  gobin $gremlins
-  ;;
 *)
-  echo "usage: $0 lint|e2e|node|demo|bench|mutants" >&2
+  echo "usage: $0 lint|e2e|node|demo|bench" >&2
   exit 2
   ;;
 esac
