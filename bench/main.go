@@ -101,6 +101,8 @@ var parts = []part{
 	{"pull", (*bench).bigPull},
 	{"push", (*bench).bigPush},
 	{"small", (*bench).smallImages},
+	{"tags", (*bench).tags},
+	{"chunks", (*bench).chunks},
 	{"collector", (*bench).collector},
 	{"latency", (*bench).latency},
 	{"idle", (*bench).idle},

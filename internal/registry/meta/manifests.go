@@ -133,37 +133,42 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err != nil {
 			return err
 		}
-		id, isNew, err := s.writeManifest(tx, repo, p)
+		m, err := s.writeManifest(tx, repo, p)
 		if err != nil {
 			return err
 		}
-		created = isNew
-		if err := writeEdges(tx, repo, id, links, p.wanted()); err != nil {
-			return err
-		}
-		losers, err := writeTags(tx, repo, id, p.Tags)
+		created = m.isNew
+		grown, err := writeEdges(tx, repo, m, links, p.wanted())
 		if err != nil {
 			return err
 		}
-		if isNew {
+		losers, err := writeTags(tx, repo, m.id, p.Tags)
+		if err != nil {
+			return err
+		}
+		if m.isNew {
 			if err := s.unstrand(tx, p.Repo, repo, p.Digest); err != nil {
 				return err
 			}
 		}
-		if err := s.strandTags(tx, p.Repo, repo, id, p.Tags); err != nil {
+		if err := s.strandTags(tx, p.Repo, repo, m.id, p.Tags); err != nil {
 			return err
 		}
 		s.dropPush(tx, p)
 		if err := s.confirmSubject(tx, p.Repo, repo, p.Manifest.Subject); err != nil {
 			return err
 		}
-		if err := s.settle(tx, p.Repo, append(losers, id)); err != nil {
+		if err := s.preheatPushed(tx, p); err != nil {
 			return err
 		}
-		if more, err = s.settleKin(tx, kinship{id: id, repoID: repo, repo: p.Repo, digest: p.Digest}); err != nil {
+		if m.firm && !grown {
+			return s.settle(tx, p.Repo, losers)
+		}
+		if err := s.settle(tx, p.Repo, append(losers, m.id)); err != nil {
 			return err
 		}
-		return s.preheatPushed(tx, p)
+		more, err = s.settleKin(tx, kinship{id: m.id, repoID: repo, repo: p.Repo, digest: p.Digest})
+		return err
 	})
 	if err == nil && more {
 		err = s.finishKin(ctx, s.db.Write)
@@ -297,51 +302,66 @@ func checkChildren(tx *sqldb.Tx, repo int64, p Push) error {
 		WHERE m.trashed_at IS NULL`, sqldb.List(digests), repo)
 }
 
+// pushed is the row of a manifest that is being pushed.
+type pushed struct {
+	id    int64
+	isNew bool // it was not served before
+	// firm: it was there, and something kept it, so that it is under no review. One
+	// more tag changes nothing of that, nor for what it needs.
+	firm bool
+}
+
 // writeManifest inserts the manifest, or revives it from the trash, or
 // confirms it. Whatever it was an orphan of, it is now here for its own sake.
-func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (id int64, isNew bool, err error) {
+func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (m pushed, err error) {
 	var trashed bool
 	var was string
-	err = tx.Row("SELECT id, media_type, trashed_at IS NOT NULL FROM manifests WHERE repo_id = ? AND digest = ?", repo, string(p.Digest)).Scan(&id, &was, &trashed)
+	err = tx.Row(`SELECT id, media_type, trashed_at IS NOT NULL, trashed_at IS NULL AND loose_at IS NULL AND orphaned_at IS NULL
+		FROM manifests WHERE repo_id = ? AND digest = ?`, repo, string(p.Digest)).Scan(&m.id, &was, &trashed, &m.firm)
 	if errors.Is(err, sql.ErrNoRows) {
 		annotations, err := json.Marshal(p.Manifest.Annotations)
 		if err != nil {
-			return 0, false, err
+			return pushed{}, err
 		}
 		err = tx.Row(`INSERT INTO manifests (repo_id, digest, media_type, artifact_type, subject, size, pushed_at, touched_at, annotations, content)
 			VALUES (?, ?, ?, ?, nullif(?, ''), ?, ?, ?, nullif(?, 'null'), ?) RETURNING id`,
 			repo, string(p.Digest), p.Manifest.MediaType, p.Manifest.ArtifactType, string(p.Manifest.Subject), len(p.Content),
-			tx.Now(), tx.Now(), string(annotations), p.Content).Scan(&id)
+			tx.Now(), tx.Now(), string(annotations), p.Content).Scan(&m.id)
 		if err != nil {
-			return 0, false, fmt.Errorf("insert manifest: %w", err)
+			return pushed{}, fmt.Errorf("insert manifest: %w", err)
 		}
-		return id, true, nil
+		m.isNew = true
+		return m, nil
 	}
 	if err != nil {
-		return 0, false, err
+		return pushed{}, err
 	}
+	m.isNew = trashed
 	mediaType, err := keptType(p, was, trashed)
 	if err != nil {
-		return 0, false, err
+		return pushed{}, err
 	}
 	if mediaType != was {
 		// Tags that name it already must not go on serving the other type.
-		if err := s.dropTagsOf(tx, p.Repo, id); err != nil {
-			return 0, false, err
+		if err := s.dropTagsOf(tx, p.Repo, m.id); err != nil {
+			return pushed{}, err
 		}
 	}
 	if _, err := tx.Exec(`UPDATE manifests SET media_type = ?, artifact_type = ?, touched_at = max(touched_at, ?), trashed_at = NULL,
 		orphaned_at = NULL, orphan_reason = NULL, version = version + 1 WHERE id = ?`,
-		mediaType, p.Manifest.ArtifactType, tx.Now(), id); err != nil {
-		return 0, false, fmt.Errorf("revive manifest: %w", err)
+		mediaType, p.Manifest.ArtifactType, tx.Now(), m.id); err != nil {
+		return pushed{}, fmt.Errorf("revive manifest: %w", err)
+	}
+	if m.firm {
+		return m, nil
 	}
 	if trashed {
-		if err := outOfTrash(tx, id); err != nil {
-			return 0, false, err
+		if err := outOfTrash(tx, m.id); err != nil {
+			return pushed{}, err
 		}
 	}
-	_, err = tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", id)
-	return id, trashed, err
+	_, err = tx.Exec("DELETE FROM reviews WHERE kind = 'manifest' AND target = ?", m.id)
+	return m, err
 }
 
 // keptType returns the type that a repeated push leaves a manifest with. It
@@ -371,26 +391,33 @@ func outOfTrash(tx *sqldb.Tx, id int64) error {
 
 // writeEdges binds links, and notes the digests to be bound when they come. Edges are added and never taken away: a
 // second push with another media type may be read to need less, and less is a
-// reason to delete.
-func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, wanted []string) error {
-	if len(links) > 0 {
-		list := sqldb.List(links)
-		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, id, list); err != nil {
-			return fmt.Errorf("write references: %w", err)
-		}
-		if _, err := tx.Exec("UPDATE links SET version = version + 1, touched_at = max(touched_at, ?) WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
-			return fmt.Errorf("confirm references: %w", err)
-		}
-		if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'link' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
-			return fmt.Errorf("close reviews: %w", err)
-		}
-	}
+// reason to delete. grown reports that there is one more than before.
+func writeEdges(tx *sqldb.Tx, repo int64, m pushed, links []int64, wanted []string) (grown bool, err error) {
 	if len(wanted) > 0 {
-		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(wanted)); err != nil {
-			return fmt.Errorf("write children: %w", err)
+		n, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, m.id, repo, sqldb.List(wanted))
+		if err != nil {
+			return false, fmt.Errorf("write children: %w", err)
 		}
+		grown = n > 0
 	}
-	return nil
+	if len(links) == 0 {
+		return grown, nil
+	}
+	list := sqldb.List(links)
+	n, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, m.id, list)
+	if err != nil {
+		return false, fmt.Errorf("write references: %w", err)
+	}
+	if m.firm && n == 0 {
+		return grown, nil // a manifest that is kept protects its blobs, whenever they were confirmed
+	}
+	if _, err := tx.Exec("UPDATE links SET version = version + 1, touched_at = max(touched_at, ?) WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
+		return false, fmt.Errorf("confirm references: %w", err)
+	}
+	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'link' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
+		return false, fmt.Errorf("close reviews: %w", err)
+	}
+	return grown || n > 0, nil
 }
 
 // writeTags points tags at a manifest and returns the manifests that lost one.
