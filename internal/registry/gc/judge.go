@@ -56,24 +56,14 @@ func (l Limits) cutoff(d int64) int64 {
 	return l.Now - d
 }
 
-// untagged is how long a manifest stays that nothing keeps, 0 for ever. It is
-// never shorter than the window: a client that was told of a manifest may be
-// about to push an index that names it (R3).
-func (l Limits) untagged() int64 {
-	if l.Untagged == 0 {
-		return 0
-	}
-	return max(l.Untagged, l.Window)
-}
+// untagged is how long a manifest that nothing keeps stays, where such manifests
+// go at all. It is never shorter than the window: a client that was told of a
+// manifest may be about to push an index that names it (R3).
+func (l Limits) untagged() int64 { return max(l.Untagged, l.Window) }
 
-// stranded is how long a signature stays whose image is gone, 0 for ever, and
-// never shorter than the window.
-func (l Limits) stranded() int64 {
-	if l.Stranded == 0 {
-		return 0
-	}
-	return max(l.Stranded, l.Window)
-}
+// stranded is how long a signature whose image is gone stays, where such
+// signatures go at all. It is never shorter than the window.
+func (l Limits) stranded() int64 { return max(l.Stranded, l.Window) }
 
 // due reports whether something touched at that time is out of its time.
 func (l Limits) due(touched, d int64) bool { return touched <= l.cutoff(d) }
