@@ -171,13 +171,28 @@ func (b *Blob) Sources(off, n int64) map[string]int64 {
 // be stored. After nil for the last missing piece it may still be that another
 // one was found corrupt, and is Missing.
 func (b *Blob) WritePiece(ctx context.Context, i int, p []byte, from string) error {
+	return b.WritePieceOf(ctx, b.Round(), i, p, from)
+}
+
+// Round counts how often all pieces were thrown away since the whole did not match
+// the digest.
+func (b *Blob) Round() int {
+	b.e.mu.Lock()
+	defer b.e.mu.Unlock()
+	return b.e.resets
+}
+
+// WritePieceOf is WritePiece for what was asked for in a round. What comes after the
+// end of that is not stored, and its writer gets the *MismatchError that ended it:
+// the next round may have begun without whoever sent it.
+func (b *Blob) WritePieceOf(ctx context.Context, round, i int, p []byte, from string) error {
 	if i < 0 || i >= b.e.count() || len(p) != b.PieceLen(i) {
 		return fmt.Errorf("write piece %d of %s: %d bytes is not its length", i, b.e.d, len(p))
 	}
 	if b.closed.Load() {
 		return ErrClosed
 	}
-	return b.s.write(ctx, b.e, i, p, from)
+	return b.s.write(ctx, b.e, round, i, p, from)
 }
 
 // Wait waits until piece i is here; for the last one, until the whole is verified.

@@ -52,7 +52,7 @@ type entry struct {
 	doomed   error // nothing more comes, say because the disk is full; it goes with its last handle
 	// superseded says that doomed is because of its size.
 	superseded bool
-	// resets counts the times that all pieces were thrown away, and mismatched is
+	// resets counts the times that all pieces were thrown away, each the end of a round, and mismatched is
 	// why that was so the last time.
 	resets     int
 	mismatched error

@@ -13,9 +13,9 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// write stores piece i. Several writers may be at work; of two with the same
-// piece the second waits for the first.
-func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from string) error {
+// write stores piece i if its round is not over. Several writers may be at work; of
+// two with the same piece the second waits for the first.
+func (s *Store) write(ctx context.Context, e *entry, round, i int, p []byte, from string) error {
 	e.mu.Lock()
 	for e.writing[i] {
 		ch := e.changed
@@ -27,13 +27,13 @@ func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from strin
 		}
 		e.mu.Lock()
 	}
-	resets, doomed := e.resets, e.doomed
-	if doomed != nil || e.complete || e.pieces.have.has(i) {
+	doomed := e.doomed
+	if doomed != nil || e.complete || e.resets != round || e.pieces.have.has(i) {
 		e.mu.Unlock()
 		if doomed != nil {
 			return doomed
 		}
-		return e.verdict(ctx, resets)
+		return e.verdict(ctx, round)
 	}
 	e.writing[i] = true
 	e.mu.Unlock()
@@ -64,7 +64,7 @@ func (s *Store) write(ctx context.Context, e *entry, i int, p []byte, from strin
 	if err := s.advance(ctx, e, i, p); err != nil {
 		return err
 	}
-	return e.verdict(ctx, resets)
+	return e.verdict(ctx, round)
 }
 
 // place stores the piece where there is room for it, and has the blob exist.
@@ -111,12 +111,12 @@ func (e *entry) came(i int, from string) {
 }
 
 // verdict waits, if all pieces are here, until whoever hashes them has come to
-// an end, and tells a writer whose pieces were thrown away since.
-func (e *entry) verdict(ctx context.Context, resets int) error {
+// an end, and tells a writer whose round is over.
+func (e *entry) verdict(ctx context.Context, round int) error {
 	for {
 		e.mu.Lock()
 		wrong, waiting, ch := e.mismatched, e.hashing && e.pieces.n == e.count(), e.changed
-		same := e.resets == resets
+		same := e.resets == round
 		e.mu.Unlock()
 		if !same {
 			return wrong

@@ -305,6 +305,38 @@ func TestN7_WrongBytesAreAllDroppedAndTheirSourcesNamed(t *testing.T) {
 	}
 }
 
+// TestN7_WhatComesAfterItsRoundIsNotStored: a source that was found wrong may still
+// be sending, also a piece that another has brought meanwhile.
+func TestN7_WhatComesAfterItsRoundIsNotStored(t *testing.T) {
+	c := open(t, piece.Options{})
+	all, d := content(1, 2*piece.Size)
+	b := create(t, c, d, len(all))
+	defer b.Close()
+	lie := bytes.Clone(all)
+	lie[0] ^= 1
+	round := b.Round()
+	if err := b.WritePieceOf(t.Context(), round, 0, part(lie, 0), "liar"); err != nil {
+		t.Fatal(err)
+	}
+	var writers sync.WaitGroup
+	for range 8 { // all but one of them wait for another, or come after the end
+		writers.Go(func() {
+			err := b.WritePieceOf(t.Context(), round, 1, part(lie, 1), "liar")
+			if wrong := (*piece.MismatchError)(nil); !errors.As(err, &wrong) {
+				t.Errorf("a writer was told: %v", err)
+			}
+		})
+	}
+	writers.Wait()
+	if missing := b.Missing(); len(missing) != 2 || b.Round() == round {
+		t.Fatalf("missing: %v, round %d after %d", missing, b.Round(), round)
+	}
+	write(t, b, all, 0, 1)
+	if !b.Complete() {
+		t.Error("the next round is not right")
+	}
+}
+
 func TestBlob_ManyWritersAndReadersAtOnce(t *testing.T) {
 	c := open(t, piece.Options{})
 	all, d := content(5, 40*piece.Size+3)

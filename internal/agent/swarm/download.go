@@ -48,6 +48,7 @@ type download struct {
 	beggedAt  time.Duration
 	failure   error
 	rounds    int   // how often the content was found wrong
+	round     int   // of the store (piece.Blob.Round); changes while no order is at work
 	refusal   error // of the origin, the last one
 	log       sharing
 	trust     trust
@@ -100,6 +101,7 @@ func (e *Engine) begin(ctx context.Context, w fetch.Want, b *piece.Blob) (*downl
 		log: sharing{changed: make(chan struct{})}, trust: newTrust(),
 		trace: newTrace(w.Digest, b.Size(), e.now()),
 	}
+	d.round = b.Round()
 	d.ctx, d.cancel = context.WithCancel(ctx)
 	context.AfterFunc(e.stop, d.cancel)
 	d.plan = plan.NewDownload(plan.Options{
@@ -172,11 +174,14 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 	now := d.e.now()
 	d.mu.Lock()
 	if d.failure != nil || d.plan.Done() {
-		err := d.failure
-		d.failure = nil
 		d.mu.Unlock()
 		d.cancelOrders()
 		d.work.Wait()
+		// Now, since several orders may fail for one reason, each in its own time.
+		d.mu.Lock()
+		err := d.failure
+		d.failure = nil
+		d.mu.Unlock()
 		if err == nil && !d.b.Complete() {
 			// Pieces were found corrupt while the whole was hashed.
 			if d.resume() {
@@ -281,17 +286,22 @@ func (d *download) fail(err error) {
 	d.poke()
 }
 
+// nameOf is what the store calls a source.
+func nameOf(from plan.Node) string {
+	if from == plan.Origin {
+		return sourceOrigin
+	}
+	return sourcePeer + string(from)
+}
+
 // got stores a piece that has come whole. false: nothing more can be stored.
 func (d *download) got(i int, p []byte, from plan.Node, relayed bool) bool {
-	name := sourceOrigin
-	if from != plan.Origin {
-		name = sourcePeer + string(from)
-	}
 	if from == plan.Origin {
 		d.judge(i, p)
 	}
 	d.trust.note(i, p, from, relayed)
-	if err := d.b.WritePiece(d.ctx, i, p, name); err != nil {
+	name := nameOf(from)
+	if err := d.b.WritePieceOf(d.ctx, d.round, i, p, name); err != nil {
 		if d.ctx.Err() == nil {
 			d.fail(err)
 		}
@@ -336,7 +346,7 @@ func (d *download) since(seen, generation int) (fresh []int, next int, reset, ov
 
 // relayed reports whether piece i came from a peer and could not be verified yet.
 func (d *download) relayed(i int) bool {
-	return !d.b.Complete() && d.trust.source(i) != plan.Origin
+	return !d.b.Complete() && d.trust.fromPeer(i)
 }
 
 // lostPeer forgets a neighbour that left the cluster.

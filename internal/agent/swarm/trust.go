@@ -31,50 +31,56 @@ type trust struct {
 	seed maphash.Seed
 
 	mu  sync.Mutex
-	by  map[int]deed // by piece
-	old map[int]deed // of the round before, which did not match
+	by  map[int][]deed // by piece; the first of each who sent it
+	old map[int]deed   // of the round before, which did not match: what was stored
 }
 
 type deed struct {
-	from    plan.Node // "": nobody yet, or before this download
+	from    plan.Node
 	relayed bool
 	sum     uint64
 }
 
 func newTrust() trust {
-	return trust{seed: maphash.MakeSeed(), by: map[int]deed{}}
+	return trust{seed: maphash.MakeSeed(), by: map[int][]deed{}}
 }
 
 func (t *trust) note(i int, p []byte, from plan.Node, relayed bool) {
 	sum := maphash.Bytes(t.seed, p)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.by[i].from == "" {
-		t.by[i] = deed{from, relayed, sum}
+	if !slices.ContainsFunc(t.by[i], func(x deed) bool { return x.from == from }) {
+		t.by[i] = append(t.by[i], deed{from, relayed, sum})
 	}
 }
 
-// source returns who gave piece i; what was here before counts as the origin's.
-func (t *trust) source(i int) plan.Node {
+// fromPeer reports whether piece i may be a peer's; what was here before counts as
+// the origin's.
+func (t *trust) fromPeer(i int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.by[i].from == "" {
-		return plan.Origin
-	}
-	return t.by[i].from
+	return slices.ContainsFunc(t.by[i], func(x deed) bool { return x.from != plan.Origin })
 }
 
-// turn begins a new round and returns the deeds of peers in the last one.
-func (t *trust) turn() map[plan.Node][]int {
+// turn begins a new round and returns the deeds of peers in the last one. Of several
+// who sent a piece, the one whose piece was stored is held to account for it: stored
+// says so, by the names of sources.
+func (t *trust) turn(stored map[string][]int) map[plan.Node][]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.old, t.by = t.by, map[int]deed{}
 	suspects := map[plan.Node][]int{}
-	for i, x := range t.old {
-		if x.from != "" && x.from != plan.Origin {
-			suspects[x.from] = append(suspects[x.from], i)
+	t.old = map[int]deed{}
+	for name, pieces := range stored {
+		for _, i := range pieces {
+			for _, x := range t.by[i] {
+				if x.from != plan.Origin && nameOf(x.from) == name {
+					t.old[i] = x
+					suspects[x.from] = append(suspects[x.from], i)
+				}
+			}
 		}
 	}
+	t.by = map[int][]deed{}
 	return suspects
 }
 
@@ -82,10 +88,8 @@ func (t *trust) turn() map[plan.Node][]int {
 func (t *trust) compare(i int, p []byte) (deed, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.old[i].from == "" || t.old[i].from == plan.Origin {
-		return deed{}, false
-	}
-	return t.old[i], t.old[i].sum != maphash.Bytes(t.seed, p)
+	x, ok := t.old[i]
+	return x, ok && x.sum != maphash.Bytes(t.seed, p)
 }
 
 // convict is called when the whole did not match its digest, and the store has
@@ -95,7 +99,8 @@ func (t *trust) compare(i int, p []byte) (deed, bool) {
 func (d *download) convict(wrong *piece.MismatchError) error {
 	d.rounds++
 	d.e.metrics.mismatches.Inc()
-	suspects := d.trust.turn()
+	suspects := d.trust.turn(wrong.From)
+	d.round = d.b.Round()
 	d.e.log.Warn("a blob from the swarm does not match its digest", "digest", d.b.Digest(), "peers", len(suspects), "round", d.rounds)
 	if len(suspects) == 0 || d.rounds >= maxRounds {
 		return wrong

@@ -2,13 +2,19 @@ package swarm
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -143,20 +149,102 @@ func TestN7_ABanReachesTheDownloadsUnderWay(t *testing.T) {
 	}
 }
 
-// TestN7_TheFirstDeedCounts is about a piece that two peers sent: the one that
-// came first was stored, so its sender is held to account for it.
-func TestN7_TheFirstDeedCounts(t *testing.T) {
-	x := newTrust()
-	x.note(0, []byte("wrong"), "liar", false)
-	x.note(0, []byte("right"), "honest", true)
-	if got := x.source(0); got != "liar" {
-		t.Errorf("the source is %s", got)
+// TestN7_TheDeedThatWasStoredCounts is about a piece that several sent, one of them
+// twice: whoever sent the one that was stored is held to account for it, with the
+// first that he sent.
+func TestN7_TheDeedThatWasStoredCounts(t *testing.T) {
+	for _, first := range []plan.Node{"liar", "honest", plan.Origin} {
+		x := newTrust()
+		if x.fromPeer(0) {
+			t.Error("what nobody has sent is a peer's")
+		}
+		for _, who := range []plan.Node{first, "honest", "liar", plan.Origin} {
+			switch {
+			case who != "liar":
+				x.note(0, []byte("right"), who, true)
+			default:
+				x.note(0, []byte("wrong"), who, false)
+			}
+		}
+		x.note(0, []byte("right"), "liar", true)
+		if !x.fromPeer(0) {
+			t.Error("a piece that a peer has sent is not a peer's")
+		}
+		suspects := x.turn(map[string][]int{"peer:liar": {0}, "upstream": {1}, "peer:unknown": {2}})
+		if !slices.Equal(suspects["liar"], []int{0}) || len(suspects) != 1 {
+			t.Errorf("suspects: %v", suspects)
+		}
+		if who, lied := x.compare(0, []byte("right")); !lied || who.from != "liar" || who.relayed {
+			t.Errorf("compared: %+v, lied %v", who, lied)
+		}
 	}
-	if suspects := x.turn(); !slices.Equal(suspects["liar"], []int{0}) || len(suspects) != 1 {
+}
+
+// TestN7_OneMismatchIsOneRound: several orders hear of the same one, each in its own
+// time, and the download begins again once.
+func TestN7_OneMismatchIsOneRound(t *testing.T) {
+	e := bareEngine()
+	d := bareDownload(e, 64, "liar")
+	wrong := &piece.MismatchError{Digest: "blob"}
+	o := d.order(plan.Order{From: "liar", Pieces: []int{0}})
+	d.work.Go(func() {
+		<-o.ctx.Done()
+		d.fail(wrong) // as got does
+	})
+	d.fail(wrong)
+	wake := time.NewTimer(0)
+	defer wake.Stop()
+	if done, err := d.step(wake); !done || !errors.Is(err, wrong) {
+		t.Fatalf("done %v, %v", done, err)
+	}
+	if d.failure != nil {
+		t.Errorf("the next round ends at once: %v", d.failure)
+	}
+}
+
+// TestN7_APieceOfTheLastRoundIsNotTaken: its sender may be whom the next one goes
+// without, and nobody is held to account for it.
+func TestN7_APieceOfTheLastRoundIsNotTaken(t *testing.T) {
+	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
+	ix, err := index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ix.Close() })
+	store, err := piece.Open(t.Context(), piece.Options{Dir: dir, Index: ix, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	content := make([]byte, 3*piece.Size)
+	b, err := store.Create(t.Context(), oci.Digest(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), int64(len(content)), piece.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	e := bareEngine()
+	d := bareDownload(e, 3, "liar")
+	d.b, d.round, d.trust, d.log, d.trace = b, b.Round(), newTrust(), sharing{changed: make(chan struct{})}, newTrace("blob", b.Size(), 0)
+	e.tallies = map[plan.Node]*tally{}
+	lie := make([]byte, piece.Size)
+	lie[0] = 1
+	for i := range 3 {
+		d.got(i, lie, "liar", false)
+	}
+	var wrong *piece.MismatchError
+	if !errors.As(d.failure, &wrong) {
+		t.Fatalf("the download: %v", d.failure)
+	}
+	if d.got(1, lie, "liar", false) || b.Has(1) { // the same, asked for twice
+		t.Error("a piece that came late was taken")
+	}
+	suspects := d.trust.turn(wrong.From)
+	d.round = b.Round()
+	if len(suspects["liar"]) != 3 {
 		t.Errorf("suspects: %v", suspects)
 	}
-	if who, lied := x.compare(0, []byte("right")); !lied || who.from != "liar" || who.relayed {
-		t.Errorf("compared: %+v, lied %v", who, lied)
+	if !d.got(1, content[:piece.Size], "honest", false) || !b.Has(1) {
+		t.Error("a piece of the next round was not taken")
 	}
 }
 
@@ -167,10 +255,11 @@ func TestN7_OnlyDeedsOfPeersAreCompared(t *testing.T) {
 	x.note(0, []byte("old"), plan.Origin, false)
 	x.note(1, []byte("right"), "honest", false)
 	x.note(2, []byte("wrong"), "liar", true)
+	stored := map[string][]int{"upstream": {0}, "peer:honest": {1}, "peer:liar": {2}}
 	if _, lied := x.compare(2, []byte("right")); lied {
 		t.Error("judged before the whole was found wrong")
 	}
-	if suspects := x.turn(); len(suspects) != 2 {
+	if suspects := x.turn(stored); len(suspects) != 2 {
 		t.Errorf("suspects: %v", suspects)
 	}
 	for i, want := range []bool{false, false, true, false} {
@@ -178,7 +267,7 @@ func TestN7_OnlyDeedsOfPeersAreCompared(t *testing.T) {
 			t.Errorf("piece %d: %+v, lied %v, want %v", i, who, lied, want)
 		}
 	}
-	if got := x.source(2); got != plan.Origin {
-		t.Errorf("in the new round piece 2 comes from %s already", got)
+	if x.fromPeer(2) {
+		t.Error("in the new round piece 2 comes from a peer already")
 	}
 }
