@@ -22,6 +22,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb/sqldbtest"
 )
 
 // house is a cache with a real store and index, beside a runtime that is a fake
@@ -85,8 +86,9 @@ type choice struct {
 	limits     piece.Limits
 	options    Options
 	noRuntimes bool
-	askTimeout time.Duration // of the tracker; 0: its default
-	finder     inuse.Finder  // nil: no other runtime appears
+	askTimeout time.Duration   // of the tracker; 0: its default
+	finder     inuse.Finder    // nil: no other runtime appears
+	disk       *sqldbtest.Disk // below the index; nil: one that is never full
 }
 
 func open(t testing.TB, c choice) *house {
@@ -96,7 +98,11 @@ func open(t testing.TB, c choice) *house {
 	now := func() time.Time { return time.UnixMilli(h.ms.Load()) }
 	dir := t.TempDir()
 	var err error
-	if h.index, err = index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Now: h.ms.Load}); err != nil {
+	io := index.Options{Path: filepath.Join(dir, "index.db"), Now: h.ms.Load}
+	if c.disk != nil {
+		io.Driver = c.disk.Driver()
+	}
+	if h.index, err = index.Open(t.Context(), io); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.index.Close() })
