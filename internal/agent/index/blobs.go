@@ -10,10 +10,10 @@ import (
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
-const blobColumns = "digest, size, state, media_type, version, created_at, used_at, uses, fetch_ms, source, chain_id, deleted_at, private"
+const blobColumns = "digest, size, state, was, media_type, version, created_at, used_at, uses, fetch_ms, source, chain_id, deleted_at, private"
 
 func scanBlob(scan func(...any) error, b *Blob) error {
-	return scan(&b.Digest, &b.Size, &b.State, &b.MediaType, &b.Version, &b.CreatedAt, &b.UsedAt, &b.Uses,
+	return scan(&b.Digest, &b.Size, &b.State, &b.Was, &b.MediaType, &b.Version, &b.CreatedAt, &b.UsedAt, &b.Uses,
 		&b.FetchMS, &b.Source, &b.ChainID, &b.DeletedAt, &b.Private)
 }
 
@@ -85,7 +85,7 @@ func (x *Index) blobs(ctx context.Context, fn func(Blob) error, query string, ar
 			if err := scanBlob(rows.Scan, &b); err != nil {
 				return err
 			}
-			b.State, b.MediaType, b.Source = one(b.State), one(b.MediaType), one(b.Source)
+			b.State, b.Was, b.MediaType, b.Source = one(b.State), one(b.Was), one(b.MediaType), one(b.Source)
 			return fn(b)
 		}, query, args...)
 	})
@@ -107,12 +107,13 @@ func (x *Index) Touch(ctx context.Context, uses []Use) error {
 	})
 }
 
-// Become says that a blob, which is open and so has no claim on it, is partial or
-// complete now. A source other than "" is noted with what it cost to get, in ms.
+// Become says that a blob, which is open, is partial or complete now. A claim that
+// is left in its row is over: the blob could be opened. A source other than "" is
+// noted with what it cost to get, in ms.
 func (x *Index) Become(ctx context.Context, d oci.Digest, state string, fetchMS int64, source string) error {
 	return x.relieve(ctx, "set the state of "+string(d), func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(`UPDATE blobs SET state = ?1, version = version + 1, fetch_ms = iif(?3 = '', fetch_ms, ?2), source = iif(?3 = '', source, ?3)
-			WHERE digest = ?4 AND state <> 'claimed'`, state, fetchMS, source, string(d))
+			WHERE digest = ?4`, state, fetchMS, source, string(d))
 		return err
 	})
 }

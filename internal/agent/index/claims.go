@@ -100,14 +100,15 @@ func unpinned(tx *sqldb.Tx, d oci.Digest, pins bool) error {
 	return nil
 }
 
-// Claimable returns the row that Claim would mark, and Conflict where Claim would:
-// for a disk on which nothing can be written until something has gone.
-func (x *Index) Claimable(ctx context.Context, d oci.Digest, version int64) (b Blob, err error) {
+// Removable returns the row of a blob that still has a version and that no pin
+// needs, and Conflict otherwise. It is for a disk on which nothing can be written until something has
+// gone: the caller looks at the state.
+func (x *Index) Removable(ctx context.Context, d oci.Digest, version int64) (b Blob, err error) {
 	err = x.read(ctx, "look whether "+string(d)+" may go", func(tx *sqldb.Tx) error {
 		if err := unpinned(tx, d, true); err != nil {
 			return err
 		}
-		err := scanBlob(tx.Row("SELECT "+blobColumns+" FROM blobs WHERE digest = ? AND version = ? AND state <> 'claimed'", string(d), version).Scan, &b)
+		err := scanBlob(tx.Row("SELECT "+blobColumns+" FROM blobs WHERE digest = ? AND version = ?", string(d), version).Scan, &b)
 		if errors.Is(err, sql.ErrNoRows) {
 			return changed(d)
 		}
@@ -127,6 +128,21 @@ func (x *Index) Unclaim(ctx context.Context, d oci.Digest, version int64) (b Blo
 		return err
 	})
 	return b, err
+}
+
+// UnclaimThese ends claims of which some may not stand any more.
+func (x *Index) UnclaimThese(ctx context.Context, all []Judged) error {
+	if len(all) == 0 {
+		return nil
+	}
+	return x.relieve(ctx, fmt.Sprintf("give up %d claims", len(all)), func(tx *sqldb.Tx) error {
+		for _, b := range all {
+			if _, err := tx.Exec("UPDATE blobs SET state = was, version = version + 1 WHERE digest = ? AND version = ? AND state = 'claimed'", string(b.Digest), b.Version); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // UnclaimAll ends every claim: whoever held them is gone with the process.

@@ -24,6 +24,7 @@ type Blob struct {
 	Digest    oci.Digest
 	Size      int64 // bytes
 	State     string
+	Was       string // the state before the claim, of a claimed blob
 	MediaType string
 	Version   int64 // grows with every change of state and every use
 	CreatedAt int64 // ms since the Unix epoch, as UsedAt

@@ -1,10 +1,25 @@
 package piece
 
-import "github.com/fairway-registry/fairway/internal/oci"
+import (
+	"context"
+
+	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/oci"
+)
 
 // SetStep has fn called between any two changes of the disk, with the name of
 // the place, so that a test can end the process there.
 func (s *Store) SetStep(fn func(string)) { s.step = fn }
+
+// UnclaimFull is Unclaim where the disk was full at the first try.
+func (s *Store) UnclaimFull(ctx context.Context, c Claim) error { return s.unclaimFull(ctx, c) }
+
+// Real is a row as it would be without a claim that is void.
+func (s *Store) Real(b index.Blob) index.Blob {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.real(b)
+}
 
 // Path is where the bytes of a blob are.
 func (s *Store) Path(d oci.Digest) string { return s.path(d) }

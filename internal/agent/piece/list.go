@@ -40,9 +40,9 @@ func (s *Store) Info(ctx context.Context, d oci.Digest) (Info, error) {
 }
 
 func (s *Store) info(b index.Blob) Info {
-	i := Info{Blob: b, Present: b.Size}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	i := Info{Blob: s.real(b), Present: b.Size}
 	i.Cost = s.takes(b.Digest, b.Size)
 	if h, ok := s.partial[b.Digest]; ok {
 		i.Present = h.present

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -21,7 +22,7 @@ import (
 // goes through the 256 directories of each algorithm one by one, so that it
 // never holds more than a small part of the names.
 func (s *Store) recover(ctx context.Context) error {
-	if err := s.index.UnclaimAll(ctx); err != nil {
+	if err := s.unclaimAll(ctx); err != nil {
 		return err
 	}
 	for _, alg := range []string{"sha256", "sha512"} {
@@ -35,6 +36,20 @@ func (s *Store) recover(ctx context.Context) error {
 		return s.index.Adopted()
 	}
 	return nil
+}
+
+// unclaimAll ends all claims: whoever held them is gone with the last process.
+func (s *Store) unclaimAll(ctx context.Context) error {
+	err := s.index.UnclaimAll(ctx)
+	if !errors.Is(err, fault.Full) {
+		return err
+	}
+	return s.index.Blobs(ctx, func(b index.Blob) error {
+		if b.State == index.Claimed {
+			s.void[b.Digest] = b.Version
+		}
+		return nil
+	})
 }
 
 // found says which files of a blob are there.
@@ -67,7 +82,12 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 		if b.State == index.Complete {
 			s.corrupt(b.Digest, pieces(min(max(b.Size, 0), SizeMax)), "its files are gone")
 		}
-		if err := s.index.Forget(ctx, b.Digest); err != nil {
+		err := s.index.Forget(ctx, b.Digest)
+		if errors.Is(err, fault.Full) && b.Size >= 0 && b.Size <= SizeMax {
+			s.adopt(b) // until there is room: a start must succeed, or nothing would ever be freed
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -41,7 +41,7 @@ func (s *Store) ClaimAll(ctx context.Context, all []Judged) (claims []Claim, err
 		return fail(err)
 	}
 	var seized []Judged
-	var at []int // of these in all
+	var at, void []int // in all: of these, and of those whose rows have a claim that is over
 	for i, b := range all {
 		e, err := s.seize(b.Digest, true)
 		if err != nil {
@@ -49,40 +49,59 @@ func (s *Store) ClaimAll(ctx context.Context, all []Judged) (claims []Claim, err
 			continue
 		}
 		defer s.free(e)
+		if s.isClaimedUnnoted(b.Digest) {
+			errs[i] = fault.New(fault.Conflict, "%s is claimed already", b.Digest)
+			continue
+		}
+		if s.isVoid(b.Digest) { // its end could not be written just now
+			void = append(void, i)
+			continue
+		}
 		seized, at = append(seized, b), append(at, i)
 	}
 	done, err := s.index.ClaimAll(ctx, seized)
-	noted := err == nil
-	switch {
-	case errors.Is(err, fault.Full):
-		done = make([]index.Outcome, len(seized))
-		for i, b := range seized {
-			done[i].Blob, done[i].Err = s.index.Claimable(ctx, b.Digest, b.Version)
-		}
-	case err != nil:
+	if errors.Is(err, fault.Full) {
+		void, done, err = append(void, at...), nil, nil
+	}
+	if err != nil {
 		return fail(err)
+	}
+	for _, i := range void {
+		claims[i], errs[i] = s.claimUnnoted(ctx, all[i])
 	}
 	for i, one := range done {
 		if errs[at[i]] = one.Err; one.Err == nil {
-			claims[at[i]], errs[at[i]] = s.claimed(one.Blob, noted)
+			claims[at[i]] = s.claimed(one.Blob, true)
 		}
 	}
 	return claims, errs
 }
 
+// claimUnnoted claims a blob in memory only.
+func (s *Store) claimUnnoted(ctx context.Context, b Judged) (Claim, error) {
+	row, err := s.index.Removable(ctx, b.Digest, b.Version)
+	if err != nil {
+		return Claim{}, err
+	}
+	if s.mu.Lock(); s.real(row).State == index.Claimed {
+		err = fault.New(fault.Conflict, "%s is claimed already", b.Digest)
+	}
+	if s.mu.Unlock(); err != nil {
+		return Claim{}, err
+	}
+	return s.claimed(row, false), nil
+}
+
 // claimed counts a claim. One that is not noted in its row is in memory only.
-func (s *Store) claimed(b index.Blob, noted bool) (Claim, error) {
+func (s *Store) claimed(b index.Blob, noted bool) Claim {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, twice := s.unnoted[b.Digest]; twice {
-		return Claim{}, fault.New(fault.Conflict, "%s is claimed already", b.Digest)
-	}
 	if !noted {
 		s.unnoted[b.Digest] = b.Version
 	}
 	s.totals.Claimed += s.takes(b.Digest, b.Size)
 	s.step("claimed")
-	return Claim{Digest: b.Digest, Version: b.Version}, nil
+	return Claim{Digest: b.Digest, Version: b.Version}
 }
 
 // Remove removes a blob whose claim stands, and returns the bytes of disk that
@@ -126,12 +145,11 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 		switch {
 		case err != nil:
 			removed[i].Err = fmt.Errorf("remove %s: %w", c.Digest, err)
+		case s.isOver(c):
+			removed[i].Err = fault.New(fault.Conflict, "the claim on %s was given up", c.Digest)
+			s.free(e)
 		case s.isUnnoted(c):
-			if still() {
-				removed[i].Freed, removed[i].Err = s.removeUnnoted(ctx, c)
-			} else {
-				removed[i].Err = ErrOutdated
-			}
+			removed[i] = s.removeBytesFirst(ctx, c, false, still)
 			s.free(e)
 		default:
 			seized, entries, at = append(seized, index.Judged(c)), append(entries, e), append(at, i)
@@ -141,6 +159,14 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 		return removed, nil
 	}
 	done, err := s.index.RemoveAll(ctx, seized, still)
+	if errors.Is(err, fault.Full) {
+		for i, b := range seized {
+			removed[at[i]] = s.removeBytesFirst(ctx, Claim(b), true, still)
+			s.free(entries[i])
+			entries[i] = nil
+		}
+		return removed, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -167,26 +193,30 @@ func (s *Store) removeBytes(d oci.Digest, size int64) (freed int64, err error) {
 	return freed, nil
 }
 
-// removeUnnoted removes a blob whose claim could not be written, for the disk is
-// full, and nor can the end of its row be before there is room. So the bytes go
-// first here. A crash in between leaves a row without files, which the next start
-// drops.
-func (s *Store) removeUnnoted(ctx context.Context, c Claim) (freed int64, err error) {
-	b, err := s.index.Claimable(ctx, c.Digest, c.Version)
+// removeBytesFirst removes a blob whose row cannot be changed before there is room,
+// for the disk is full. A crash in between leaves a row without files, which the
+// next start drops. noted says whether the claim is in the row.
+func (s *Store) removeBytesFirst(ctx context.Context, c Claim, noted bool, still func() bool) (r Removed) {
+	b, err := s.index.Removable(ctx, c.Digest, c.Version)
 	if err != nil {
-		return 0, err
+		return Removed{Err: err}
 	}
-	freed = s.onDisk(c.Digest)
+	if !still() {
+		return Removed{Err: ErrOutdated}
+	}
+	freed := s.onDisk(c.Digest)
 	if err := s.removeFiles(c.Digest); err != nil {
-		return 0, fmt.Errorf("remove the files of %s: %w", c.Digest, err)
+		return Removed{Err: fmt.Errorf("remove the files of %s: %w", c.Digest, err)}
 	}
 	s.step("data removed first")
-	s.forgetUnnoted(c.Digest, b.Size)
-	if err := s.index.Forget(ctx, c.Digest); err != nil {
-		return 0, err // whoever opens it finds its files gone, and has the row go then
+	if !noted {
+		s.forgetUnnoted(c.Digest, b.Size)
 	}
-	s.removed(c.Digest, b.Size, false)
-	return freed, nil
+	if err := s.index.Forget(ctx, c.Digest); err != nil {
+		return Removed{Err: err} // whoever opens it finds its files gone, and has the row go then
+	}
+	s.removed(c.Digest, b.Size, noted)
+	return Removed{Freed: freed}
 }
 
 // removed takes a blob that is gone out of the accounts.
@@ -204,6 +234,13 @@ func (s *Store) isUnnoted(c Claim) bool {
 	defer s.mu.Unlock()
 	version, ok := s.unnoted[c.Digest]
 	return ok && version == c.Version
+}
+
+func (s *Store) isClaimedUnnoted(d oci.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.unnoted[d]
+	return ok
 }
 
 // forgetUnnoted ends a claim that is not in the row, if there is one.
@@ -225,11 +262,13 @@ func (s *Store) Unclaim(ctx context.Context, c Claim) error {
 		return nil
 	}
 	b, err := s.index.Unclaim(ctx, c.Digest, c.Version)
-	if errors.Is(err, fault.Conflict) {
-		return nil
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		s.unclaimed(c.Digest, b.Size)
+	case errors.Is(err, fault.Conflict):
+		return nil
+	case errors.Is(err, fault.Full):
+		return s.unclaimFull(ctx, c)
 	}
 	return err
 }
@@ -237,13 +276,22 @@ func (s *Store) Unclaim(ctx context.Context, c Claim) error {
 // winBack returns a row without the claim that may be on it.
 func (s *Store) winBack(ctx context.Context, row index.Blob) (index.Blob, error) {
 	s.forgetUnnoted(row.Digest, row.Size)
-	for row.State == index.Claimed {
+	for {
+		s.mu.Lock()
+		row = s.real(row)
+		s.mu.Unlock()
+		if row.State != index.Claimed {
+			return row, nil
+		}
 		back, err := s.index.Unclaim(ctx, row.Digest, row.Version)
-		if err == nil {
+		switch {
+		case err == nil:
 			s.unclaimed(row.Digest, row.Size)
 			return back, nil
-		}
-		if !errors.Is(err, fault.Conflict) {
+		case errors.Is(err, fault.Full):
+			s.avoid(row)
+			continue
+		case !errors.Is(err, fault.Conflict):
 			return row, err
 		}
 		// Whoever claimed it has just given it up.
@@ -251,7 +299,6 @@ func (s *Store) winBack(ctx context.Context, row index.Blob) (index.Blob, error)
 			return row, err
 		}
 	}
-	return row, nil
 }
 
 // seize occupies the place of a blob that nobody has open, so that nobody opens

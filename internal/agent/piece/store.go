@@ -45,8 +45,9 @@ type Store struct {
 	promised int64
 	partial  map[oci.Digest]held
 	touched  map[oci.Digest]index.Use
-	// unnoted has the versions of blobs whose claims a full disk keeps out of their rows.
-	unnoted map[oci.Digest]int64
+	// unnoted has the versions of blobs whose claims a full disk keeps out of their
+	// rows, and void those of claims that are over though it keeps them in: see void.go.
+	unnoted, void map[oci.Digest]int64
 
 	// flushMu is held while uses are being written, and by claims, so that no use
 	// of a blob slips between the two.
@@ -66,7 +67,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		dir: filepath.Join(o.Dir, "blobs"), index: o.Index, log: o.Log, fsSpace: o.Free, now: o.Now, limits: o.Limits,
 		step: func(string) {}, open: map[oci.Digest]*entry{}, idle: list.New(),
-		partial: map[oci.Digest]held{}, touched: map[oci.Digest]index.Use{}, unnoted: map[oci.Digest]int64{}, stop: make(chan struct{}),
+		partial: map[oci.Digest]held{}, touched: map[oci.Digest]index.Use{}, unnoted: map[oci.Digest]int64{}, void: map[oci.Digest]int64{}, stop: make(chan struct{}),
 	}
 	s.buffers.New = func() any { return new([Size]byte) }
 	if s.log == nil {
@@ -180,6 +181,10 @@ func (s *Store) flush(ctx context.Context) error {
 }
 
 func (s *Store) flushLocked(ctx context.Context) error {
+	// First, since a use raises the version by which the end of a claim is noted.
+	if err := s.noteVoid(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	uses := make([]index.Use, 0, len(s.touched))
 	for _, u := range s.touched {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -14,8 +15,8 @@ import (
 	"modernc.org/sqlite"
 )
 
-// Disk is the disk below a database. While it is full no commit succeeds, and
-// nothing of the transaction is kept.
+// Disk is the disk below a database. While it is full no commit succeeds that has
+// changed anything, and nothing of its transaction is kept.
 type Disk struct {
 	driver string
 	real   driver.Driver
@@ -75,25 +76,42 @@ func (d *Disk) Open(dsn string) (driver.Conn, error) {
 
 type conn struct {
 	driver.Conn
-	disk    *Disk
-	writing bool // between BEGIN IMMEDIATE and its end
+	disk   *Disk
+	before int64 // changes of the connection when the transaction began
+}
+
+// changes is how many rows the connection has changed so far.
+func (c *conn) changes() (n int64, err error) {
+	rows, err := c.Conn.(driver.QueryerContext).QueryContext(context.Background(), "SELECT total_changes()", nil)
+	if err != nil {
+		return 0, err
+	}
+	row := make([]driver.Value, 1)
+	err = rows.Next(row)
+	n, _ = row[0].(int64)
+	return n, errors.Join(err, rows.Close())
 }
 
 func (c *conn) exec(query string, run func() (driver.Result, error)) (driver.Result, error) {
-	if query == "COMMIT" && c.writing && c.disk.full.Load() {
-		if fn := c.disk.failed.Load(); fn != nil {
-			(*fn)()
-		}
-		return nil, c.disk.err
-	}
-	r, err := run()
 	switch query {
-	case "BEGIN IMMEDIATE":
-		c.writing = err == nil
-	case "COMMIT", "ROLLBACK":
-		c.writing = c.writing && err != nil
+	case "BEGIN", "BEGIN IMMEDIATE":
+		var err error
+		if c.before, err = c.changes(); err != nil {
+			return nil, err
+		}
+	case "COMMIT":
+		n, err := c.changes()
+		if err != nil {
+			return nil, err
+		}
+		if n != c.before && c.disk.full.Load() {
+			if fn := c.disk.failed.Load(); fn != nil {
+				(*fn)()
+			}
+			return nil, c.disk.err
+		}
 	}
-	return r, err
+	return run()
 }
 
 // PrepareContext is of driver.ConnPrepareContext.
