@@ -56,6 +56,23 @@ func TestR3_UntaggedManifestGoesAWindowAfterItsLastTag(t *testing.T) {
 	h.wants(run.Trashed == 1, "it stays after the window: %+v", run.Counts)
 }
 
+// A push of a manifest that is there writes less, but not less than this needs.
+func TestR3_ATagOnAnUntaggedManifestEndsItsTimeWithout(t *testing.T) {
+	h := newHouse(t)
+	p := policy(window, trash, 3*window)
+	d := h.image("a", []string{"layer"})
+	h.pass(10 * window)
+	h.image("a", []string{"layer"}, "v1")
+	h.pass(2 * window)
+	h.must(h.store.DeleteTag(h.ctx(), "a", "v1", "tester"))
+	h.pass(2 * window)
+	run := h.collect(p)
+	h.wants(run.Trashed == 0 && h.hasManifest("a", d), "its time without a tag does not count from its last tag: %+v", run.Counts)
+	h.pass(3*window + time.Minute) // the look was a confirmation
+	run = h.collect(p)
+	h.wants(run.Trashed == 1, "it stays for ever: %+v", run.Counts)
+}
+
 // A referrer keeps no subject, but its push relies on the subject.
 func TestR3_ReferrerConfirmsItsSubject(t *testing.T) {
 	h := newHouse(t)

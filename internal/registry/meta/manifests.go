@@ -316,7 +316,7 @@ type pushed struct {
 func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (m pushed, err error) {
 	var trashed bool
 	var was string
-	err = tx.Row(`SELECT id, media_type, trashed_at IS NOT NULL, trashed_at IS NULL AND loose_at IS NULL AND orphaned_at IS NULL
+	err = tx.Row(`SELECT id, media_type, trashed_at IS NOT NULL, trashed_at IS NULL AND loose_at IS NULL
 		FROM manifests WHERE repo_id = ? AND digest = ?`, repo, string(p.Digest)).Scan(&m.id, &was, &trashed, &m.firm)
 	if errors.Is(err, sql.ErrNoRows) {
 		annotations, err := json.Marshal(p.Manifest.Annotations)
