@@ -28,6 +28,9 @@ type bench struct {
 }
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == bareArg {
+		log.Fatal(serveBare(os.Args[2], os.Args[3]))
+	}
 	if err := run(); err != nil {
 		log.Fatal(err)
 	}

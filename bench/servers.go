@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/daemon"
@@ -122,6 +125,42 @@ http {
 		}
 		return []string{"-c", config}, os.WriteFile(config, []byte(text), 0o644)
 	})
+}
+
+// startBare serves the files of its data out of memory with net/http alone.
+func (b *bench) startBare() (*server, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return b.start("net-http", self, "/", func(addr, data string) ([]string, error) {
+		return []string{bareArg, addr, data}, nil
+	})
+}
+
+// bareArg makes this program the server of startBare.
+const bareArg = "serve-bare"
+
+// serveBare serves the files of a directory, each read once.
+func serveBare(addr, dir string) error {
+	var files sync.Map // path to bytes
+	s := &http.Server{Addr: addr, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, ok := files.Load(r.URL.Path)
+		if !ok {
+			read, err := os.ReadFile(filepath.Join(dir, filepath.Base(r.URL.Path)))
+			if err != nil {
+				return // the empty answer that start waits for
+			}
+			content, _ = files.LoadOrStore(r.URL.Path, read)
+		}
+		h := w.Header()
+		h["Content-Type"] = []string{"application/octet-stream"}
+		h["Content-Length"] = []string{strconv.Itoa(len(content.([]byte)))}
+		if r.Method != http.MethodHead {
+			_, _ = w.Write(content.([]byte)) // the client may have gone
+		}
+	})}
+	return s.ListenAndServe()
 }
 
 // three starts all contestants, Fairway first.
