@@ -110,3 +110,40 @@ func TestN13_AGuessOnlyProtects(t *testing.T) {
 		})
 	}
 }
+
+// TestN13_AContainerWithoutAnImageKeepsEverything: containerd names neither image nor snapshot
+// of what somebody mounted, as BuildKit does for each step of a build. While it runs
+// nothing is evicted. A record without a root and without a task is of no image for certain.
+func TestN13_AContainerWithoutAnImageKeepsEverything(t *testing.T) {
+	for _, version := range versions {
+		t.Run("containerd"+version, func(t *testing.T) {
+			s := newScene(t, version, "--quota", "50MiB")
+			im, ref := s.u.runnable("lib/mounted:1", 10)
+			s.c.pull(ref)
+			root := filepath.Join(t.TempDir(), "root")
+			if err := os.Mkdir(root, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			s.c.ctr("default", "i", "mount", "--rw", ref, root)
+			t.Cleanup(func() { unmountBelow(t, filepath.Dir(root)) })
+			id := s.c.newContainer("builder", "step")
+			s.c.ctr("builder", "run", "-d", "--rootfs", root, id, "/bin/sleep", "100000")
+
+			spec := filepath.Join(t.TempDir(), "spec.json")
+			if err := os.WriteFile(spec, []byte(`{"ociVersion":"1.0.2","process":{"args":["/bin/sleep"],"cwd":"/"},"root":{"path":"rootfs"}}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			left := s.c.newContainer("builder", "left")
+			s.c.ctr("builder", "c", "create", "--config", spec, left)
+			s.c.removeImage(ref)
+			s.a.settled()
+			s.a.limits("--quota", "1MiB")
+			s.a.gc()
+			s.a.keeps("a container of nobody knows what", im.all()...)
+			s.c.remove("builder", id)
+			s.c.ctr("default", "i", "unmount", "--rm", root)
+			s.a.loses("beside a record without a root", im.layers[1].Digest)
+			s.c.remove("builder", left)
+		})
+	}
+}

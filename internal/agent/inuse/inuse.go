@@ -43,8 +43,8 @@ type Container struct {
 	// config.md §Layer ChainID). A container with neither Digests nor ChainIDs
 	// cannot be traced to any content, and may use any, unless it is Imageless.
 	ChainIDs []oci.Digest
-	// Imageless says that the runtime has made it of no image at all, as of a root
-	// file system that somebody unpacked by hand.
+	// Imageless says that it is certain to use no image: the runtime itself says that
+	// it was made of none, or it has no root file system. What is merely not known does not count.
 	Imageless bool
 	// Blobs are configs and layers, where the runtime can list them. Where the
 	// content could not be traced, those that the image's name leads to now are

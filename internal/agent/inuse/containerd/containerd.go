@@ -110,7 +110,7 @@ func (s *Source) Snapshot(ctx context.Context) (inuse.Snapshot, error) {
 	var all inuse.Snapshot
 	read := s.documents.begin()
 	for _, name := range names {
-		r := &reading{Source: s, namespace: name, documents: read}
+		r := &reading{Source: s, namespace: name, documents: read, rootless: map[string]bool{}}
 		one, err := r.snapshot(within(ctx, name))
 		if err != nil {
 			return inuse.Snapshot{}, fmt.Errorf("containerd namespace %s: %w", name, err)

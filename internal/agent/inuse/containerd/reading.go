@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type reading struct {
 	documents *generation
 	graph     *graph
 	byName    map[string]*imagesapi.Image
+	rootless  map[string]bool // by ID of containers
 }
 
 // snapshot asks for what is under way first and for what is there after it,
@@ -151,10 +153,12 @@ func (r *reading) readContainers(ctx context.Context) ([]inuse.Container, error)
 			return nil, fmt.Errorf("container %s: %w", c.GetID(), err)
 		}
 		one.State = inuse.Created
-		if state, ok := states[c.GetID()]; ok {
+		state, ok := states[c.GetID()]
+		if ok {
 			one.State = state
 			delete(states, c.GetID())
 		}
+		one.Imageless = !ok && r.rootless[c.GetID()]
 		all = append(all, one)
 	}
 	for _, id := range slices.Sorted(maps.Keys(states)) {
@@ -181,10 +185,37 @@ func (r *reading) listContainers(ctx context.Context) ([]*containersapi.Containe
 			return nil, err
 		}
 		c := m.GetContainer()
-		c.Spec, c.Extensions = nil, nil // the larger part of it, of no use here
+		if rootless(c) {
+			r.rootless[c.GetID()] = true
+		}
+		c.Spec, c.Extensions = nil, nil // the larger part of it, of no use from here on
 		all = append(all, c)
 	}
 }
+
+// rootless reports that a container has no root file system before a task gives it
+// one: no snapshot, and in its spec the directory of the task's bundle. While there is
+// no task it is certain that it uses no image. With one nothing is certain: the root
+// that BuildKit, and Docker with a namespace of its own, give a task is made of images
+// that containerd does not name, and a directory elsewhere may be an image that
+// somebody mounted.
+func rootless(c *containersapi.Container) bool {
+	if c.GetImage() != "" || c.GetSnapshotKey() != "" {
+		return false
+	}
+	var spec struct {
+		Root struct {
+			Path *string `json:"path"`
+		} `json:"root"`
+	}
+	if err := json.Unmarshal(c.GetSpec().GetValue(), &spec); err != nil || spec.Root.Path == nil {
+		return false
+	}
+	return *spec.Root.Path == bundleRoot
+}
+
+// bundleRoot is where a bundle's root file system is mounted, relative to it.
+const bundleRoot = "rootfs"
 
 func stateOf(s task.Status) inuse.State {
 	switch s {
@@ -306,7 +337,6 @@ func (r *reading) guess(ctx context.Context, c *containersapi.Container, one *in
 	if r.namespace == dockerNamespace {
 		return nil // Docker keeps names and snapshots to itself, and can trace it
 	}
-	one.Imageless = c.GetImage() == "" && c.GetSnapshotKey() == ""
 	image := r.byName[c.GetImage()]
 	target, err := oci.ParseDigest(image.GetTarget().GetDigest())
 	if err != nil {
