@@ -60,7 +60,11 @@ func TestN7_ABanGrowsWithEachLieUpToADay(t *testing.T) {
 			}
 			time.Sleep(banMax + time.Second)
 		}
-		time.Sleep(banForget)
+		time.Sleep(banForget - time.Second) // exactly so long after the end of the last one
+		if got := term(); got != banMax {
+			t.Errorf("a lie that is not forgotten yet: banned for %v, want %v", got, banMax)
+		}
+		time.Sleep(banMax + banForget + time.Second)
 		if got := term(); got != banLiar {
 			t.Errorf("after a day without a lie: banned for %v, want %v", got, banLiar)
 		}
