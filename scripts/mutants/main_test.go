@@ -71,6 +71,7 @@ func halfTested(a int) bool {
 
 func untested(a int) bool { return a == 1 }
 `,
+	"p/q.go": "package p\n\nconst longer = query + \" ORDER BY b\"\n",
 	"p/p_test.go": `package p
 
 import "testing"
@@ -81,7 +82,7 @@ func TestP(t *testing.T) {
 			t.Error(c, got)
 		}
 	}
-	if !halfTested(11) || query == "" {
+	if !halfTested(11) || longer == "" {
 		t.Error("wrong")
 	}
 }

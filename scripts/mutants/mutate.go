@@ -7,8 +7,6 @@ import (
 	"go/constant"
 	"go/token"
 	"go/types"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -42,7 +40,9 @@ type instrumenter struct {
 	mutants *[]Mutant
 	inFunc  string
 	edits   []edit
-	seen    map[ast.Node]bool // boolean expressions that have their mutants
+	seen    map[ast.Node]bool // what has its edits
+
+	variables map[types.Object]bool // constants of the package that are variables now
 }
 
 // edit is text to insert, or bytes to replace if to is not 0. Of those at the same
@@ -52,14 +52,8 @@ type edit struct {
 	text         string
 }
 
-// instrument returns the source of a file with the mutants of the declarations
-// named, or of all.
-func instrument(fset *token.FileSet, path string, f *ast.File, info *types.Info, only []string, mutants *[]Mutant) ([]byte, error) {
-	src, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	in := &instrumenter{file: filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path), src: src, fset: fset, info: info, mutants: mutants, seen: map[ast.Node]bool{}}
+// instrument adds the mutants of the declarations of a file that are named, or of all.
+func (in *instrumenter) instrument(f *ast.File, only []string) {
 	for _, d := range f.Decls {
 		names := declared(d)
 		if len(only) > 0 && !slices.ContainsFunc(names, func(n string) bool { return slices.Contains(only, n) }) {
@@ -70,7 +64,7 @@ func instrument(fset *token.FileSet, path string, f *ast.File, info *types.Info,
 		case *ast.FuncDecl:
 			ast.Inspect(d, in.visit)
 		case *ast.GenDecl:
-			before := len(*mutants)
+			before := len(*in.mutants)
 			for _, s := range d.Specs {
 				if v, ok := s.(*ast.ValueSpec); ok {
 					in.inFunc = v.Names[0].Name
@@ -79,22 +73,58 @@ func instrument(fset *token.FileSet, path string, f *ast.File, info *types.Info,
 					}
 				}
 			}
-			if d.Tok == token.CONST && len(*mutants) > before {
-				at := in.offset(d.TokPos)
-				in.edits = append(in.edits, edit{at: at, to: at + len("const"), text: "var"})
+			if len(*in.mutants) > before {
+				in.variable(d)
 			}
 		}
 	}
+}
+
+// variable makes variables of constants, since a mutant of theirs is chosen at run time.
+func (in *instrumenter) variable(d *ast.GenDecl) {
+	if d.Tok != token.CONST || in.seen[d] {
+		return
+	}
+	in.seen[d] = true
+	at := in.offset(d.TokPos)
+	in.edits = append(in.edits, edit{at: at, to: at + len("const"), text: "var"})
+	for _, s := range d.Specs {
+		for _, name := range s.(*ast.ValueSpec).Names {
+			in.variables[in.info.Defs[name]] = true
+		}
+	}
+}
+
+// follow makes variables of the constants that depend on such, and reports whether
+// there were any.
+func (in *instrumenter) follow(f *ast.File) bool {
+	before := len(in.variables)
+	ast.Inspect(f, func(n ast.Node) bool {
+		if d, ok := n.(*ast.GenDecl); ok && d.Tok == token.CONST {
+			ast.Inspect(d, func(n ast.Node) bool {
+				if id, ok := n.(*ast.Ident); ok && in.variables[in.info.Uses[id]] {
+					in.variable(d)
+				}
+				return true
+			})
+		}
+		return true
+	})
+	return len(in.variables) > before
+}
+
+// source is the file with its edits.
+func (in *instrumenter) source() []byte {
 	slices.SortStableFunc(in.edits, func(a, b edit) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.rank, b.rank)) })
 	var out strings.Builder
 	last := 0
 	for _, e := range in.edits {
-		out.Write(src[last:e.at])
+		out.Write(in.src[last:e.at])
 		out.WriteString(e.text)
 		last = max(e.at, e.to)
 	}
-	out.Write(src[last:])
-	return []byte(out.String()), nil
+	out.Write(in.src[last:])
+	return []byte(out.String())
 }
 
 func declared(d ast.Decl) (names []string) {

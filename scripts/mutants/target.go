@@ -95,17 +95,33 @@ func (t target) instrument(dir string) (overlay string, mutants []Mutant, err er
 	if err != nil {
 		return "", nil, err
 	}
-	replace := map[string]string{}
-	for _, name := range t.order {
-		f := files[name]
-		if f == nil {
-			return "", nil, fmt.Errorf("%s is not in %s", name, t.dir)
-		}
-		src, err := instrument(fset, filepath.Join(t.dir, name), f, info, t.files[name], &mutants)
+	all, variables := map[string]*instrumenter{}, map[types.Object]bool{}
+	for name := range files {
+		path := filepath.Join(t.dir, name)
+		src, err := os.ReadFile(path)
 		if err != nil {
 			return "", nil, err
 		}
-		if err := put(replace, dir, filepath.Join(t.dir, name), src); err != nil {
+		all[name] = &instrumenter{file: filepath.Base(t.dir) + "/" + name, src: src, fset: fset, info: info, mutants: &mutants, seen: map[ast.Node]bool{}, variables: variables}
+	}
+	for _, name := range t.order {
+		if files[name] == nil {
+			return "", nil, fmt.Errorf("%s is not in %s", name, t.dir)
+		}
+		all[name].instrument(files[name], t.files[name])
+	}
+	for more := len(variables) > 0; more; {
+		more = false
+		for name, in := range all {
+			more = in.follow(files[name]) || more
+		}
+	}
+	replace := map[string]string{}
+	for name, in := range all {
+		if len(in.edits) == 0 {
+			continue
+		}
+		if err := put(replace, dir, filepath.Join(t.dir, name), in.source()); err != nil {
 			return "", nil, err
 		}
 	}

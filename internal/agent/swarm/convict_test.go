@@ -254,7 +254,28 @@ func TestN7_RoundsEnd(t *testing.T) {
 
 	z := newTrial(t, 8)
 	z.bring(func(int) (plan.Node, bool) { return "honest", false })
-	if err := z.d.convict(&piece.MismatchError{}); err == nil {
+	if err := z.d.convict(&piece.MismatchError{From: map[string][]int{nameOf("honest"): {0}}}); err == nil {
 		t.Error("nothing is missing, and the download goes on")
+	}
+}
+
+// The pieces that are compared are drawn, so that no place in a blob is safe for a lie.
+func TestN7_ALieIsFoundWhereverItIs(t *testing.T) {
+	for name, wrong := range map[string]func(i int) bool{
+		"first half":  func(i int) bool { return i < 16 },
+		"second half": func(i int) bool { return i >= 16 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 20 { // each finds it in 15 of 16 cases
+				x := newTrial(t, 32)
+				x.bring(func(i int) (plan.Node, bool) { return "liar", wrong(i) })
+				_, err := x.convict()
+				x.must(err)
+				if len(x.lies) > 0 {
+					return
+				}
+			}
+			t.Error("never found")
+		})
 	}
 }

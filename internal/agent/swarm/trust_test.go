@@ -259,6 +259,9 @@ func TestN7_OnlyDeedsOfPeersAreCompared(t *testing.T) {
 	x.note(0, []byte("old"), plan.Origin, false)
 	x.note(1, []byte("right"), "honest", false)
 	x.note(2, []byte("wrong"), "liar", true)
+	if x.fromPeer(0) || !x.fromPeer(1) {
+		t.Error("a piece of the origin is a peer's, or the other way round")
+	}
 	stored := map[string][]int{"upstream": {0}, "peer:honest": {1}, "peer:liar": {2}}
 	if _, lied := x.compare(2, []byte("right")); lied {
 		t.Error("judged before the whole was found wrong")
