@@ -68,12 +68,15 @@ type leader struct {
 	sentLost []Node
 }
 
-// ahead returns how many leased pieces the node can fetch in a short while.
+// ahead returns how many leased pieces the node can fetch in a short while, by the
+// pace so far. They are no more than it has brought: whoever began while the others
+// waited would else take a large part of a small blob at a pace that ends with the
+// wait, and all wait for it at the end.
 func (d *Download) ahead() int {
 	if d.origin.gap <= 0 {
 		return 2
 	}
-	return max(2, min(int(originAhead/d.origin.gap), originRuns*originRun))
+	return max(2, min(int(originAhead/d.origin.gap), originRuns*originRun, d.origin.brought))
 }
 
 // want returns how many leases to ask for.

@@ -15,6 +15,7 @@ const (
 	maxHeld       = 4 * maxLease // leases of one member
 	headAlone     = 50 * time.Millisecond
 	headAgain     = 10 * time.Millisecond
+	headPer       = 10 // pieces for each who reads from the origin; with fewer, the wait costs more than it brings
 	suspectFor    = 30 * time.Second
 	movedGrace    = 500 * time.Millisecond
 	starvedLong   = 3 // announcements without a new piece

@@ -101,6 +101,7 @@ type origin struct {
 	last     time.Duration // when the last piece came or a run began
 	retry    time.Duration // not before
 	strikes  int
+	brought  int // pieces
 }
 
 // NewDownload returns the schedule of a blob that nobody was asked for yet.
@@ -221,6 +222,7 @@ func (o *origin) delivered(now time.Duration) {
 	}
 	o.gap += (gap - o.gap) / 4
 	o.last, o.strikes = now, 0
+	o.brought++
 }
 
 func (d *Download) drop(f *flight) {

@@ -12,7 +12,7 @@ import (
 func TestHead_TheDirectoryLetsOneNodeReadTheFirstPieceAlone(t *testing.T) {
 	ask := func(d *Directory, at time.Duration, a Announce) Reply {
 		t.Helper()
-		a.Blob, a.Pieces = "b", 64
+		a.Blob, a.Pieces = "b", max(64, a.Pieces)
 		r, err := d.Announce(at, a)
 		if err != nil {
 			t.Fatal(err)
@@ -50,12 +50,53 @@ func TestHead_TheDirectoryLetsOneNodeReadTheFirstPieceAlone(t *testing.T) {
 		t.Errorf("another node has the first piece, and the others wait on for %d ms", r.Retry)
 	}
 
-	d = directory()
+	const many = headPer * (maxFetchers + 3)
+	d = NewDirectory(DirectoryLimits{}, rand.New(rand.NewPCG(1, 2)))
+	ask(d, 0, Announce{Node: "first", Want: 2, Pieces: many})
 	for i := range maxFetchers + 1 {
-		ask(d, at, Announce{Node: Node(rune('a' + i))})
+		ask(d, at, Announce{Node: Node(rune('a' + i)), Pieces: many})
 	}
-	if r := ask(d, at, Announce{Node: "second", Want: 2}); len(r.Lease) > 0 || r.Retry < int((headAlone-at).Milliseconds()) {
+	if r := ask(d, at, Announce{Node: "second", Want: 2, Pieces: many}); len(r.Lease) > 0 || r.Retry < int((headAlone-at).Milliseconds()) {
 		t.Errorf("one of many: leases %v, retry in %d ms", r.Lease, r.Retry)
+	}
+}
+
+// TestHead_NobodyWaitsWhereThereAreFewPiecesForEach keeps the wait from small blobs.
+func TestHead_NobodyWaitsWhereThereAreFewPiecesForEach(t *testing.T) {
+	for pieces, waits := range map[int]bool{2*headPer - 1: false, 2 * headPer: true} {
+		d := NewDirectory(DirectoryLimits{}, rand.New(rand.NewPCG(1, 2)))
+		for _, n := range []Node{"first", "second"} {
+			r, err := d.Announce(0, Announce{Blob: "b", Node: n, Pieces: pieces, Want: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(r.Lease) == 0; got != (waits && n == "second") {
+				t.Errorf("%d pieces: %s waits: %v", pieces, n, got)
+			}
+		}
+	}
+}
+
+// TestHead_WhoBeginsAloneAsksForNoMoreThanItHasBrought: its pace ends when the others
+// begin.
+func TestHead_WhoBeginsAloneAsksForNoMoreThanItHasBrought(t *testing.T) {
+	d := NewDownload(Options{Blob: "b", Self: "n", Pieces: 256, Rand: rand.New(rand.NewPCG(1, 2))})
+	d.Announce(0)
+	d.Replied(0, Reply{Lease: []int{0}})
+	for i := range 64 {
+		now := time.Duration(i+1) * time.Millisecond // so much faster than any share of a link
+		d.Next(now - time.Millisecond)
+		d.Got(now, i, Origin)
+		d.RunEnded()
+		if got, most := d.want(now), max(2, i+1); got > most {
+			t.Fatalf("after %d pieces it asks for %d", i+1, got)
+		}
+		if i < 63 {
+			d.Replied(now, Reply{Lease: []int{i + 1}})
+		}
+	}
+	if d.want(64*time.Millisecond) != originRuns*originRun {
+		t.Errorf("it asks for %d after so many", d.want(64*time.Millisecond))
 	}
 }
 

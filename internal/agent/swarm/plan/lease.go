@@ -74,10 +74,11 @@ func (e *entry) grant(now time.Duration, m *member, want int, r *Reply) {
 
 // headStart is how long m is kept waiting for the sake of the first piece, for
 // which every runtime waits: over a link that all share it comes soonest if nobody
-// else reads from the origin meanwhile. Few members may ask again before that.
+// else reads from the origin meanwhile. Few members may ask again before that. Where
+// there are few pieces for each, nobody waits: the links of those who do stay empty.
 func (e *entry) headStart(now time.Duration, m *member) time.Duration {
 	l, leased := e.leases[0]
-	if !leased || l.m == m || e.copies[0] > 0 {
+	if !leased || l.m == m || e.copies[0] > 0 || e.pieces < headPer*min(len(e.list), maxFetchers) {
 		return 0
 	}
 	wait := l.at + headAlone - now
