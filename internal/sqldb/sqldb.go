@@ -74,6 +74,7 @@ type DB struct {
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
 	opened       time.Time
 	asked        atomic.Int64 // when a client last asked for a write, in ns after opened
+	upkeep       atomic.Int64 // see Upkeep, in ns
 	unsynced     atomic.Bool  // a commit may not be on the disk yet
 	stop         chan struct{}
 	done         sync.WaitGroup
@@ -307,7 +308,7 @@ func (db *DB) Note(ctx context.Context, fn func(*Tx) error) error {
 // Maintain is Write for the collector: clients' writes go first, and a full
 // disk makes it use the space held in reserve.
 func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
-	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn} })
+	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn, upkeep: true} })
 }
 
 // MaintainNote is Maintain for what a loss of power may take back, as with Note.
@@ -315,7 +316,7 @@ func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
 // clients. Whoever acts on what it wrote where that cannot be taken back, such as
 // by deleting a file, calls Sync first.
 func (db *DB) MaintainNote(ctx context.Context, fn func(*Tx) error) error {
-	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn, lazy: true} })
+	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn, lazy: true, upkeep: true} })
 }
 
 // Sync returns when all that was committed before it is durable.
@@ -360,6 +361,11 @@ const contendedFor = 50 * time.Millisecond
 func (db *DB) Contended() bool {
 	return int64(time.Since(db.opened))-db.asked.Load() < int64(contendedFor)
 }
+
+// Upkeep is the time for which the writer has worked for maintenance so far, and
+// during which clients' writes could only wait: not that for which maintenance
+// has waited for its turn, or for the disk together with clients.
+func (db *DB) Upkeep() time.Duration { return time.Duration(db.upkeep.Load()) }
 
 // IsFull reports that the disk had no room for a write.
 func IsFull(err error) bool {

@@ -10,13 +10,14 @@ import (
 
 // op is one waiting write.
 type op struct {
-	fn    func(*Tx) error
-	lazy  bool         // its commit need not wait for the disk
-	sync  bool         // it changes a page, so that its commit does wait
-	state atomic.Int32 // opWaiting → opRunning or opGivenUp
-	tx    *Tx
-	err   error
-	done  chan struct{}
+	fn     func(*Tx) error
+	lazy   bool         // its commit need not wait for the disk
+	sync   bool         // it changes a page, so that its commit does wait
+	upkeep bool         // of maintenance
+	state  atomic.Int32 // opWaiting → opRunning or opGivenUp
+	tx     *Tx
+	err    error
+	done   chan struct{}
 }
 
 const (
@@ -223,7 +224,12 @@ func (db *DB) transact(group []*op) error {
 		if _, err := c.exec("SAVEPOINT op"); err != nil {
 			return db.abort(fmt.Errorf("savepoint: %w", err))
 		}
-		if o.err = runOp(o); o.err != nil {
+		began := time.Now()
+		o.err = runOp(o)
+		if o.upkeep {
+			db.upkeep.Add(int64(time.Since(began)))
+		}
+		if o.err != nil {
 			if _, err := c.exec("ROLLBACK TO op"); err != nil {
 				// A full disk or an I/O error ends the whole transaction.
 				return db.abort(fmt.Errorf("%w (transaction lost: %w)", o.err, err))

@@ -26,10 +26,10 @@ const batchMax = 128
 const purgeMax = 1024
 
 // While clients write, a batch is applied in steps of so many acts, and each
-// is followed by a rest of so many times its length.
+// is followed by a rest of so many times the work that it was.
 const (
-	stepMax    = 16
-	restFactor = 4
+	stepMax    = 48
+	restFactor = 2
 	restMax    = 200 * time.Millisecond
 )
 
@@ -189,27 +189,28 @@ func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 		if more = r.store.Contended(); more {
 			step, left, more = cut(left, stepMax)
 		}
-		began := time.Now()
+		before := r.store.Upkeep()
 		n, err := r.applyStep(ctx, step)
 		failed += n
 		if err != nil {
 			return failed, err
 		}
-		if err := r.rest(ctx, time.Since(began)); err != nil {
+		if err := r.rest(ctx, r.store.Upkeep()-before); err != nil {
 			return failed, err
 		}
 	}
 	return failed, nil
 }
 
-// rest leaves the database to clients, if any are writing, for some times as
-// long as a step has taken: so a collection slows a push by a small part of
-// itself, however long it goes on (R5).
-func (c *Collector) rest(ctx context.Context, step time.Duration) error {
+// rest leaves the database and the storage to clients, if any are writing, for some
+// times as long as a step has kept them busy: so a collection slows a push by a small part
+// of itself, however long it goes on (R5). What a step has waited for, such as its
+// turn, is no work.
+func (c *Collector) rest(ctx context.Context, work time.Duration) error {
 	if !c.store.Contended() {
 		return nil
 	}
-	t := time.NewTimer(min(restFactor*step, restMax))
+	t := time.NewTimer(min(restFactor*work, restMax))
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
@@ -539,11 +540,7 @@ func (r *runner) purge(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		limit := purgeMax
-		if r.store.Contended() {
-			limit = stepMax
-		}
-		ps, err := r.store.DuePurges(ctx, origin, due, key, limit)
+		ps, err := r.store.DuePurges(ctx, origin, due, key, purgeMax)
 		if err != nil {
 			return err
 		}
@@ -553,12 +550,8 @@ func (r *runner) purge(ctx context.Context) error {
 		if len(ps) == 0 {
 			return nil
 		}
-		began := time.Now()
 		due, key = ps[len(ps)-1].DueAt, ps[len(ps)-1].Key
 		if err := r.purgeThese(ctx, r.takePurges(ps)); err != nil {
-			return err
-		}
-		if err := r.rest(ctx, time.Since(began)); err != nil {
 			return err
 		}
 	}
@@ -571,16 +564,36 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 	if err := r.store.Sync(ctx); err != nil {
 		return err
 	}
-	all, unproven := r.deleteBytes(ctx, ps)
-	for outcomes := range slices.Chunk(all, batchMax) {
-		// What is deleted is counted, also when the run is told to stop.
-		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
-		if err != nil {
+	for left := ps; len(left) > 0; {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		r.metrics.worked(counts)
+		n := batchMax
+		if r.store.Contended() {
+			n = stepMax
+		}
+		n = min(n, len(left))
+		began := time.Now()
+		outcomes, unproven := r.deleteBytes(ctx, left[:n])
+		took := time.Since(began)
+		if len(outcomes) > 0 {
+			// What is deleted is counted, also when the run is told to stop.
+			counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
+			if err != nil {
+				return err
+			}
+			r.metrics.worked(counts)
+		}
+		if unproven != nil {
+			return unproven
+		}
+		if left = left[n:]; len(left) > 0 {
+			if err := r.rest(ctx, took); err != nil {
+				return err
+			}
+		}
 	}
-	return unproven
+	return nil
 }
 
 // takePurges returns those that no other run of this process is deleting: the

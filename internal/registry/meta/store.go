@@ -92,6 +92,9 @@ const LeaseMemory = leaseMemory
 // take small steps.
 func (s *Store) Contended() bool { return s.db.Contended() }
 
+// Upkeep is the time that collectors have kept the writer busy so far.
+func (s *Store) Upkeep() time.Duration { return s.db.Upkeep() }
+
 // Ping tells whether the database answers.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.db.Read(ctx, func(tx *sqldb.Tx) error {
