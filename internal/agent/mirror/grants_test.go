@@ -182,6 +182,63 @@ func TestR12_AManifestsWordReplacesNoBetterOne(t *testing.T) {
 	}
 }
 
+// What is known in memory does not hide what the index knows, unless that could
+// add nothing.
+func TestR12_BothMemoryAndTheIndexCount(t *testing.T) {
+	w := newWords(t)
+	edges := []index.Edge{{Child: testDigest, Role: index.RoleLayer, Size: 9, MediaType: "layer"}}
+	now := func() int64 { return w.at.UnixMilli() }
+	w.children(by("user"), edges, true, true)
+	w.must(w.index.GrantPublic(t.Context(), "up", "r", testDigest, now()))
+	w.says("hearsay, and everybody's right", by("user"), testDigest, facts{direct: fresh, public: true}, 9)
+	w.children(by("other"), edges, false, false)
+	w.says("a client's manifest, and everybody's right", by("other"), testDigest, facts{direct: fresh, loose: fresh, public: true}, 9)
+
+	w = newWords(t)
+	w.must(w.index.PutEdges(t.Context(), testManifest, edges))
+	w.must(w.grant(t.Context(), by(""), testManifest, false, 1))
+	w.pass(testTTL)
+	w.must(w.index.GrantPublic(t.Context(), "up", "r", testManifest, now()))
+	w.says("the node's manifest of a while ago, and everybody's", by(""), testDigest, facts{loose: fresh, public: true}, 9)
+
+	// An index above the manifest is enough, and the manifest says how large it is.
+	w = newWords(t)
+	above, second := digest.FromString("index"), digest.FromString("manifest 2")
+	w.must(w.index.PutEdges(t.Context(), testManifest, edges))
+	w.must(w.index.PutEdges(t.Context(), above, []index.Edge{{Child: testManifest, Role: index.RoleManifest, Size: 5}}))
+	w.must(w.index.GrantPublic(t.Context(), "up", "r", above, now()))
+	w.says("everybody's index", by("user"), testDigest, facts{loose: fresh, public: true}, 9)
+
+	// The strongest of several manifests counts, and no size replaces the upstream's.
+	for _, size := range []int64{7, 0} {
+		for _, late := range []oci.Digest{testManifest, second} {
+			w = newWords(t)
+			w.must(w.index.PutEdges(t.Context(), testManifest, edges))
+			w.must(w.index.PutEdges(t.Context(), second, edges))
+			for _, d := range []oci.Digest{testManifest, second, testDigest} {
+				w.must(w.grant(t.Context(), by(""), d, false, size))
+			}
+			w.pass(testTTL)
+			w.must(w.grant(t.Context(), by(""), late, false, 1))
+			w.says("one of two manifests", by(""), testDigest, facts{direct: past, loose: fresh}, size)
+		}
+	}
+
+	before := w.grants.Len()
+	w.must(w.age(t.Context(), by("user"), second))
+	if w.grants.Len() != before {
+		t.Error("a doubt about what nobody gave is remembered as a word")
+	}
+	w.children(by("user"), edges, true, false)
+	w.must(w.grant(t.Context(), by("other"), testDigest, false, 9))
+	w.must(w.index.Close())
+	w.says("the manifest that was just given", by("user"), testDigest, facts{loose: fresh, public: true}, 9)
+	w.says("what the upstream just gave", by("other"), testDigest, facts{direct: fresh}, 9)
+	if _, _, _, err := w.about(t.Context(), by("none"), testDigest); err == nil {
+		t.Error("an index that fails means no right, not an error")
+	}
+}
+
 func TestR12_AnUpstreamsWordTakesThePlaceOfHearsay(t *testing.T) {
 	hearsay := grant{heard: true, public: true}
 	var f facts
@@ -207,6 +264,14 @@ func TestR12_AnUpstreamsWordTakesThePlaceOfHearsay(t *testing.T) {
 	f.add(grant{}, past, true)
 	if f != (facts{loose: fresh, direct: fresh, public: true}) {
 		t.Errorf("then everybody's: %+v", f)
+	}
+	f = facts{loose: past}
+	if f.add(hearsay, fresh, false); f != (facts{loose: past}) {
+		t.Errorf("hearsay beside a word about its manifest: %+v", f)
+	}
+	f = facts{}
+	if f.add(grant{heard: true}, fresh, false); f != (facts{heard: true}) {
+		t.Errorf("hearsay about what is not everybody's: %+v", f)
 	}
 	f = facts{direct: past}
 	if f.add(hearsay, fresh, false); f != (facts{direct: past}) {

@@ -149,8 +149,9 @@ func unlessFull(err error) error {
 func (g *rights) children(a access, edges []index.Edge, public, heard bool) {
 	for _, e := range edges {
 		key := grantKey{a.who, a.ns, a.repo, e.Child}
-		got, ok := g.grants.Get(key)
-		if ok = ok && g.standing(a, got) == fresh; e.Role == index.RoleSubject || ok && (got.direct || heard && !got.heard) {
+		got, _ := g.grants.Get(key) // the zero grant counts for nothing
+		better := g.standing(a, got) == fresh && (got.direct || heard && !got.heard)
+		if e.Role == index.RoleSubject || better {
 			continue
 		}
 		size := e.Size
@@ -188,14 +189,13 @@ func (g *rights) since(at int64) standing {
 // about gathers what upstreams have said about a's right to d.
 func (g *rights) about(ctx context.Context, a access, d oci.Digest) (f facts, size int64, mediaType string, err error) {
 	size = -1
-	if got, ok := g.grants.Get(grantKey{a.who, a.ns, a.repo, d}); ok {
-		f.add(got, g.standing(a, got), got.direct)
-		if f != (facts{}) {
-			size, mediaType = got.size, got.mediaType
-		}
-		if f.direct == fresh || f.loose == fresh && f.public {
-			return f, size, mediaType, nil
-		}
+	got, _ := g.grants.Get(grantKey{a.who, a.ns, a.repo, d}) // the zero grant counts for nothing
+	f.add(got, g.standing(a, got), got.direct)
+	if f != (facts{}) {
+		size, mediaType = got.size, got.mediaType
+	}
+	if f.direct == fresh || f.loose == fresh && f.public {
+		return f, size, mediaType, nil
 	}
 	known, err := g.index.Granted(ctx, a.ns, a.repo, d)
 	if err != nil {
@@ -211,11 +211,8 @@ func (g *rights) about(ctx context.Context, a access, d oci.Digest) (f facts, si
 		if e.Role == index.RoleSubject {
 			continue // a manifest about d does not make d a part of it
 		}
-		got, ok := g.grants.Get(grantKey{a.who, a.ns, a.repo, e.Parent})
-		counts := never
-		if ok {
-			counts = g.standing(a, got)
-		}
+		got, _ := g.grants.Get(grantKey{a.who, a.ns, a.repo, e.Parent})
+		counts := g.standing(a, got)
 		if counts == never {
 			of, err := g.index.Granted(ctx, a.ns, a.repo, e.Parent)
 			if err != nil {
@@ -302,9 +299,8 @@ func (g *rights) forget(key grantKey) {
 	g.grants.Remove(key)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if holders, ok := g.private.Get(key.digest); ok {
-		delete(holders, key)
-	}
+	holders, _ := g.private.Get(key.digest)
+	delete(holders, key)
 }
 
 // allowed reports whether anybody on this node may have a private d, by the word
@@ -312,10 +308,7 @@ func (g *rights) forget(key grantKey) {
 func (g *rights) allowed(ns string, d oci.Digest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	holders, ok := g.private.Get(d)
-	if !ok {
-		return false
-	}
+	holders, _ := g.private.Get(d)
 	for key, at := range holders {
 		if key.ns == ns && g.now().Sub(at).Abs() < g.ttl {
 			return true

@@ -2,7 +2,9 @@ package gc_test
 
 import (
 	"database/sql"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,7 +83,8 @@ func TestR4_StoreRefusesToUnlinkWhatMustStay(t *testing.T) {
 	f := h.linkOf("a", "fresh")
 	f.Version--
 	h.refused("of an older version", claim(f, meta.NoLimit))
-	c := h.claim(claim(h.linkOf("a", "fresh"), meta.NoLimit))
+	f = h.linkOf("a", "fresh")
+	c := h.claim(claim(f, f.TouchedAt))
 	h.wants(c.Unlinked == 1, "and what may go does not: %+v", c)
 }
 
@@ -101,7 +104,8 @@ func TestR4_StoreRefusesToForgetABlobThatMustStay(t *testing.T) {
 	f := h.blobOf("layer")
 	f.Version--
 	h.refused("of an older version", claim(f, meta.NoLimit))
-	c := h.claim(claim(h.blobOf("layer"), meta.NoLimit))
+	f = h.blobOf("layer")
+	c := h.claim(claim(f, f.TouchedAt))
 	h.wants(c.Collected == 1, "and what may go does not: %+v", c)
 }
 
@@ -128,7 +132,9 @@ func TestR4_StoreRefusesToTrashAManifestThatMustStay(t *testing.T) {
 	f := h.manifestOf("a", loose)
 	f.Version--
 	h.refused("of an older version", claim(f, meta.NoLimit))
-	c := h.claim(claim(h.manifestOf("a", loose), meta.NoLimit))
+	f = h.manifestOf("a", loose)
+	h.refused("just touched", claim(f, max(f.TouchedAt, f.LooseAt)-1))
+	c := h.claim(claim(f, max(f.TouchedAt, f.LooseAt)))
 	h.wants(c.Trashed == 1, "and what may go does not: %+v", c)
 }
 
@@ -150,7 +156,8 @@ func TestR4_StoreRefusesToEmptyTheTrashOfWhatMustStay(t *testing.T) {
 	f := h.trashOf("a", d)
 	f.Version--
 	h.refused("of an older version", claim(f, meta.NoLimit))
-	c := h.claim(claim(h.trashOf("a", d), meta.NoLimit))
+	f = h.trashOf("a", d)
+	c := h.claim(claim(f, f.TrashedAt))
 	h.wants(c.Collected == 1, "and what may go does not: %+v", c)
 }
 
@@ -162,7 +169,7 @@ func TestStoreRefusesToEndAnUploadInUse(t *testing.T) {
 	h.wants(c.Kept["raced"] == 1, "within the window: %+v", c)
 	c = h.claim(meta.Work{Abandon: []meta.UploadClaim{{ID: u.ID, Version: u.Version + 1, Before: meta.NoLimit}}})
 	h.wants(c.Kept["raced"] == 1, "of another version: %+v", c)
-	c = h.claim(meta.Work{Abandon: []meta.UploadClaim{{ID: u.ID, Version: u.Version, Before: meta.NoLimit}}})
+	c = h.claim(meta.Work{Abandon: []meta.UploadClaim{{ID: u.ID, Version: u.Version, Before: h.clock.Load()}}})
 	h.wants(c.Collected == 1, "and what may go does not: %+v", c)
 }
 
@@ -180,4 +187,102 @@ func TestR6_PurgeQueueNeverYieldsALivingKey(t *testing.T) {
 	h.must(raw.Close())
 	run := h.collect(h.gc.Policy())
 	h.wants(run.Purged == 0 && h.hasBlob("a", "layer"), "a living object was purged: %+v", run.Counts)
+}
+
+// The strictest limit of a batch is that of all.
+func TestR4_StoreAppliesTheStrictestLimitOfABatch(t *testing.T) {
+	for _, limits := range [][2]int64{{0, meta.NoLimit}, {meta.NoLimit, 0}} {
+		h := newHouse(t)
+		h.push("a", "1")
+		h.push("a", "2")
+		var claims []meta.Claim
+		for i, content := range []string{"1", "2"} {
+			f := h.linkOf("a", content)
+			claims = append(claims, meta.Claim{ID: f.ID, Version: f.Version, Before: limits[i]})
+		}
+		c := h.claim(meta.Work{Unlink: claims})
+		h.wants(c.Unlinked == 0 && c.Kept["raced"] == 2, "limits %v: %+v", limits, c)
+	}
+}
+
+// Where a manifest has more children than one transaction settles, the claim goes
+// on until all are settled, whatever else is claimed with it.
+func TestR7_AClaimSettlesAllKinOfWhatItTrashes(t *testing.T) {
+	for _, first := range []string{"many", "few"} {
+		h := newHouse(t)
+		var children []oci.Digest
+		for i := range 450 {
+			children = append(children, h.index("a", "", digest.FromString(fmt.Sprint(i))))
+		}
+		many, few := h.index("a", "", children...), h.index("a", "", digest.FromString("few"))
+		order := []oci.Digest{many, few}
+		if first == "few" {
+			slices.Reverse(order)
+		}
+		var w meta.Work
+		for _, d := range order {
+			f := h.manifestOf("a", d)
+			w.Trash = append(w.Trash, meta.TrashClaim{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: meta.NoLimit}, Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest})
+		}
+		c := h.claim(w)
+		h.wants(c.Trashed == 2 && h.count("SELECT count(*) FROM kin") == 0, "%s first: %+v, %d kin are left", first, c, h.count("SELECT count(*) FROM kin"))
+	}
+}
+
+// Each claim counts a lease while it holds and for a window after its end, to the
+// millisecond.
+func TestR4_StoreCountsALeaseForAWindowAfterItsEnd(t *testing.T) {
+	p := strandedPolicy(window, 0)
+	p.Stranded = 1
+	claim := func(id, version int64) meta.Claim { return meta.Claim{ID: id, Version: version, Before: meta.NoLimit} }
+	loose := digest.FromBytes(manifest("", "layer"))
+	for name, tt := range map[string]struct {
+		leased oci.Digest
+		make   func(h *house)
+		claim  func(h *house) meta.Work
+	}{
+		"a loose manifest": {loose, func(h *house) { h.image("a", []string{"layer"}) }, func(h *house) meta.Work {
+			f := h.manifestOf("a", loose)
+			return meta.Work{Trash: []meta.TrashClaim{{Claim: claim(f.ID, f.Version), Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest}}}
+		}},
+		"a stranded manifest": {loose, func(h *house) {
+			h.image("a", []string{"layer"}, "t")
+			h.exec("INSERT INTO stranded (repo_id, tag, manifest_id, subject, since) SELECT repo_id, name, manifest_id, 'sha256:x', 1 FROM tags")
+		}, func(h *house) meta.Work {
+			f := h.manifestOf("a", loose)
+			return meta.Work{Trash: []meta.TrashClaim{{Claim: claim(f.ID, f.Version), Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest, Stranded: true}}}
+		}},
+		"a manifest in the trash": {loose, func(h *house) { h.delete("a", h.image("a", []string{"layer"})) }, func(h *house) meta.Work {
+			f := h.trashOf("a", loose)
+			return meta.Work{Remove: []meta.Claim{claim(f.ID, f.Version)}}
+		}},
+		"a link": {digest.FromString("layer"), func(h *house) { h.push("a", "layer") }, func(h *house) meta.Work {
+			f := h.linkOf("a", "layer")
+			return meta.Work{Unlink: []meta.Claim{claim(f.ID, f.Version)}}
+		}},
+		"a blob": {digest.FromString("layer"), func(h *house) {
+			h.push("a", "layer")
+			f := h.linkOf("a", "layer")
+			h.claim(meta.Work{Unlink: []meta.Claim{claim(f.ID, f.Version)}})
+		}, func(h *house) meta.Work {
+			f := h.blobOf("layer")
+			return meta.Work{Collect: []meta.Claim{claim(f.ID, f.Version)}}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			tt.make(h)
+			h.pass(2 * window)
+			h.leaseFor(time.Minute, tt.leased)
+			work := func() meta.Work { w := tt.claim(h); w.Policy = p; return w }
+			h.refused("while the lease holds", work())
+			h.pass(time.Minute)
+			h.refused("at its end", work())
+			h.pass(window - time.Millisecond)
+			h.refused("just within the window", work())
+			h.pass(time.Millisecond)
+			c := h.claim(work())
+			h.wants(c.Trashed+c.Collected+c.Unlinked == 1, "a window after the end it does not go: %+v", c)
+		})
+	}
 }

@@ -223,3 +223,78 @@ func TestSignaturesStrandedBeforeTheUpgradeAreFound(t *testing.T) {
 	n := h.count("SELECT count(*) FROM stranded WHERE subject = ?", string(d))
 	h.wants(n == 1 && h.count("SELECT count(*) FROM stranded") == 1, "the migration found %d of the deleted image", n)
 }
+
+// Here one condition alone speaks against the claim of a stranded manifest, or none.
+func TestR4_StoreChecksEachConditionOfAStrandedManifest(t *testing.T) {
+	const tag = "t"
+	strand := func(h *house, repo oci.Name, tag oci.Tag, d oci.Digest, subject string, since int64) {
+		h.Helper()
+		f := h.manifestOf(repo, d)
+		h.exec("INSERT OR REPLACE INTO stranded (repo_id, tag, manifest_id, subject, since) VALUES (?, ?, ?, ?, ?)", f.RepoID, string(tag), f.ID, subject, since)
+	}
+	low, high := "sha256:"+strings.Repeat("0", 64), "sha256:"+strings.Repeat("f", 64)
+	now := func(h *house) int64 { return h.clock.Load() }
+	for name, tt := range map[string]struct {
+		tags    []oci.Tag
+		subject string
+		change  func(h *house, d oci.Digest, c *meta.TrashClaim, p *meta.Policy)
+		goes    bool
+	}{
+		"nothing, subject before all others": {subject: low, goes: true},
+		"nothing, subject after all others":  {subject: high, goes: true},
+		"nothing, at the limit of the judge": {subject: low, change: func(h *house, _ oci.Digest, c *meta.TrashClaim, _ *meta.Policy) {
+			c.Before = h.manifestOf("a", c.Digest).TouchedAt
+		}, goes: true},
+		"a subject in another repository": {subject: string(digest.FromBytes(manifest("", "b"))), goes: true},
+		"stranded for just long enough": {subject: low, change: func(h *house, d oci.Digest, _ *meta.TrashClaim, _ *meta.Policy) {
+			strand(h, "a", tag, d, low, now(h)-stranded.Milliseconds())
+		}, goes: true},
+		"stranded for not long enough": {subject: low, change: func(h *house, d oci.Digest, _ *meta.TrashClaim, _ *meta.Policy) {
+			strand(h, "a", tag, d, low, now(h)-stranded.Milliseconds()+1)
+		}},
+		"another version": {subject: low, change: func(_ *house, _ oci.Digest, c *meta.TrashClaim, _ *meta.Policy) { c.Version-- }},
+		"touched since judged": {subject: low, change: func(h *house, _ oci.Digest, c *meta.TrashClaim, _ *meta.Policy) {
+			c.Before = h.manifestOf("a", c.Digest).TouchedAt - 1
+		}},
+		"touched in the window": {subject: low, change: func(_ *house, _ oci.Digest, _ *meta.TrashClaim, p *meta.Policy) {
+			p.Window = meta.Duration(100 * trash)
+		}},
+		"an index": {subject: low, change: func(h *house, d oci.Digest, c *meta.TrashClaim, _ *meta.Policy) {
+			h.index("a", "multi", d)
+			h.pass(2 * stranded)
+			c.Version = h.manifestOf("a", d).Version
+		}},
+		"another tag": {tags: []oci.Tag{tag, "other"}, subject: low},
+		"another tag, stranded elsewhere": {tags: []oci.Tag{tag, "other"}, subject: low, change: func(h *house, _ oci.Digest, _ *meta.TrashClaim, _ *meta.Policy) {
+			strand(h, "b", "other", digest.FromBytes(manifest("", "b")), low, 1)
+		}},
+		"no stranded tag of its own": {subject: low, change: func(h *house, d oci.Digest, c *meta.TrashClaim, _ *meta.Policy) {
+			strand(h, "b", tag, digest.FromBytes(manifest("", "b")), low, 1)
+			h.exec("DELETE FROM stranded WHERE manifest_id = ?", c.ID)
+			h.exec("DELETE FROM tags WHERE manifest_id = ?", c.ID)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			if tt.tags == nil {
+				tt.tags = []oci.Tag{tag}
+			}
+			h.image("b", []string{"b"}, tag)
+			h.image("a", []string{"beside"}, "beside")
+			d := h.image("a", []string{"signature"}, tt.tags...)
+			strand(h, "a", tag, d, tt.subject, 1)
+			h.pass(2 * stranded)
+			f := h.manifestOf("a", d)
+			c := meta.TrashClaim{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: meta.NoLimit}, Repo: f.Repo, RepoID: f.RepoID, Digest: d, Stranded: true}
+			p := strandedPolicy(0, 0)
+			if tt.change != nil {
+				tt.change(h, d, &c, &p)
+			}
+			if w := (meta.Work{Policy: p, Trash: []meta.TrashClaim{c}}); !tt.goes {
+				h.refused(name, w)
+			} else if got := h.claim(w); got.Trashed != 1 {
+				t.Errorf("it stays: %+v", got)
+			}
+		})
+	}
+}
