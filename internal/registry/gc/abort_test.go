@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
@@ -178,4 +181,71 @@ func TestR4_WhatIsInTheTrashIsNotTrashedAgain(t *testing.T) {
 	p := policy(0, 0, 0)
 	p.Stranded = 1
 	h.refused("as a stranded one", meta.Work{Policy: p, Trash: []meta.TrashClaim{claim}})
+}
+
+// What is logged names its own repository, digest and size, among others like it.
+func TestR10_EachClaimIsLoggedAsWhatItWas(t *testing.T) {
+	h := newHouse(t)
+	h.push("0", "first of all") // a name, a digest and a size that are nobody else's
+	w := h.everyClaim()
+	for _, list := range [][]meta.Claim{w.Remove, w.Unlink, w.Collect} {
+		for i := range list {
+			list[i].Reason = "reason " + fmt.Sprint(list[i].ID)
+		}
+	}
+	w.Trash[1].Reason, w.Abandon[1].Reason = "loose", "abandoned"
+	digestOf := func(content string) string { return string(digest.FromString(content)) }
+	removed, links := h.text("SELECT digest AS x FROM manifests WHERE id = ?", w.Remove[0].ID), h.text("SELECT digest AS x FROM manifests WHERE id = ?", w.Remove[2].ID)
+	h.claim(w)
+	want := []string{
+		"manifest trashed loose " + string(w.Trash[1].Digest) + " loose",
+		"manifest removed removed " + removed + " reason " + fmt.Sprint(w.Remove[0].ID),
+		"manifest removed links " + links + " reason " + fmt.Sprint(w.Remove[2].ID),
+		"link removed lonely " + digestOf("3") + " reason " + fmt.Sprint(w.Unlink[0].ID),
+		"blob removed  " + digestOf("4") + " reason " + fmt.Sprint(w.Collect[0].ID),
+		"upload removed abandoned " + w.Abandon[1].ID + " abandoned",
+	}
+	for _, line := range want {
+		n := h.count("SELECT count(*) FROM deletions WHERE run_id = ? AND kind || ' ' || act || ' ' || coalesce(repo, '') || ' ' || digest || ' ' || reason = ?", w.Run, line)
+		h.wants(n == 1, "%q is logged %d times; the log has\n%s", line, n, h.text("SELECT kind || ' ' || act || ' ' || coalesce(repo, '') || ' ' || digest || ' ' || reason || char(10) AS x FROM deletions WHERE run_id = ?", w.Run))
+	}
+	h.wants(h.count("SELECT bytes FROM deletions WHERE run_id = ? AND kind = 'link'", w.Run) == 1 && h.count("SELECT bytes FROM deletions WHERE run_id = ? AND kind = 'blob'", w.Run) == 1,
+		"sizes of a link and a blob of one byte: %s", h.text("SELECT kind || bytes AS x FROM deletions WHERE run_id = ?", w.Run))
+	h.wants(h.count("SELECT count(*) FROM purges WHERE digest = ? AND size = 1 AND run_id = ?", digestOf("4"), w.Run) == 1, "the blob's bytes are not queued for the purge")
+}
+
+// A repository that something is left in stays, and so does one that no claim is about.
+func TestR1_ARepositoryGoesOnlyWhenItIsEmpty(t *testing.T) {
+	h := newHouse(t)
+	gone, stays := h.index("manifests", ""), h.index("manifests", "v1", digest.FromString("other"))
+	h.delete("manifests", gone)
+	h.exec("INSERT INTO repositories (name, created_at) VALUES ('beside', 1)")
+	h.push("links", "1")
+	h.push("links", "2")
+	u, err := h.store.CreateUpload(h.ctx(), "uploads", "sha256")
+	h.must(err)
+	_, err = h.store.CreateUpload(h.ctx(), "uploads", "sha256")
+	h.must(err)
+	t1, l := h.trashOf("manifests", gone), h.linkOf("links", "1")
+	c := h.claim(meta.Work{Remove: []meta.Claim{{ID: t1.ID, Version: t1.Version, Before: meta.NoLimit}}, Unlink: []meta.Claim{{ID: l.ID, Version: l.Version, Before: meta.NoLimit}},
+		Abandon: []meta.UploadClaim{{ID: u.ID, Version: u.Version, Before: meta.NoLimit}}})
+	h.wants(c.Collected == 2 && c.Unlinked == 1, "%+v", c)
+	h.wants(h.text("SELECT name AS x FROM repositories ORDER BY name") == "beside links manifests uploads", "left are: %s", h.text("SELECT name AS x FROM repositories ORDER BY name"))
+	h.wants(h.hasManifest("manifests", stays), "a tagged manifest went with its repository")
+}
+
+// A manifest whose children and referrers are not settled yet stays in the trash.
+func TestR7_AManifestWithUnsettledKinIsNotRemoved(t *testing.T) {
+	h := newHouse(t)
+	d, other := h.image("a", []string{"1"}), h.image("a", []string{"2"})
+	h.delete("a", d)
+	h.delete("a", other)
+	work := func(d oci.Digest) meta.Work {
+		f := h.trashOf("a", d)
+		return meta.Work{Remove: []meta.Claim{{ID: f.ID, Version: f.Version, Before: meta.NoLimit}}}
+	}
+	h.exec("INSERT INTO kin (manifest_id, run_id, referrers, after) VALUES (?, 0, 0, '')", h.trashOf("a", d).ID)
+	h.refused("with kin", work(d))
+	c := h.claim(work(other))
+	h.wants(c.Collected == 1, "another manifest's kin keep it: %+v", c)
 }
