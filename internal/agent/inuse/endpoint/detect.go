@@ -28,7 +28,8 @@ type DetectorOptions struct {
 
 // Detector finds the runtimes of a machine. It implements inuse.Finder.
 type Detector struct {
-	o DetectorOptions
+	o    DetectorOptions
+	eyes *eyes
 
 	mu        sync.Mutex
 	known     map[string]bool         // by path, as it is and without links
@@ -52,7 +53,7 @@ func NewDetector(o DetectorOptions) (*Detector, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Detector{o: o, known: map[string]bool{}, answered: map[string]bool{}, opened: map[inuse.Source]string{}}
+	d := &Detector{o: o, eyes: newEyes(o.Root), known: map[string]bool{}, answered: map[string]bool{}, opened: map[inuse.Source]string{}}
 	remembered, err := d.remembered()
 	if err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func NewDetector(o DetectorOptions) (*Detector, error) {
 			err = errors.New("want the kind of the runtime before ://")
 		}
 		if err == nil {
-			err = d.open(socket{kind: kind, path: path, real: resolved(path)})
+			err = d.open(socket{kind: kind, path: path, real: d.eyes.resolved(path)})
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%s, which lists the runtimes that were seen here: %q: %w; correct or remove the line", o.File, e, err), d.Close())
@@ -138,7 +139,7 @@ func (d *Detector) Find() []inuse.Source {
 // look opens the sockets that are new, and returns what there is. The caller
 // holds mu.
 func (d *Detector) look() sight {
-	seen := look(d.o.Root)
+	seen := d.eyes.look()
 	for _, s := range seen.sockets {
 		is := d.knows(s)
 		if err := d.open(s); err != nil {
@@ -246,7 +247,7 @@ func (d *doubting) Name() string { return "detection" }
 
 // Snapshot is of inuse.Source.
 func (d *doubting) Snapshot(context.Context) (inuse.Snapshot, error) {
-	return inuse.Snapshot{}, errors.Join(look(d.detector.o.Root).doubts...)
+	return inuse.Snapshot{}, errors.Join(d.detector.eyes.look().doubts...)
 }
 
 // Watch is of inuse.Source.

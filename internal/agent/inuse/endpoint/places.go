@@ -71,6 +71,16 @@ func instances(root string) (all []place, err error) {
 	return all, err
 }
 
+// without returns the places that are not below a directory.
+func without(dir string) (all []place) {
+	for _, p := range places {
+		if !strings.HasPrefix(p.socket, dir) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
 // absent reports that there is no such file, which is all that an error may be
 // taken for.
 func absent(err error) bool {
@@ -125,63 +135,47 @@ type sight struct {
 	doubts  []error // why there may be runtimes besides
 }
 
-func look(root string) (s sight) {
-	all, err := instances(root)
+// look looks at one place. It waits for the file system, which may be a user's.
+func (p place) look(root string) (s sight) {
 	doubt := func(err error) {
 		if err != nil {
 			s.doubts = append(s.doubts, err)
 		}
 	}
-	doubt(err)
-	seen := map[string]bool{}
-	for _, p := range all {
-		at := filepath.Join(root, p.socket)
-		real, err := filepath.EvalSymlinks(at)
-		var st fs.FileInfo
-		if err == nil {
-			st, err = os.Stat(real)
-		}
-		switch {
-		case err != nil && !absent(err):
-			doubt(err)
-			continue
-		case err == nil && st.Mode().Type() == fs.ModeSocket:
-			if !seen[real] {
-				seen[real] = true
-				s.sockets = append(s.sockets, socket{kind: p.kind, path: at, real: real})
-			}
-			continue
-		case p.sign == "":
-			continue
-		}
-		signed, err := exists(root, p.sign)
+	at := filepath.Join(root, p.socket)
+	real, err := filepath.EvalSymlinks(at)
+	var st fs.FileInfo
+	if err == nil {
+		st, err = os.Stat(real)
+	}
+	switch {
+	case err != nil && !absent(err):
 		doubt(err)
-		if signed {
-			doubt(fmt.Errorf("%s runs here or did, but does not listen at %s: %s", name(p.kind, p.socket), at, p.hint))
-		}
+		return s
+	case err == nil && st.Mode().Type() == fs.ModeSocket:
+		s.sockets = append(s.sockets, socket{kind: p.kind, path: at, real: real})
+		return s
+	case p.sign == "":
+		return s
+	}
+	signed, err := exists(root, p.sign)
+	doubt(err)
+	if signed {
+		doubt(fmt.Errorf("%s runs here or did, but does not listen at %s: %s", name(p.kind, p.socket), at, p.hint))
 	}
 	return s
 }
 
-// directories returns those below root in which a socket may appear, or a
-// directory on the way to one.
-func directories(root string) (dirs []string) {
-	all, _ := instances(root) // what cannot be looked at cannot be watched either
-	seen := map[string]bool{}
-	for _, p := range all {
-		for dir := path.Dir(p.socket); ; dir = path.Dir(dir) {
-			at := filepath.Join(root, dir)
-			if st, err := os.Stat(at); err == nil && st.IsDir() && !seen[at] {
-				seen[at] = true
-				dirs = append(dirs, at)
-			}
-			if dir == "/" {
-				break
-			}
+// directories returns those below root in which the socket may appear, or a directory
+// on the way to it. It waits as look does.
+func (p place) directories(root string) (dirs []string) {
+	for dir := path.Dir(p.socket); ; dir = path.Dir(dir) {
+		at := filepath.Join(root, dir)
+		if st, err := os.Stat(at); err == nil && st.IsDir() {
+			dirs = append(dirs, at)
+		}
+		if dir == "/" {
+			return dirs
 		}
 	}
-	if at := filepath.Join(root, users); !seen[at] {
-		dirs = append(dirs, at)
-	}
-	return dirs
 }

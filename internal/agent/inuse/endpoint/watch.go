@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ func (d *Detector) Watch(ctx context.Context, changed func()) {
 	for {
 		if w != nil {
 			// Before the look, so that nothing appears in between unseen.
-			w.add(directories(d.o.Root))
+			d.eyes.watch(w.add)
 		}
 		changed()
 		select {
@@ -50,9 +51,10 @@ func (d *Detector) Watch(ctx context.Context, changed func()) {
 
 // watcher sends a value when a name appears in one of its directories.
 type watcher struct {
-	fd    int
-	file  *os.File
-	ended chan struct{}
+	fd     int
+	file   *os.File
+	ended  chan struct{}
+	closed atomic.Bool
 }
 
 func newWatcher(events chan<- struct{}) (*watcher, error) {
@@ -80,15 +82,17 @@ func newWatcher(events chan<- struct{}) (*watcher, error) {
 	return w, nil
 }
 
-// add watches directories; those that are watched already stay so. What cannot
-// be watched is found by the look that time asks for.
-func (w *watcher) add(dirs []string) {
-	for _, dir := range dirs {
-		_, _ = unix.InotifyAddWatch(w.fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+// add watches a directory; one that is watched already stays so. Who comes back from
+// a mount that hung may come after the end.
+func (w *watcher) add(dir string) {
+	if w.closed.Load() {
+		return
 	}
+	_, _ = unix.InotifyAddWatch(w.fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
 }
 
 func (w *watcher) close() {
+	w.closed.Store(true)
 	_ = w.file.Close() // nothing is written to it
 	<-w.ended
 }
