@@ -162,7 +162,11 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	row, err := s.index.Blob(ctx, e.d)
 	switch {
 	case err == nil && (row.Size == size || row.State != index.Partial):
-		if err = s.load(ctx, e, row); !errors.Is(err, fault.NotFound) {
+		err = s.load(ctx, e, row)
+		if errors.Is(err, ErrMismatch) {
+			return errors.Join(ErrNoRoom, err)
+		}
+		if !errors.Is(err, fault.NotFound) {
 			return err
 		}
 	case err == nil:
@@ -197,6 +201,9 @@ func (s *Store) load(ctx context.Context, e *entry, row index.Blob) error {
 	}
 	f, err := s.openFiles(e.d)
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.paired(); err != nil {
+			return fault.Wrap(fault.NotFound, err, "the disk of the cache is not there")
+		}
 		s.corrupt(e.d, pieces(row.Size), "its files are gone")
 		if err := s.discard(e.d, row.Size); err != nil {
 			return err

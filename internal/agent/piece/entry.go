@@ -209,6 +209,9 @@ func (s *Store) settle(e *entry) error {
 // discard removes a blob that nobody has open and nobody judged: what is left of
 // a download that failed. The row goes first.
 func (s *Store) discard(d oci.Digest, size int64) error {
+	if err := s.paired(); err != nil {
+		return err
+	}
 	ctx := context.Background() // whoever asked may be gone; the space must be given back all the same
 	if err := s.index.Forget(ctx, d); err != nil {
 		return err

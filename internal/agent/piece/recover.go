@@ -25,7 +25,7 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.unclaimAll(ctx); err != nil {
 		return err
 	}
-	for _, alg := range []string{"sha256", "sha512"} {
+	for _, alg := range algorithms {
 		for b := range 256 {
 			if err := s.recoverShard(ctx, alg, fmt.Sprintf("%02x", b)); err != nil {
 				return err
@@ -37,6 +37,9 @@ func (s *Store) recover(ctx context.Context) error {
 	}
 	return nil
 }
+
+// algorithms are the directories of blobs.
+var algorithms = []string{"sha256", "sha512"}
 
 // unclaimAll ends all claims: whoever held them is gone with the last process.
 func (s *Store) unclaimAll(ctx context.Context) error {

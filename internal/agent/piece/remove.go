@@ -129,6 +129,9 @@ var ErrOutdated = index.ErrOutdated
 // blob is removed, and the error is ErrOutdated, if still is false when all of
 // them are about to go.
 func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) ([]Removed, error) {
+	if err := s.paired(); err != nil {
+		return nil, err
+	}
 	removed := make([]Removed, len(all))
 	var seized []index.Judged
 	var entries []*entry

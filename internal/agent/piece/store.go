@@ -18,15 +18,16 @@ import (
 
 // Store is the cache. All methods may be called at once.
 type Store struct {
-	dir     string // of the blobs
-	index   *index.Index
-	log     *slog.Logger
-	metrics *metrics
-	fsSpace func() (free, total int64, err error)
-	now     func() time.Time
-	lock    *disk.Lock
-	step    func(string) // called between any two changes of the disk; see export_test.go
-	buffers sync.Pool    // of *[Size]byte
+	dir      string // of the blobs
+	index    *index.Index
+	log      *slog.Logger
+	metrics  *metrics
+	fsSpace  func() (free, total int64, err error)
+	now      func() time.Time
+	lock     *disk.Lock
+	step     func(string) // called between any two changes of the disk; see export_test.go
+	buffers  sync.Pool    // of *[Size]byte
+	identity identity     // of the directory, since it was opened
 	// takenBack is written by recover only.
 	takenBack []oci.Digest
 
@@ -87,7 +88,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	if s.metrics, err = newMetrics(o.Metrics, s); err == nil {
-		err = s.recover(ctx)
+		if err = s.pair(ctx); err == nil {
+			err = s.recover(ctx)
+		}
 	}
 	if err != nil {
 		s.metrics.unregister()
