@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,14 +9,42 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
-// listMax bounds a listing that is handed on, in bytes.
-const listMax = 16 << 20
+const (
+	// listMax bounds a listing that is handed on, in bytes.
+	listMax = 16 << 20
+	// listBudget bounds the memory of all large ones together: what a list has beyond
+	// listSmall counts, and waits for listWait. A list of a thousand tags is a small one.
+	listBudget = 4 * listMax
+	listSmall  = 64 << 10
+	listWait   = 10 * time.Second
+)
+
+// readList reads a list to its end, which is an error beyond listMax. The memory is to be
+// given back with release, also after an error.
+func (m *Mirror) readList(ctx context.Context, body io.Reader) (content []byte, release func(), err error) {
+	release = func() {}
+	content, err = io.ReadAll(io.LimitReader(body, listSmall+1))
+	if err != nil || len(content) <= listSmall {
+		return content, release, err
+	}
+	// All of it at once: several that had a part each would wait for each other.
+	if !m.lists.TryAcquire(listMax) {
+		wait, cancel := context.WithTimeout(ctx, m.listWait)
+		defer cancel()
+		if err := m.lists.Acquire(wait, listMax); err != nil {
+			return nil, release, fault.Wrap(fault.Busy, err, "too many large lists are being handed on at once; try again").WithCode(oci.CodeUnknown)
+		}
+	}
+	rest, err := io.ReadAll(io.LimitReader(body, listMax+1-int64(len(content))))
+	return append(content, rest...), func() { m.lists.Release(listMax) }, err
+}
 
 // list hands on dist-spec v1.1 §Listing Tags and §Listing Referrers: they change,
 // and nothing is pulled by them. A list is answered whole or not at all: half of
@@ -39,8 +68,11 @@ func (m *Mirror) list(w http.ResponseWriter, r *http.Request, a access, endpoint
 		return m.heedRepository(ctx, a, err)
 	}
 	defer func() { _ = res.Body.Close() }() // it was only read
-	content, err := io.ReadAll(io.LimitReader(res.Body, listMax+1))
+	content, release, err := m.readList(ctx, res.Body)
+	defer release()
 	switch {
+	case errors.Is(err, fault.Busy):
+		return err
 	case err != nil:
 		return fault.Wrap(fault.Busy, fmt.Errorf("read %s of %s: %w", endpoint, a.repo, err), "the upstream broke off in the middle of a list").WithCode(oci.CodeUnknown)
 	case len(content) > listMax:

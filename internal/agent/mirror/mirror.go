@@ -8,6 +8,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
@@ -56,6 +57,8 @@ type Mirror struct {
 	heard     *lru.Cache[tagKey, resolved] // of peers; .at is when the upstream said so, by this node's clock
 	questions singleflight.Group           // to upstreams
 	outages   outages
+	lists     *semaphore.Weighted // bytes of large lists
+	listWait  time.Duration
 	oversized oversized
 	trouble   sync.Once // is told of
 	metrics   *metrics
@@ -90,7 +93,7 @@ func New(o Options) *Mirror {
 	}
 	m := &Mirror{
 		o: o, tags: tags, heard: heard, metrics: newMetrics(o.Metrics), rights: newRights(o.Index, o.Store.MarkPrivate, o.GrantTTL, o.StaleMax, o.Now),
-		outages: outages{last: map[outageKey]outage{}},
+		outages: outages{last: map[outageKey]outage{}}, lists: semaphore.NewWeighted(listBudget), listWait: listWait,
 	}
 	if o.Observer != nil {
 		for e, name := range names {

@@ -50,6 +50,46 @@ func TestR12_ADownloadThatHasBroughtNothingYetIsNobodyElses(t *testing.T) {
 	}
 }
 
+// An upstream that says yes to everything is asked for a private layer whose download from
+// another one has begun and brought nothing yet.
+func TestR12_ADownloadThatHasBroughtNothingYetIsOfItsUpstream(t *testing.T) {
+	u, yes := newUpstream(t), newUpstream(t)
+	i := u.push("secret", "v1", "s", 3<<20)
+	u.repo("secret").auth = alice
+	asked, goOn := make(chan struct{}, 10), make(chan struct{})
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/v2/secret/blobs/") && r.Method == http.MethodGet {
+			asked <- struct{}{}
+			<-goOn // the upstream's latency
+		}
+		return false
+	})
+	yes.on(func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", fmt.Sprint(3<<20))
+		w.WriteHeader(200)
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(make([]byte, 3<<20))
+		}
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u, yes}})
+	n.get("/v2/secret/manifests/v1", "Authorization", alice).want(200)
+	hers, his := make(chan *answer, 1), make(chan *answer, 1)
+	go func() { hers <- n.get("/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice) }()
+	<-asked
+	go func() { his <- n.get("/v2/any/blobs/" + string(i.layers[0]) + "?ns=" + yes.name()) }()
+	select {
+	case a := <-his:
+		if a.status == 200 && a.err == nil {
+			t.Errorf("he got %d bytes from %q", len(a.body), a.header.Get("Fairway-Source"))
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("he waits for her download")
+	}
+	close(goOn)
+	(<-hers).want(200).wantBody(i.bytes[0])
+}
+
 // A client without any right has a public manifest of its own name a private
 // manifest's digest as a layer, and asks for that "layer" while somebody pulls it.
 func TestR12_APrivateManifestIsNotPutIntoAPublicDownload(t *testing.T) {

@@ -85,6 +85,8 @@ type Engine struct {
 	ready     map[*plan.Ask]chan<- *plan.Ask
 	bans      map[plan.Node]*ban
 	copies    map[oci.Digest]int      // holders in the swarm, as leaders said last
+	leaving   []oci.Digest            // evicted, of which the leaders are to be told
+	telling   bool                    // somebody tells them
 	unwell    map[plan.Node]time.Time // leaders that did not answer, until
 	untold    map[plan.Node]bool      // leaders that were not reached with what is held here
 	roused    chan struct{}           // room for one: somebody has to be told

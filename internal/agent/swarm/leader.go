@@ -2,12 +2,14 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -188,23 +190,62 @@ func (e *Engine) announceDone(blob string, pieces int) {
 	}
 }
 
+// leavingMax bounds how many evictions wait for the leaders to be told.
+const leavingMax = 1 << 16
+
 // Evicted tells the first ranks that a blob is not here any more, whether they
-// know it by its pieces or as small content.
+// know it by its pieces or as small content. One goroutine tells them of all, one by
+// one: a pass evicts thousands at once. Of what does not fit the records expire.
 func (e *Engine) Evicted(d oci.Digest) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	delete(e.copies, d)
-	e.mu.Unlock()
-	e.work.Go(func() {
-		for _, key := range []string{string(d), contentKey(d)} {
-			// Leaving counts for all records of the key, of however many pieces.
-			a := plan.Announce{Blob: key, Node: e.o.Self.Node, Pieces: 1, Leaving: true}
-			for _, to := range plan.Rank(key, e.seen().list, toldRanks) {
-				if _, err := e.tell(e.stop, to, a); err != nil {
-					e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
-				}
+	if len(e.leaving) >= leavingMax {
+		return
+	}
+	if e.leaving = append(e.leaving, d); !e.telling {
+		e.telling = true
+		e.work.Go(e.tellLeaving)
+	}
+}
+
+// tellLeaving tells of evictions until none is left.
+func (e *Engine) tellLeaving() {
+	for {
+		e.mu.Lock()
+		all := e.leaving
+		e.leaving = nil
+		e.telling = len(all) > 0 && e.stop.Err() == nil
+		more := e.telling
+		e.mu.Unlock()
+		if !more {
+			return
+		}
+		silent := map[plan.Node]bool{}
+		for _, d := range all {
+			// What has come back meanwhile was announced, and is not to be denied now.
+			if _, err := e.o.Store.Info(e.stop, d); errors.Is(err, fault.NotFound) {
+				e.tellEvicted(d, silent)
 			}
 		}
-	})
+	}
+}
+
+// tellEvicted tells the leaders of one blob, but none that did not answer a moment ago.
+func (e *Engine) tellEvicted(d oci.Digest, silent map[plan.Node]bool) {
+	for _, key := range []string{string(d), contentKey(d)} {
+		// Leaving counts for all records of the key, of however many pieces.
+		a := plan.Announce{Blob: key, Node: e.o.Self.Node, Pieces: 1, Leaving: true}
+		for _, to := range plan.Rank(key, e.seen().list, toldRanks) {
+			if silent[to] || e.stop.Err() != nil {
+				continue
+			}
+			if _, err := e.tell(e.stop, to, a); err != nil {
+				silent[to] = true
+				e.log.Debug("a leader was not told of an eviction; its record expires", "digest", d, "leader", to, "err", err)
+			}
+		}
+	}
 }
 
 func (e *Engine) noteCopies(d oci.Digest, holders int) {

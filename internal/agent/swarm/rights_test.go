@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -473,6 +474,45 @@ func TestEviction_LeadersForgetWhoHadSmallContent(t *testing.T) {
 	eventually(t, "both ranks know who has it", func() bool { return records() == 2 })
 	a.Evicted(d)
 	eventually(t, "both ranks forgot it", func() bool { return records() == 0 })
+}
+
+// TestR17_EvictionsAreToldByOne: a pass evicts thousands of blobs at once.
+func TestR17_EvictionsAreToldByOne(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	last := c.Origin.Make(1000, 1)
+	a, b := c.Start("a", nil), c.Start("b", nil)
+	records := func() int { return a.Status().Records + b.Status().Records }
+	eventually(t, "both know each other", func() bool { return len(a.Status().Members)+len(b.Status().Members) == 4 })
+	a.KnowsContent(last)
+	eventually(t, "both ranks know who has it", func() bool { return records() == 2 })
+	before := runtime.NumGoroutine()
+	for i := range 3000 {
+		a.Evicted(oci.Digest(fmt.Sprintf("sha256:%064x", i)))
+	}
+	if n := runtime.NumGoroutine() - before; n > 500 {
+		t.Errorf("%d goroutines tell of 3000 evictions", n)
+	}
+	a.Evicted(last)
+	eventually(t, "both ranks forgot the last one", func() bool { return records() == 0 })
+}
+
+// TestEviction_WhatHasComeBackIsNotDenied: evictions are told of one by one, and the blob
+// may be here again before it is its turn.
+func TestEviction_WhatHasComeBackIsNotDenied(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	back, gone := c.Origin.Make(2*mb, 1), c.Origin.Make(1000, 2)
+	a := holdingNode(t, c, "a", fetch.Want{Digest: back, Size: -1}, nil)
+	b := c.Start("b", nil)
+	records := func() int { return a.Status().Records + b.Status().Records }
+	eventually(t, "both know each other", func() bool { return len(a.Status().Members)+len(b.Status().Members) == 4 })
+	a.KnowsContent(gone)
+	eventually(t, "both ranks know both", func() bool { return records() == 4 })
+	a.Evicted(back)
+	a.Evicted(gone)
+	eventually(t, "both ranks forgot the small one", func() bool { return records() <= 2 })
+	if n := records(); n < 2 {
+		t.Errorf("%d records are left: the blob that is here was denied", n)
+	}
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {
