@@ -91,6 +91,12 @@ func (o *origin) serve(w http.ResponseWriter, r *http.Request) {
 	} else if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &first); err == nil {
 		end, status = len(content), http.StatusPartialContent
 	}
+	if first >= len(content) {
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", len(content)))
+		w.Header().Del("Content-Length")
+		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		return
+	}
 	if status == http.StatusPartialContent {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, end-1, len(content)))
 		w.Header().Set("Content-Length", strconv.Itoa(end-first))
@@ -242,6 +248,31 @@ func TestN9_ACrowdCostsTheRegistryAboutOneCopy(t *testing.T) {
 	}
 	if peers < int64(len(o.layer)) {
 		t.Errorf("only %d bytes came from peers", peers)
+	}
+}
+
+// TestR16_ASizeThatAManifestClaimsCostsASwarmNothing has a crowd pull a layer whose
+// manifest states another size. Nodes that believed it each took its own copy from
+// the registry, of what they took for a larger blob.
+func TestR16_ASizeThatAManifestClaimsCostsASwarmNothing(t *testing.T) {
+	for name, claimed := range map[string]int{"too much": 11 << 20, "too little": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			const size, count = 4_000_000, 6
+			o := newOrigin(t, size)
+			o.manifest = []byte(strings.Replace(string(o.manifest), fmt.Sprintf(`"size":%d`, size), fmt.Sprintf(`"size":%d`, claimed), 1))
+			if !strings.Contains(string(o.manifest), strconv.Itoa(claimed)) {
+				t.Fatalf("the manifest does not claim it: %s", o.manifest)
+			}
+			nodes := cluster(t, o, count, nil)
+			crowd(t, o, nodes)
+			copies := float64(o.sent.Load()) / size
+			t.Logf("%.2f copies", copies)
+			// About one, and what each node asks for before it hears of the size: half of
+			// what they would take without each other is far from that.
+			if copies > count/2 {
+				t.Errorf("%.2f copies of the layer have left the registry for %d nodes", copies, count)
+			}
+		})
 	}
 }
 

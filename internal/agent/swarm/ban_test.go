@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -16,6 +19,8 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/swarmtest"
+	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // sendPieces answers a request for pieces with flags, and flips a bit where flips says so.
@@ -33,15 +38,17 @@ func sendPieces(w http.ResponseWriter, content []byte, pieces []int, flags byte,
 
 func all(int) bool { return true }
 
+var errRefused = errors.New("refused")
+
 // refusing is an origin that refuses some reads.
 type refusing struct {
 	*swarmtest.Origin
-	refuses func() bool
+	refuses func() error
 }
 
 func (o refusing) Range(ctx context.Context, w fetch.Want, from, to int64) (io.ReadCloser, error) {
-	if o.refuses() {
-		return nil, errors.New("refused")
+	if err := o.refuses(); err != nil {
+		return nil, err
 	}
 	return o.Origin.Range(ctx, w, from, to)
 }
@@ -55,7 +62,12 @@ func TestN7_ALieThatNoSampleFindsIsFoundOnTheWay(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
 	var lied atomic.Bool
 	var refused, askedAgain atomic.Int32
-	refuses := func() bool { return lied.Load() && refused.Add(1) <= samples }
+	refuses := func() error {
+		if lied.Load() && refused.Add(1) <= samples {
+			return errRefused
+		}
+		return nil
+	}
 	node := c.Start("honest", func(o *swarm.Options) {
 		told.options(o)
 		o.Origin = refusing{c.Origin, refuses}
@@ -84,6 +96,67 @@ func TestN7_ALieThatNoSampleFindsIsFoundOnTheWay(t *testing.T) {
 	}
 	if bannedOf(node, "liar") == nil {
 		t.Error("the liar is not banned")
+	}
+}
+
+// anotherSize is what an upstream's word about the size of a blob comes to, where it
+// is not what was believed.
+func anotherSize(t *testing.T) error {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Range", "bytes 0-0/5")
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write([]byte("x"))
+	}))
+	t.Cleanup(srv.Close)
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	up := fetch.NewUpstream(fetch.UpstreamOptions{Log: log, Upstreams: ociclient.NewUpstreams(ociclient.UpstreamsOptions{
+		Bases: map[string]*url.URL{"r": base}, Log: log, Transport: http.DefaultTransport,
+	}), Gave: func(fetch.Want, bool) {}})
+	_, err = up.Range(t.Context(), fetch.Want{Digest: "sha256:" + oci.Digest(strings.Repeat("0", 64)), Size: 10, Namespace: "r", Repo: "r"}, 0, 1)
+	if _, ok := fetch.SizeOf(err); !ok {
+		t.Fatalf("the upstream's word is %v", err)
+	}
+	return err
+}
+
+// TestR16_ASampleThatShowsAnotherSizeIsTheLast: the blob was begun with a size that a
+// manifest claims, so what came from peers cannot match, and nobody lied.
+func TestR16_ASampleThatShowsAnotherSizeIsTheLast(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	var wrong atomic.Bool
+	var reads atomic.Int32
+	size := anotherSize(t)
+	node := c.Start("honest", func(o *swarm.Options) {
+		o.Origin = refusing{c.Origin, func() error {
+			if !wrong.Load() {
+				return nil
+			}
+			reads.Add(1)
+			return size
+		}}
+	})
+	g := startRogue(t, c, "peer", func(w http.ResponseWriter, _ *http.Request, content []byte, pieces []int) {
+		sendPieces(w, content, pieces, 0, all)
+		if slices.Contains(pieces, 7) {
+			wrong.Store(true)
+		}
+	})
+	d := c.Origin.Make(4*mb, 1)
+	holdsAll(t, c, g, d, []*swarmtest.Node{node})
+	err := c.Pull(t.Context(), node, fetch.Want{Digest: d, Size: -1})
+	if _, ok := fetch.SizeOf(err); !ok {
+		t.Errorf("the pull ended with %v", err)
+	}
+	if n := reads.Load(); n != 1 {
+		t.Errorf("the origin was read %d times after the blob was found wrong", n)
+	}
+	if bannedOf(node, "peer") != nil {
+		t.Error("the peer is banned")
 	}
 }
 
@@ -161,7 +234,7 @@ func TestN7_ABannedPeerIsAskedForNothing(t *testing.T) {
 func TestN7_WhatCannotBeVerifiedYetIsMarked(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
 	more := make(chan struct{})
-	middle := c.Start("middle", func(o *swarm.Options) { o.Origin = refusing{c.Origin, func() bool { return true }} })
+	middle := c.Start("middle", func(o *swarm.Options) { o.Origin = refusing{c.Origin, func() error { return errRefused }} })
 	nodes := []*swarmtest.Node{middle}
 	g := startRogue(t, c, "source", func(w http.ResponseWriter, r *http.Request, content []byte, pieces []int) {
 		last := len(content)/piece.Size - 1

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 )
@@ -110,7 +111,10 @@ func (d *download) convict(wrong *piece.MismatchError) error {
 	}
 	found := false
 	if d.rounds == 1 {
-		found = d.check(suspects)
+		var err error
+		if found, err = d.check(suspects); err != nil {
+			return err
+		}
 	}
 	if !found {
 		d.mu.Lock()
@@ -121,8 +125,9 @@ func (d *download) convict(wrong *piece.MismatchError) error {
 }
 
 // check fetches some pieces of each suspect from the origin. They are not in vain:
-// the store gets them.
-func (d *download) check(suspects map[plan.Node][]int) (found bool) {
+// the store gets them. An error says that nobody lied: the blob has another size
+// than the one that it was begun with.
+func (d *download) check(suspects map[plan.Node][]int) (found bool, err error) {
 	n := 0
 	for _, pieces := range suspects {
 		if n++; n > maxSuspect {
@@ -130,33 +135,39 @@ func (d *download) check(suspects map[plan.Node][]int) (found bool) {
 		}
 		rand.Shuffle(len(pieces), func(i, k int) { pieces[i], pieces[k] = pieces[k], pieces[i] })
 		for _, i := range pieces[:min(checkEach, len(pieces))] {
-			if d.examine(i) {
+			lied, err := d.examine(i)
+			if _, sized := fetch.SizeOf(err); sized {
+				return false, err
+			}
+			if err != nil {
+				d.e.log.Debug("a piece could not be compared", "digest", d.b.Digest(), "piece", i, "err", err)
+			}
+			if lied {
 				found = true
 				break
 			}
 		}
 	}
-	return found
+	return found, nil
 }
 
 // examine reports whether a piece of the last round differs from the origin's.
-func (d *download) examine(i int) bool {
+func (d *download) examine(i int) (lied bool, err error) {
 	from := int64(i) * piece.Size
 	body, err := d.e.o.Origin.Range(d.ctx, d.w, from, from+int64(d.b.PieceLen(i)))
 	if err != nil {
-		d.e.log.Debug("a piece could not be compared", "digest", d.b.Digest(), "piece", i, "err", err)
-		return false
+		return false, err
 	}
 	defer body.Close()
 	buf := d.e.buffers.Get().(*[piece.Size]byte)
 	defer d.e.buffers.Put(buf)
 	p := buf[:d.b.PieceLen(i)]
 	if err := d.e.read(d.ctx, body, p, ""); err != nil {
-		return false
+		return false, err
 	}
-	_, lied := d.trust.compare(i, p)
+	_, lied = d.trust.compare(i, p)
 	d.got(i, p, plan.Origin, false)
-	return lied
+	return lied, nil
 }
 
 // judge bans whoever gave another piece than the origin.
