@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ type rogue struct {
 	content func(d oci.Digest) []byte
 	// send writes the answer to a request for pieces.
 	send func(w http.ResponseWriter, r *http.Request, content []byte, pieces []int)
+
+	lacks atomic.Bool // it says that it has nothing
 
 	mu        sync.Mutex
 	asked     []string // paths of requests
@@ -111,6 +114,10 @@ func frameOf(kind byte, piece, size int) []byte {
 }
 
 func (g *rogue) watch(w http.ResponseWriter, r *http.Request) {
+	if g.lacks.Load() {
+		http.NotFound(w, r)
+		return
+	}
 	n := (len(g.content(oci.Digest(r.PathValue("digest")))) + piece.Size - 1) / piece.Size
 	bits := plan.FullBits(n).Bytes(n)
 	_, _ = w.Write(append(frameOf(4, 0, len(bits)), bits...))

@@ -3,6 +3,7 @@ package swarm_test
 import (
 	"bytes"
 	"io"
+	"sync/atomic"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
@@ -40,6 +41,23 @@ func TestPassing_ReadsAnyRangeFromPeersAndKeepsNothing(t *testing.T) {
 	if b, err := reader.Store.Open(t.Context(), d); err == nil {
 		b.Close()
 		t.Error("it is in the cache")
+	}
+}
+
+// TestGather_WhoReadsAPieceSaysWhatComes, so that single packets do not wake it.
+func TestGather_WhoReadsAPieceSaysWhatComes(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	w := fetch.Want{Digest: c.Origin.Make(2*mb, 1), Size: 2 * mb}
+	holdingNode(t, c, "holder", w, nil)
+	reader := c.Start("reader", nil)
+	var gathered atomic.Int32
+	swarm.CountGathered(reader.Engine, &gathered)
+	c.Origin.Stop()
+	if err := c.Pull(t.Context(), reader, w); err != nil {
+		t.Fatal(err)
+	}
+	if gathered.Load() == 0 {
+		t.Error("nothing was gathered")
 	}
 }
 

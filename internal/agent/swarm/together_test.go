@@ -204,6 +204,57 @@ func TestN8_WhoNeverDeliversIsNotWaitedForLong(t *testing.T) {
 	close(forever)
 }
 
+// TestN8_OneWhoDoesNotAnswerLeavesTimeForTheNext: a leader is passed over the next time,
+// and of two holders the second is asked. Each wait is a part of the whole, at random,
+// so that it may take a few searches.
+func TestN8_OneWhoDoesNotAnswerLeavesTimeForTheNext(t *testing.T) {
+	const most = 100
+	forever := make(chan struct{})
+	t.Run("leader", func(t *testing.T) {
+		c := swarmtest.New(t, swarmtest.NewOrigin(0))
+		n := c.Start("node", waiting(50*time.Millisecond))
+		l := startChief(t, c, func(plan.Announce) plan.Reply { <-forever; return plan.Reply{} }, nil)
+		d := l.led(t, c, n)
+		for searches := 0; ; searches++ {
+			before := len(l.heard())
+			if _, found, _ := n.Together(t.Context(), "ns", "app", d, false); found {
+				t.Fatal("found something")
+			}
+			if searches > 0 && len(l.heard()) == before {
+				break
+			}
+			if searches == most {
+				t.Fatal("a leader that does not answer is asked again and again")
+			}
+		}
+	})
+	t.Run("holder", func(t *testing.T) {
+		c := swarmtest.New(t, swarmtest.NewOrigin(0))
+		n := c.Start("node", waiting(200*time.Millisecond))
+		good := c.Start("good", nil)
+		l := startChief(t, c, func(plan.Announce) plan.Reply {
+			return plan.Reply{Members: 3, Holders: 2, Peers: []plan.Member{{Node: "chief"}, {Node: "good"}}}
+		}, func() []byte { <-forever; return nil })
+		eventually(t, "all are members", func() bool { return len(n.Status().Members) == 3 })
+		d := c.Origin.Make(5000, 1)
+		for seed := uint64(2); plan.Rank(swarm.ContentKey(d), []plan.Node{"chief", "good", "node"}, 1)[0] != l.name; seed++ {
+			d = c.Origin.Make(5000, seed)
+		}
+		s := &shelf{have: map[oci.Digest][]byte{}}
+		s.put(d, c.Origin.Content(d))
+		good.SetNames(s)
+		for searches := 0; ; searches++ {
+			if _, found, _ := n.Together(t.Context(), "ns", "app", d, false); found {
+				break
+			}
+			if searches == most {
+				t.Fatal("a holder that does not answer takes all the time")
+			}
+		}
+	})
+	close(forever)
+}
+
 // TestN7_WrongSmallContentIsRefused, and whoever gave it is not asked again.
 func TestN7_WrongSmallContentIsRefused(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))

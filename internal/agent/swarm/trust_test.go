@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
 // bareEngine is an engine that only keeps accounts: it has no store and no network.
@@ -206,9 +208,57 @@ func TestN7_OneMismatchIsOneRound(t *testing.T) {
 	}
 }
 
-// TestN7_APieceOfTheLastRoundIsNotTaken: its sender may be whom the next one goes
-// without, and nobody is held to account for it.
-func TestN7_APieceOfTheLastRoundIsNotTaken(t *testing.T) {
+// TestN8_ADownloadIsGivenUpWhenNobodyIsLeftToAsk: at once if nobody may have it, and
+// otherwise when those who may have brought nothing for a while.
+func TestN8_ADownloadIsGivenUpWhenNobodyIsLeftToAsk(t *testing.T) {
+	verdict := &ociclient.StatusError{Status: http.StatusNotFound}
+	for name, tc := range map[string]struct {
+		refusal    error
+		searched   bool
+		neighbours []plan.Node
+		members    []Peer
+		after      time.Duration
+	}{
+		"nobody is left":                  {errLeft, true, nil, nil, 0},
+		"leaders are being asked":         {errLeft, false, nil, nil, patience},
+		"a neighbour may get it":          {errLeft, true, []plan.Node{"a"}, nil, patience},
+		"the origin has decided":          {verdict, true, []plan.Node{"a"}, nil, patience / 5},
+		"a member was not asked yet":      {errLeft, true, nil, []Peer{{Node: "b"}}, patience},
+		"it was, and the origin decided":  {verdict, true, nil, []Peer{{Node: "b"}}, patience / 5},
+		"the origin was not asked at all": {nil, true, nil, nil, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := bareEngine()
+			e.view = viewOf(Peer{Node: "self"}, tc.members)
+			d := bareDownload(e, 64, tc.neighbours...)
+			for _, n := range tc.neighbours {
+				d.plan.Holds(n, plan.NewBits(64))
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel() // nobody is really watched
+			d.ctx, d.searched, d.refusal = ctx, tc.searched, tc.refusal
+			began := e.now()
+			d.plan.Announce(began)
+			d.plan.Replied(began, plan.Reply{Members: 1, Lease: []int{0}})
+			d.plan.Next(began)
+			d.plan.Failed(began, 0, plan.Origin, plan.Broken)
+			d.plan.RunEnded()
+			if _, stuck := d.plan.Stuck(began); !stuck {
+				t.Fatal("the download is not stuck: this shows nothing")
+			}
+			for _, at := range []time.Duration{0, patience/5 - time.Second, patience/5 + time.Second, patience - time.Second, patience + time.Second} {
+				err := d.hopeless(began + at)
+				if want := tc.after >= 0 && at >= tc.after; want != (err != nil) {
+					t.Errorf("after %v: %v", at, err)
+				}
+			}
+		})
+	}
+}
+
+// stored is a download of a blob of n pieces in a store of its own.
+func stored(t *testing.T, n int) (d *download, content []byte) {
+	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	ix, err := index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Log: log})
 	if err != nil {
@@ -220,16 +270,38 @@ func TestN7_APieceOfTheLastRoundIsNotTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
-	content := make([]byte, 3*piece.Size)
+	content = make([]byte, n*piece.Size)
 	b, err := store.Create(t.Context(), oci.Digest(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), int64(len(content)), piece.Meta{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
 	e := bareEngine()
-	d := bareDownload(e, 3, "liar")
-	d.b, d.round, d.trust, d.log, d.trace = b, b.Round(), newTrust(), sharing{changed: make(chan struct{})}, newTrace("blob", b.Size(), 0)
 	e.tallies = map[plan.Node]*tally{}
+	d = bareDownload(e, n, "peer")
+	d.b, d.round, d.trust, d.log, d.trace = b, b.Round(), newTrust(), sharing{changed: make(chan struct{})}, newTrace("blob", b.Size(), 0)
+	return d, content
+}
+
+// TestN7_WhatIsVerifiedIsNotMarked also while the download has not ended yet: whoever
+// passes it on is not to be taken for a victim.
+func TestN7_WhatIsVerifiedIsNotMarked(t *testing.T) {
+	d, content := stored(t, 2)
+	d.got(0, content[:piece.Size], "honest", false)
+	if !d.relayed(0) {
+		t.Error("what a peer gave, and cannot be verified yet, is not marked")
+	}
+	d.got(1, content[:piece.Size], plan.Origin, false)
+	if d.relayed(0) || !d.b.Complete() {
+		t.Errorf("complete: %v, marked: %v", d.b.Complete(), d.relayed(0))
+	}
+}
+
+// TestN7_APieceOfTheLastRoundIsNotTaken: its sender may be whom the next one goes
+// without, and nobody is held to account for it.
+func TestN7_APieceOfTheLastRoundIsNotTaken(t *testing.T) {
+	d, content := stored(t, 3)
+	b := d.b
 	lie := make([]byte, piece.Size)
 	lie[0] = 1
 	for i := range 3 {

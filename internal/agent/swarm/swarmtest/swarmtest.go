@@ -82,13 +82,14 @@ func (o *Origin) Stop() { o.down.Store(true) }
 // Start mends the origin.
 func (o *Origin) Start() { o.down.Store(false) }
 
-var errDown = errors.New("the origin is down")
+// ErrDown is what an origin fails with that was stopped.
+var ErrDown = errors.New("the origin is down")
 
 // Range is part of fetch.Origin.
 func (o *Origin) Range(ctx context.Context, w fetch.Want, from, to int64) (io.ReadCloser, error) {
 	content := o.Content(w.Digest)
 	if o.down.Load() || content == nil {
-		return nil, errDown
+		return nil, ErrDown
 	}
 	if to < 0 {
 		to = int64(len(content))
@@ -104,7 +105,7 @@ type stream struct {
 
 func (s *stream) Read(p []byte) (int, error) {
 	if s.o.down.Load() {
-		return 0, errDown
+		return 0, ErrDown
 	}
 	n, err := s.r.Read(p[:min(len(p), 64<<10)])
 	if err == nil {
