@@ -11,18 +11,20 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// hearsay is a node that says of everything that it is public.
+// hearsay is a node that says of everything that it is public, unless it does not know.
 type hearsay struct {
 	tag     oci.Digest
 	content map[oci.Digest][]byte
+	age     time.Duration // of what it says of the tag
+	unsure  bool          // it does not say that anybody may have it
 }
 
 func (h *hearsay) Tag(context.Context, string, oci.Name, oci.Tag) (swarm.Named, error) {
-	return swarm.Named{Digest: h.tag}, nil
+	return swarm.Named{Digest: h.tag, Age: h.age}, nil
 }
 func (h *hearsay) Content(_ context.Context, _ string, _ oci.Name, d oci.Digest) (swarm.Given, error) {
 	if c, ok := h.content[d]; ok {
-		return swarm.Given{Content: c, Public: true}, nil
+		return swarm.Given{Content: c, Public: !h.unsure}, nil
 	}
 	return swarm.Given{}, errors.New("no")
 }
@@ -38,7 +40,7 @@ func TestR12_HearsayOpensNothingOnceTheUpstreamRefuses(t *testing.T) {
 	i := u.push("secret", "one", "s", 1000)
 	d, list := u.index("secret", "v1", i)
 	u.repo("secret").auth = alice
-	p := &hearsay{d, map[oci.Digest][]byte{d: list, i.digest: i.content}}
+	p := &hearsay{tag: d, content: map[oci.Digest][]byte{d: list, i.digest: i.content}}
 	n := start(t, nodeOptions{upstreams: []*upstream{u}, peers: p})
 	u.on(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true })
 	n.get("/v2/secret/manifests/v1").want(200) // the word of another node, in an outage
@@ -59,7 +61,7 @@ func TestR12_HearsayDoesNotOutlastAnOutage(t *testing.T) {
 	i := u.push("secret", "one", "s", 1000)
 	d, list := u.index("secret", "v1", i)
 	u.repo("secret").auth = alice
-	p := &hearsay{d, map[oci.Digest][]byte{d: list, i.digest: i.content, i.config: u.repo("secret").blobs[i.config]}}
+	p := &hearsay{tag: d, content: map[oci.Digest][]byte{d: list, i.digest: i.content, i.config: u.repo("secret").blobs[i.config]}}
 	n := start(t, nodeOptions{upstreams: []*upstream{u}, peers: p})
 	u.on(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true })
 	n.get("/v2/secret/manifests/v1").want(200)
