@@ -3,11 +3,14 @@ package swarm_test
 import (
 	"bytes"
 	"io"
+	"math"
 	"sync/atomic"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
+	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/swarmtest"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -58,6 +61,24 @@ func TestGather_WhoReadsAPieceSaysWhatComes(t *testing.T) {
 	}
 	if gathered.Load() == 0 {
 		t.Error("nothing was gathered")
+	}
+}
+
+// TestR16_ASizeThatCannotBeIsNotAskedFor of anybody, nor computed with.
+func TestR16_ASizeThatCannotBeIsNotAskedFor(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	node := c.Start("node", nil)
+	g := startRogue(t, c, "peer", nil)
+	eventually(t, "the peer is a member", func() bool { return len(node.Status().Members) == 2 })
+	d := c.Origin.Make(1000, 1)
+	for _, size := range []int64{math.MaxInt64, math.MaxInt64 - piece.Size, piece.SizeMax + 1, plan.MaxPieces*piece.Size + 1, 0, -1} {
+		if rc, err := node.Passing(true).Range(t.Context(), fetch.Want{Digest: d, Size: size}, 0, -1); err == nil {
+			_ = rc.Close()
+			t.Errorf("a blob of %d bytes can be read", size)
+		}
+		if n := g.askedFor(""); n > 0 {
+			t.Fatalf("of %d bytes: the peer was asked %d times", size, n)
+		}
 	}
 }
 

@@ -144,3 +144,89 @@ func TestR16_WhatIsAnnouncedNowIsKept(t *testing.T) {
 		t.Errorf("known: now %v, before %v", d.Known("now"), d.Known("before"))
 	}
 }
+
+// TestR16_NeighboursThatAreAskedForAreBounded, however many somebody asks for.
+func TestR16_NeighboursThatAreAskedForAreBounded(t *testing.T) {
+	d := NewDirectory(DirectoryLimits{}, seeded(1))
+	for i := range 200 {
+		if _, err := d.Announce(0, Announce{Blob: "b", Node: Node(fmt.Sprint(i)), Pieces: 1, Done: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, whole := range []bool{true, false} {
+		r, err := d.Announce(0, Announce{Blob: "b", Node: "asker", Pieces: 1, Peers: 1 << 30, Whole: whole})
+		if err != nil || len(r.Peers) != 64 {
+			t.Errorf("whole %v: %d neighbours, %v", whole, len(r.Peers), err)
+		}
+	}
+}
+
+// TestN9_HoldersThatAreNamedHaveItAll, can be trusted, and are others than the asker.
+func TestN9_HoldersThatAreNamedHaveItAll(t *testing.T) {
+	d := NewDirectory(DirectoryLimits{}, seeded(1))
+	tell := func(a Announce) Reply {
+		t.Helper()
+		a.Blob, a.Pieces = "b", 2
+		r, err := d.Announce(0, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	tell(Announce{Node: "whole", Done: true})
+	tell(Announce{Node: "liar", Done: true})
+	tell(Announce{Node: "part", Got: []int{0}})
+	tell(Announce{Node: "asker", Done: true}) // it had it, and says so while it asks
+	for _, n := range []Node{"x", "y"} {
+		tell(Announce{Node: n, Lost: []Node{"liar"}})
+	}
+	if r := tell(Announce{Node: "asker", Peers: 8, Whole: true}); len(r.Peers) != 1 || r.Peers[0].Node != "whole" {
+		t.Errorf("named: %v", r.Peers)
+	}
+}
+
+// TestR16_WhatIsForgottenLeavesNothing also of the names of blobs.
+func TestR16_WhatIsForgottenLeavesNothing(t *testing.T) {
+	d := NewDirectory(DirectoryLimits{}, seeded(1))
+	for i := range 10 {
+		for pieces := 1; pieces < 4; pieces++ {
+			if _, err := d.Announce(0, Announce{Blob: fmt.Sprint(i), Node: "n", Pieces: pieces}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.Expire(24 * time.Hour)
+	if len(d.entries) > 0 || len(d.sizes) > 0 || len(d.owed) > 0 || d.bytes != 0 {
+		t.Errorf("left: %d entries, %d names, %d members, %d bytes", len(d.entries), len(d.sizes), len(d.owed), d.bytes)
+	}
+}
+
+// TestR16_RoomIsMadeForSome at once, so that not each announcement has to look for it,
+// and some members of a blob are recorded however little room there is.
+func TestR16_RoomIsMadeForSome(t *testing.T) {
+	const room = 64 << 10
+	d := NewDirectory(DirectoryLimits{Bytes: room}, seeded(1))
+	most, before := 0, 0
+	for i := range 200 {
+		if _, err := d.Announce(0, Announce{Blob: fmt.Sprint(i), Node: "n", Pieces: 64}); err != nil {
+			t.Fatal(err)
+		}
+		if d.bytes <= before && d.bytes > room-room/8 {
+			t.Fatalf("%d bytes are left of %d, of which %d may be", d.bytes, before, room)
+		}
+		before = d.bytes
+		most = max(most, before)
+	}
+	if most > room || most < room/2 {
+		t.Errorf("%d bytes were taken, of which %d may be: this shows nothing", most, room)
+	}
+	d = NewDirectory(DirectoryLimits{Bytes: 1}, seeded(1))
+	for i := range 2 * leastKnown {
+		if _, err := d.Announce(0, Announce{Blob: "b", Node: Node(fmt.Sprint(i)), Pieces: 64}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, members := d.Len(); members != leastKnown {
+		t.Errorf("%d members are recorded", members)
+	}
+}

@@ -254,7 +254,7 @@ func (e *entry) told(now time.Duration, m *member, a Announce) {
 		e.reclaim(m) // of a process that was killed, or of a pull that was given up
 	}
 	if a.Moved {
-		for _, i := range a.Held[:min(len(a.Held), maxHeld)] {
+		for _, i := range a.Held {
 			if i >= 0 && i < e.pieces && e.free.Has(i) && m.leases < maxHeld {
 				e.lend(now, m, i)
 			}
@@ -458,7 +458,7 @@ func (d *Directory) forget(at slot) {
 func (d *Directory) whole(now time.Duration, e *entry, m *member, n int) (out []Member) {
 	start := d.rnd.IntN(max(1, len(e.list)))
 	for k := 0; k < len(e.list) && len(out) < n; k++ {
-		if x := e.list[(start+k)%len(e.list)]; x != m && x.Node != m.Node && x.done && now >= x.suspect {
+		if x := e.list[(start+k)%len(e.list)]; x.Node != m.Node && x.done && now >= x.suspect {
 			out = append(out, x.Member)
 		}
 	}
