@@ -140,13 +140,17 @@ func (c *Collector) interval(ctx context.Context) error {
 	if busy {
 		return nil
 	}
-	// What a crash has left of these is not due by itself, and keeps things until it is done.
-	if err := c.store.FinishKin(ctx); err != nil {
-		return err
+	// What a crash has left of these is not due by itself, and keeps things until it
+	// is done. What fails is no reason not to collect the rest.
+	left := errors.Join(c.store.FinishKin(ctx), c.forgetLeases(ctx, 0))
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	if err := c.forgetLeases(ctx, 0); err != nil {
-		return err
-	}
+	return errors.Join(left, c.runIfDue(ctx))
+}
+
+// runIfDue has a run if it finds anything to do.
+func (c *Collector) runIfDue(ctx context.Context) error {
 	due, err := c.anythingDue(ctx)
 	if err != nil || !due {
 		return err

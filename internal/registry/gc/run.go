@@ -93,39 +93,63 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 }
 
 // execute works until nothing is left that was due when the run began, or that
-// the run has uncovered.
+// the run has uncovered. What fails does not stop the rest (R9): the bytes of what
+// is gone are deleted in any case.
 func (r *runner) execute(ctx context.Context) error {
-	if err := r.store.FinishKin(ctx); err != nil {
+	if err := r.settleKin(ctx); err != nil {
 		return err
 	}
-	if err := r.forgetLeases(ctx, r.limits.Window); err != nil {
+	errs := []error{r.forgetLeases(ctx, r.limits.Window), r.estimate(ctx), r.judgeAll(ctx)}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return errors.Join(append(errs, r.purge(ctx))...)
+}
+
+// settleKin goes on with what a crash or an error has left of deleted and pushed
+// manifests. What fails again is a failure of the run.
+func (r *runner) settleKin(ctx context.Context) error {
+	err := r.store.FinishKin(ctx)
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.opts.Log.Error("children and referrers were not settled", "run", r.run.ID, "error", err)
+	r.metrics.worked(meta.Counts{Failed: 1})
+	if err := r.store.CollectFailed(ctx, meta.Work{Run: r.run.ID}, "children and referrers of a manifest were not settled: "+plain(err)); err != nil {
+		return fmt.Errorf("the database takes no writes: %w", err)
+	}
+	return nil
+}
+
+// estimate counts what is due.
+func (r *runner) estimate(ctx context.Context) error {
 	total, err := r.store.CountDue(ctx, cutoffs(r.limits), r.scope, totalMax)
 	if err != nil {
 		return err
 	}
-	if err := r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Total: total}); err != nil {
-		return err
-	}
+	return r.store.AddRunCounts(ctx, r.run.ID, meta.Counts{Total: total})
+}
+
+// judgeAll works off the queues. One that fails is left to the next run.
+func (r *runner) judgeAll(ctx context.Context) error {
+	var errs []error
 	steps := []func(context.Context, bool) (int, error){r.uploads, r.loose, r.stranded, r.orphans, r.trash, r.links, r.unlinked}
 	for first := true; ; first = false {
 		n := 0
-		for _, step := range steps {
+		for i, step := range steps {
+			if step == nil {
+				continue
+			}
 			k, err := step(ctx, first)
 			if err != nil {
-				return err
+				errs, steps[i] = append(errs, err), nil
 			}
 			n += k
 		}
 		if n == 0 || ctx.Err() != nil {
-			break
+			return errors.Join(errs...)
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return r.purge(ctx)
 }
 
 // due says what to read: in the first pass what was due at the beginning, in

@@ -106,9 +106,7 @@ func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 		return nil
 	})
 	if err == nil && more {
-		// What was claimed is done, whatever becomes of this: the rows of the table
-		// kin stay, and the next run begins with them.
-		_ = s.FinishKin(ctx)
+		s.followUp(ctx, s.db.Maintain)
 	}
 	if err != nil {
 		return Counts{}, fmt.Errorf("collect: %w", err)

@@ -48,38 +48,69 @@ func (s *Store) settleKin(tx *sqldb.Tx, k kinship) (more bool, err error) {
 }
 
 // finishKin settles what settleKin has left, in bounded transactions. It goes on
-// when the client has left: its request has been carried out.
+// when the client has left: its request has been carried out. A manifest whose kin
+// cannot be settled does not stop the others (R9): its row stays, and is part of
+// the error.
 func (s *Store) finishKin(ctx context.Context, write func(context.Context, func(*sqldb.Tx) error) error) error {
 	ctx = context.WithoutCancel(ctx)
+	var failed int
+	var first error
+	var after int64 // the last one that failed
 	for s.kinLeft.Load() {
+		var k kinship
 		err := write(ctx, func(tx *sqldb.Tx) error {
-			var k kinship
-			err := tx.Row(`SELECT m.id, m.repo_id, r.name, m.digest, m.trashed_at IS NOT NULL, k.run_id, k.referrers, k.after
-				FROM kin k CROSS JOIN manifests m ON m.id = k.manifest_id CROSS JOIN repositories r ON r.id = m.repo_id ORDER BY k.manifest_id LIMIT 1`).
-				Scan(&k.id, &k.repoID, &k.repo, &k.digest, &k.trashed, &k.run, &k.referrers, &k.after)
+			k = kinship{}
+			err := s.stepLeft(tx, after, &k)
 			if errors.Is(err, sql.ErrNoRows) {
-				tx.OnCommit(func() { s.kinLeft.Store(false) })
+				if after == 0 {
+					tx.OnCommit(func() { s.kinLeft.Store(false) })
+				}
 				return nil
-			}
-			if err != nil {
-				return err
-			}
-			more, err := s.stepKin(tx, &k)
-			if err != nil {
-				return err
-			}
-			if more {
-				_, err = tx.Exec("UPDATE kin SET referrers = ?, after = ? WHERE manifest_id = ?", k.referrers, k.after, k.id)
-			} else {
-				_, err = tx.Exec("DELETE FROM kin WHERE manifest_id = ?", k.id)
 			}
 			return err
 		})
-		if err != nil {
+		switch {
+		case err != nil && k.id == 0:
 			return fmt.Errorf("settle children and referrers: %w", err)
+		case err != nil:
+			if failed++; first == nil {
+				first = fmt.Errorf("settle children and referrers of %s in %s: %w", k.digest, k.repo, err)
+			}
+			after = k.id
+		case k.id == 0 && failed > 1:
+			return fmt.Errorf("%w (and those of %d other manifests)", first, failed-1)
+		case k.id == 0:
+			return first
 		}
 	}
 	return nil
+}
+
+// stepLeft goes on with the first manifest after an id that has kin left.
+func (s *Store) stepLeft(tx *sqldb.Tx, after int64, k *kinship) error {
+	err := tx.Row(`SELECT m.id, m.repo_id, r.name, m.digest, m.trashed_at IS NOT NULL, k.run_id, k.referrers, k.after
+		FROM kin k CROSS JOIN manifests m ON m.id = k.manifest_id CROSS JOIN repositories r ON r.id = m.repo_id WHERE k.manifest_id > ? ORDER BY k.manifest_id LIMIT 1`, after).
+		Scan(&k.id, &k.repoID, &k.repo, &k.digest, &k.trashed, &k.run, &k.referrers, &k.after)
+	if err != nil {
+		return err
+	}
+	more, err := s.stepKin(tx, k)
+	if err != nil {
+		return err
+	}
+	if more {
+		_, err = tx.Exec("UPDATE kin SET referrers = ?, after = ? WHERE manifest_id = ?", k.referrers, k.after, k.id)
+	} else {
+		_, err = tx.Exec("DELETE FROM kin WHERE manifest_id = ?", k.id)
+	}
+	return err
+}
+
+// followUp is finishKin after a commit that has carried out a request. Whatever
+// becomes of it, the answer is that of the commit: what fails is left to the next
+// run, which reports it.
+func (s *Store) followUp(ctx context.Context, write func(context.Context, func(*sqldb.Tx) error) error) {
+	_ = s.finishKin(ctx, write)
 }
 
 // errKinFirst says that kin of a deleted manifest are to be settled before.
@@ -100,14 +131,19 @@ func noOrphansToCome(tx *sqldb.Tx, repoID int64) error {
 
 // afterKin is write for a function that calls noOrphansToCome.
 func (s *Store) afterKin(ctx context.Context, write func(context.Context, func(*sqldb.Tx) error) error, fn func(*sqldb.Tx) error) error {
+	var failed error
 	for {
 		err := write(ctx, fn)
 		if !errors.Is(err, errKinFirst) {
 			return err
 		}
+		if failed != nil {
+			return failed
+		}
 		s.kinLeft.Store(true)
-		if err := errors.Join(s.finishKin(ctx, write), ctx.Err()); err != nil {
-			return err
+		failed = s.finishKin(ctx, write) // perhaps of another repository
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
 }

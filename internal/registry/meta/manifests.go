@@ -171,7 +171,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		return err
 	})
 	if err == nil && more {
-		err = s.finishKin(ctx, s.db.Write)
+		s.followUp(ctx, s.db.Write)
 	}
 	if err != nil {
 		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)
@@ -576,7 +576,7 @@ func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest,
 		return err
 	})
 	if err == nil && more {
-		err = s.finishKin(ctx, s.db.Relieve)
+		s.followUp(ctx, s.db.Relieve)
 	}
 	if err != nil {
 		return fmt.Errorf("delete manifest %s of %s: %w", d, repo, err)

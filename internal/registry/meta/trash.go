@@ -159,7 +159,7 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		return nil
 	})
 	if err == nil {
-		err = s.finishKin(ctx, s.db.Relieve)
+		s.followUp(ctx, s.db.Relieve)
 	}
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore %s of %s: %w", d, repo, err)
