@@ -82,6 +82,7 @@ func TestR9_AClaimWhoseStatementFailsChangesNothing(t *testing.T) {
 		"DELETE ON uploads", "DELETE ON repositories", "INSERT ON reviews WHEN new.kind = 'blob'", "INSERT ON reviews WHEN new.kind = 'link'",
 		"DELETE ON reviews", "UPDATE ON reviews", "UPDATE ON reviews WHEN new.event_at = 1125899906842624", "UPDATE ON runs",
 		"DELETE ON reviews WHEN old.kind = 'link' AND old.target = " + fmt.Sprint(w.Settled[0].Target),
+		fmt.Sprintf("DELETE ON reviews WHEN old.kind = 'link' AND old.target = %d", w.Unlink[0].ID), "DELETE ON reviews WHEN old.kind = 'blob'",
 		"UPDATE ON reviews WHEN old.kind = 'manifest'", "INSERT ON purges WHEN new.digest = ''", "INSERT ON purges WHEN new.digest <> ''",
 		"DELETE ON repositories WHEN old.name = 'removed'", "DELETE ON repositories WHEN old.name = 'lonely'", "DELETE ON repositories WHEN old.name = 'abandoned'",
 	} {
@@ -248,4 +249,25 @@ func TestR7_AManifestWithUnsettledKinIsNotRemoved(t *testing.T) {
 	h.refused("with kin", work(d))
 	c := h.claim(work(other))
 	h.wants(c.Collected == 1, "another manifest's kin keep it: %+v", c)
+}
+
+// Work of which each claim fails is left to a later run, with a line in the log.
+func TestR9_WorkThatFailedIsLeftToALaterRun(t *testing.T) {
+	h := newHouse(t)
+	w := meta.Work{Run: h.run(), Trash: []meta.TrashClaim{{Claim: meta.Claim{ID: 1}}}, Unlink: []meta.Claim{{ID: 2}}, Collect: []meta.Claim{{ID: 3}}}
+	for kind, target := range map[string]int{"manifest": 1, "link": 2, "blob": 3} {
+		for _, id := range []int{target, 10 + target} {
+			h.exec("INSERT INTO reviews (kind, target, repo_id, event_at, event, run_id) VALUES (?, ?, 1, 1, 'test', 7)", kind, id)
+		}
+	}
+	failed := func() int64 { return h.count("SELECT failed FROM runs WHERE id = ?", w.Run) }
+	for _, at := range []string{"UPDATE ON reviews WHEN old.kind = 'blob'", "INSERT ON run_events", "UPDATE ON runs"} {
+		h.exec("CREATE TRIGGER failing BEFORE " + at + " BEGIN SELECT RAISE(ABORT, 'injected'); END")
+		err := h.store.CollectFailed(h.ctx(), w, "it failed")
+		h.exec("DROP TRIGGER failing")
+		h.wants(err != nil && failed() == 0 && h.count("SELECT count(*) FROM reviews WHERE run_id IS NULL") == 0 && h.count("SELECT count(*) FROM run_events") == 0, "%s fails: %v", at, err)
+	}
+	h.must(h.store.CollectFailed(h.ctx(), w, "it failed"))
+	free := h.text("SELECT kind || target AS x FROM reviews WHERE run_id IS NULL ORDER BY target")
+	h.wants(free == "manifest1 link2 blob3" && failed() == 1 && h.text("SELECT text AS x FROM run_events") == "it failed", "left to a later run: %s; %d failed", free, failed())
 }

@@ -1,12 +1,14 @@
 package gc_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
@@ -197,25 +199,23 @@ func TestR4_ALeaseOnAnotherBlobKeepsNothing(t *testing.T) {
 
 // Two repositories lose a blob in one batch: the later confirmation counts for it.
 func TestR3_TheLastConfirmationOfSeveralLinksIsHandedOn(t *testing.T) {
-	for _, order := range [][]oci.Name{{"a", "b"}, {"b", "a"}} {
+	for _, latest := range []oci.Name{"a", "b"} {
 		h := newHouse(t)
-		h.push("a", "1")
-		h.pass(time.Hour)
-		h.push("b", "1")
-		last := h.clock.Load()
+		for _, repo := range []oci.Name{"a", "b"} {
+			h.push(repo, "1")
+		}
 		h.push("c", "2")
 		h.pass(time.Hour)
+		last := h.clock.Load()
 		h.exec("UPDATE blobs SET touched_at = 1") // what the links say, not what the upload said
+		h.exec("UPDATE links SET touched_at = ? WHERE repo_id = (SELECT id FROM repositories WHERE name = ?)", last, string(latest))
 		h.exec("DELETE FROM reviews")
-		var w meta.Work
-		for _, repo := range order {
-			w.Unlink = append(w.Unlink, h.unlinkWork(repo, "1").Unlink...)
-		}
+		w := meta.Work{Unlink: append(h.unlinkWork("a", "1").Unlink, h.unlinkWork("b", "1").Unlink...)}
 		c := h.claim(w)
 		b := h.blobOf("1")
-		h.wants(c.Unlinked == 2 && b.TouchedAt == last, "%v: the blob was touched at %d, want %d: %+v", order, b.TouchedAt, last, c)
+		h.wants(c.Unlinked == 2 && b.TouchedAt == last, "%s was last: the blob was touched at %d, want %d: %+v", latest, b.TouchedAt, last, c)
 		h.wants(c.Total == 1 && h.count("SELECT count(*) FROM reviews WHERE kind = 'blob'") == 1 && h.count("SELECT target FROM reviews WHERE kind = 'blob'") == b.ID,
-			"%v: it is not up for review, or others are: %+v", order, c)
+			"%s was last: it is not up for review, or others are: %+v", latest, c)
 	}
 }
 
@@ -223,7 +223,9 @@ func TestR8_OnlyWhatNothingNeedsAnyMoreComesUpForReview(t *testing.T) {
 	h := newHouse(t)
 	h.push("a", "1")
 	h.push("b", "1")
-	h.exec("DELETE FROM reviews")
+	h.push("b", "settled")
+	h.claim(h.unlinkWork("b", "settled"))
+	h.exec("DELETE FROM reviews") // as if the one of a blob without a repository had been answered
 	c := h.claim(h.unlinkWork("a", "1"))
 	h.wants(c.Total == 0 && h.count("SELECT count(*) FROM reviews") == 0, "a blob that another repository has is up for review: %+v", c)
 	d := h.image("c", []string{"2"})
@@ -298,4 +300,14 @@ func TestR8_AReviewWaitsForTheLeaseThatWasSeen(t *testing.T) {
 			h.wants(waits == tt.waits, "it waits %v, want %v", waits, tt.waits)
 		})
 	}
+}
+
+func TestR12_ARepositoryThatIsForgottenIsNotListedFromMemory(t *testing.T) {
+	h := newHouse(t)
+	h.push("a", "1")
+	_, _, err := h.store.Tags(h.ctx(), "a", "", -1)
+	h.must(err)
+	h.claim(h.unlinkWork("a", "1"))
+	_, _, err = h.store.Tags(h.ctx(), "a", "", -1)
+	h.wants(errors.Is(err, fault.NotFound), "the tags of a repository that is not there: %v", err)
 }
