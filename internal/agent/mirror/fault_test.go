@@ -86,6 +86,8 @@ func TestN7_RangeThatNeedsAllOfWrongBytesIsNeverAnsweredWhole(t *testing.T) {
 		}
 	}
 	u.on(nil)
+	// Until then it hands on what the upstream has sent.
+	eventually(t, "the download finds out and ends", func() bool { return n.metric("fairway_node_fetches_in_flight") == 0 })
 	n.get(layerPath(i), "Range", "bytes=0-999").want(206).wantBody(i.bytes[0][:1000])
 }
 
