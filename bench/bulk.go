@@ -178,22 +178,14 @@ func (b *bench) bigPull(r *report) error {
 		var speeds, cpu [3][]float64
 		for round := range b.rounds + 1 {
 			for i, s := range servers {
-				before, err := s.proc.Usage()
-				if err != nil {
-					return err
-				}
-				took, err := pullAll(s.addr, paths[i], u.size(), readers)
-				if err != nil {
-					return fmt.Errorf("%s: %w", s.name, err)
-				}
-				after, err := s.proc.Usage()
+				m, err := s.measure(func() (time.Duration, error) { return pullAll(s.addr, paths[i], u.size(), readers) })
 				if err != nil {
 					return err
 				}
 				if round > 0 {
 					size := float64(readers*u.size()) / (1 << 20)
-					speeds[i] = append(speeds[i], size/took.Seconds())
-					cpu[i] = append(cpu[i], float64((after.CPU-before.CPU).Milliseconds())*1024/size)
+					speeds[i] = append(speeds[i], size/m.took.Seconds())
+					cpu[i] = append(cpu[i], float64(m.cpu.Milliseconds())*1024/size)
 				}
 			}
 		}

@@ -33,6 +33,23 @@ func (s *server) stop() {
 	_ = s.log.Close()
 }
 
+// sample is what some work took, and cost the server.
+type sample struct{ took, cpu time.Duration }
+
+// measure runs work that returns how long its measured part took.
+func (s *server) measure(work func() (time.Duration, error)) (m sample, err error) {
+	before, err := s.proc.Usage()
+	if err != nil {
+		return m, err
+	}
+	if m.took, err = work(); err != nil {
+		return m, fmt.Errorf("%s: %w", s.name, err)
+	}
+	after, err := s.proc.Usage()
+	m.cpu = after.CPU - before.CPU
+	return m, err
+}
+
 func (b *bench) start(name, path, ready string, args func(addr, data string) ([]string, error), env ...string) (*server, error) {
 	addr, err := daemon.FreeAddr()
 	if err != nil {

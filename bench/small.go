@@ -29,22 +29,14 @@ func (b *bench) smallImages(r *report) error {
 					images[c] = append(images[c], newImage(smallLayer))
 				}
 			}
-			before, err := s.proc.Usage()
-			if err != nil {
-				return err
-			}
-			took, err := pushAll(s.addr, images)
-			if err != nil {
-				return err
-			}
-			after, err := s.proc.Usage()
+			m, err := s.measure(func() (time.Duration, error) { return pushAll(s.addr, images) })
 			if err != nil {
 				return err
 			}
 			if round > 0 {
 				n := float64(smallClients * each)
-				rates[i] = append(rates[i], n/took.Seconds())
-				cpu[i] = append(cpu[i], float64((after.CPU-before.CPU).Microseconds())/1000/n)
+				rates[i] = append(rates[i], n/m.took.Seconds())
+				cpu[i] = append(cpu[i], float64(m.cpu.Microseconds())/1000/n)
 			}
 		}
 	}

@@ -35,21 +35,17 @@ func (b *bench) tags(r *report) error {
 	for round := range b.rounds + 1 {
 		for i, s := range servers[:2] {
 			unix.Sync()
-			before, err := s.proc.Usage()
-			if err != nil {
-				return err
-			}
-			took, last, err := putTags(s.addr, im, round, n)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			after, err := s.proc.Usage()
+			var last float64
+			m, err := s.measure(func() (took time.Duration, err error) {
+				took, last, err = putTags(s.addr, im, round, n)
+				return took, err
+			})
 			if err != nil {
 				return err
 			}
 			if round > 0 {
-				rates[i] = append(rates[i], float64(n)/took.Seconds())
-				cpu[i] = append(cpu[i], float64((after.CPU-before.CPU).Microseconds())/float64(n))
+				rates[i] = append(rates[i], float64(n)/m.took.Seconds())
+				cpu[i] = append(cpu[i], float64(m.cpu.Microseconds())/float64(n))
 				late[i] = append(late[i], last)
 			}
 		}
@@ -107,21 +103,13 @@ func (b *bench) chunks(r *report) error {
 		for i, s := range servers[:2] {
 			u.next()
 			unix.Sync()
-			before, err := s.proc.Usage()
-			if err != nil {
-				return err
-			}
-			took, err := u.pushChunks(s)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			after, err := s.proc.Usage()
+			m, err := s.measure(func() (time.Duration, error) { return u.pushChunks(s) })
 			if err != nil {
 				return err
 			}
 			if round > 0 {
-				rates[i] = append(rates[i], float64(u.blocks)/took.Seconds())
-				cpu[i] = append(cpu[i], float64((after.CPU-before.CPU).Milliseconds())*1024/float64(u.blocks))
+				rates[i] = append(rates[i], float64(u.blocks)/m.took.Seconds())
+				cpu[i] = append(cpu[i], float64(m.cpu.Milliseconds())*1024/float64(u.blocks))
 			}
 		}
 	}

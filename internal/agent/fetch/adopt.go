@@ -74,7 +74,7 @@ func (f *Fetcher) readopt(ctx context.Context) error {
 			f.o.Log.Warn("a blob that was taken back cannot be read", "digest", d, "err", err)
 		}
 	}
-	f.o.Log.Warn("what is cached was taken back from its files, since the index was begun anew", "blobs", len(found), "manifests", manifests)
+	f.o.Log.Warn("rebuilt the cache's index from its files", "blobs", len(found), "manifests", manifests)
 	return f.o.Index.Adopted()
 }
 

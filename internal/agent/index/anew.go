@@ -12,8 +12,8 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// Anew says that the index was begun anew beside a cache that may have files:
-// they are to be taken back rather than removed. It holds, over restarts, until
+// Anew reports that the index is being rebuilt beside a cache that may have files:
+// they are to be indexed again rather than removed. It holds, across restarts, until
 // Adopted.
 func (x *Index) Anew() bool {
 	_, err := os.Lstat(x.anew)
@@ -23,7 +23,7 @@ func (x *Index) Anew() bool {
 // beginAnew leaves the mark that Anew looks for.
 func (x *Index) beginAnew() error {
 	if err := os.WriteFile(x.anew, nil, 0o600); err != nil {
-		return fmt.Errorf("begin the cache's index anew: %w", err)
+		return fmt.Errorf("begin to rebuild the cache's index: %w", err)
 	}
 	return nil
 }
@@ -32,7 +32,7 @@ func (x *Index) beginAnew() error {
 // edges.
 func (x *Index) Adopted() error {
 	if err := os.Remove(x.anew); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("end the beginning anew of the cache's index: %w", err)
+		return fmt.Errorf("finish rebuilding the cache's index: %w", err)
 	}
 	return nil
 }

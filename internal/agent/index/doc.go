@@ -19,7 +19,7 @@
 //	           content, the bytes of a blob came here
 //
 // The cache can be fetched again and so can all that is here: a database that
-// cannot be read is moved aside and begun anew. It refuses: a second process on
+// cannot be read is moved aside and rebuilt. It refuses: a second process on
 // the same directory, a claim on a blob that changed since it was judged or
 // that a pin needs, and the removal of a row whose claim does not stand.
 package index

@@ -16,7 +16,7 @@ import (
 )
 
 // Open opens the index and brings its schema up to date. A database that is
-// corrupt is moved aside, to PATH.corrupt-N, and begun anew, as is one that is
+// corrupt is moved aside, to PATH.corrupt-N, and rebuilt, as is one that is
 // missing: see Anew. Pins are read back from their copy.
 func Open(ctx context.Context, o Options) (*Index, error) {
 	if o.Log == nil {
@@ -45,7 +45,7 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 		if moveErr != nil {
 			return nil, errors.Join(err, moveErr, lock.Close())
 		}
-		o.Log.Error("the cache's index was corrupt and is begun anew; what is cached is taken back from its files", "path", o.Path, "moved_to", aside, "error", err)
+		o.Log.Error("the cache's index was corrupt; it is rebuilt from the cached files", "path", o.Path, "moved_to", aside, "error", err)
 		err = x.openDB(ctx, o)
 	}
 	if err != nil {

@@ -362,7 +362,7 @@ func TestN10_WhoMayHaveAPrivateBlobIsForgottenWithItsRight(t *testing.T) {
 	w.must(w.revoke(t.Context(), by("other"), testDigest))
 	may("one of them still may", true)
 	w.pass(testTTL - 1)
-	may("just so long", true)
+	may("until its last moment", true)
 	w.pass(1)
 	may("not any more", false)
 	w.pass(-2 * testTTL)

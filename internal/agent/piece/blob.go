@@ -182,9 +182,9 @@ func (b *Blob) Round() int {
 	return b.e.resets
 }
 
-// WritePieceOf is WritePiece for what was asked for in a round. What comes after the
-// end of that is not stored, and its writer gets the *MismatchError that ended it:
-// the next round may have begun without whoever sent it.
+// WritePieceOf is WritePiece for a piece that was requested in a given round. A piece
+// that arrives after that round is not stored, and its writer gets the *MismatchError
+// that ended the round: the next round may exclude its sender.
 func (b *Blob) WritePieceOf(ctx context.Context, round, i int, p []byte, from string) error {
 	if i < 0 || i >= b.e.count() || len(p) != b.PieceLen(i) {
 		return fmt.Errorf("write piece %d of %s: %d bytes is not its length", i, b.e.d, len(p))

@@ -8,7 +8,7 @@
 // A row in package index comes before the bytes and goes before them, so that
 // whatever a crash leaves is either a row without files, which the next Open
 // drops, or files without a row, which it removes. Only where a full disk lets no
-// row go do the bytes go first; and only where the index was begun anew do files
+// row go do the bytes go first; and only where the index is rebuilt do files
 // without a row get one. A record in the .pieces file
 // is written after the piece; a record whose piece is not what it says (after a
 // power failure, a bad disk, somebody's editor) is a piece that is not here.

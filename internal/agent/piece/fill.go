@@ -110,8 +110,8 @@ func (e *entry) came(i int, from string) {
 	e.from[i] = uint16(max(k, 0))
 }
 
-// verdict waits, if all pieces are here, until whoever hashes them has come to
-// an end, and tells a writer whose round is over.
+// verdict waits, if all pieces are here, until they are hashed. It returns the
+// mismatch that ended the writer's round, if one did.
 func (e *entry) verdict(ctx context.Context, round int) error {
 	for {
 		e.mu.Lock()

@@ -16,20 +16,20 @@ import (
 	"github.com/fairway-registry/fairway/internal/fault"
 )
 
-// ErrMismatch says that an index and a directory of pieces do not belong together.
+// ErrMismatch reports an index and a directory of pieces that do not belong together.
 var ErrMismatch = errors.New("the cache's index and its directory of pieces do not belong together")
 
 // markFile has the identity of the cache and the last run, as index.Pair.
 const markFile = "identity"
 
-// identity is what the directory says, the zero value if nothing that can be read.
+// identity is the content of the mark, or the zero value if there is no valid one.
 type identity struct{ cache, run string }
 
 func (i identity) String() string { return i.cache + " " + i.run + "\n" }
 
 func (s *Store) markPath() string { return filepath.Join(s.dir, markFile) }
 
-// readMark is an error if it cannot be found out whether there is a mark.
+// readMark reads the directory's mark. An error means that its presence is unknown.
 func (s *Store) readMark() (identity, error) {
 	content, err := os.ReadFile(s.markPath())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
@@ -44,10 +44,10 @@ func (s *Store) readMark() (identity, error) {
 	return identity{}, nil
 }
 
-// pair sees to it that the index and the directory belong together (R15), before
-// anything of either is changed. Another cache's directory is ErrMismatch. Where one of
-// the two is of another time, as after a backup was restored, the index is begun anew
-// and the files are taken back: none is removed because the index does not know it.
+// pair checks that the index and the directory belong together (R15) before either is
+// changed. Another cache's directory is ErrMismatch. If one of the two is an older copy,
+// such as a restored backup, the index is rebuilt from the files, and none is removed
+// because the index lacks it.
 func (s *Store) pair(ctx context.Context) error {
 	own, err := s.index.Pair(ctx)
 	if err != nil {
@@ -55,17 +55,17 @@ func (s *Store) pair(ctx context.Context) error {
 	}
 	found, err := s.readMark()
 	if err != nil {
-		return fmt.Errorf("%w, as far as can be seen: %w", ErrMismatch, err)
+		return fmt.Errorf("%w: its mark cannot be read: %w", ErrMismatch, err)
 	}
 	switch {
 	case found.cache == "":
 		err = s.adoptable(ctx)
 	case found.cache == own.Identity && (found.run == own.Run || found.run == own.Next):
 	case found.cache == own.Identity, own.Identity == "":
-		s.log.Error("the cache's index is new, or of another time than its pieces, as after a backup was restored: it is begun anew, and what is cached is taken back from its files", "dir", s.dir)
+		s.log.Error("the cache's index and its pieces are of different times, as after a backup was restored; the index is rebuilt from the files", "dir", s.dir)
 		err = s.index.Distrust(ctx)
 	default:
-		err = s.unpaired("it is of the cache " + found.cache + ", and the index of " + own.Identity)
+		err = s.unpaired("it belongs to the cache " + found.cache + ", and the index to " + own.Identity)
 	}
 	if err != nil {
 		return err
@@ -84,13 +84,13 @@ func firstOf(all ...string) string {
 }
 
 func (s *Store) unpaired(why string) error {
-	return fmt.Errorf("%w: %s: %s. Mount the right disk, or restore the index of these pieces. Nothing was changed. "+
-		"Or move index.db away: then the index is begun anew, and what is cached here is taken back", ErrMismatch, s.dir, why)
+	return fmt.Errorf("%w: %s: %s. Nothing was changed. Mount the right disk, or restore the index of these pieces, "+
+		"or move index.db away, to have the index rebuilt from these pieces", ErrMismatch, s.dir, why)
 }
 
-// begin notes a new run on both sides, so that a copy of either is recognized later. The
-// index knows it before the directory has it: a crash in between is gone on with. On
-// a full disk the last run goes on.
+// begin records a new run on both sides, so that an older copy of either is recognized
+// later. The index records it first, as the next run: a start after a crash in between
+// accepts both. On a full disk the last run stays.
 func (s *Store) begin(ctx context.Context, own index.Pair, found identity) error {
 	s.identity = found
 	if found.run != "" {
@@ -112,14 +112,14 @@ func (s *Store) begin(ctx context.Context, own index.Pair, found identity) error
 	return err
 }
 
-// kin is how many rows are looked for, and how many files.
-const kin = 100
+// probeMax is how many rows of an index are looked for in a directory without a mark.
+const probeMax = 100
 
 var errEnough = errors.New("enough")
 
-// adoptable looks at a directory without a mark: one of a former version, a new one, or
-// one whose disk is not mounted. An index that has blobs must find one of them where
-// there are any.
+// adoptable checks a directory without a mark: it was written by an earlier version, is
+// new, or its disk is not mounted. If the directory has files and the index has blobs, at
+// least one of the blobs must be there.
 func (s *Store) adoptable(ctx context.Context) error {
 	files, err := s.anyFile()
 	if err != nil {
@@ -131,7 +131,7 @@ func (s *Store) adoptable(ctx context.Context) error {
 		if _, err := os.Lstat(s.path(b.Digest)); err == nil {
 			known = true
 		}
-		if known || rows == kin {
+		if known || rows == probeMax {
 			return errEnough
 		}
 		return nil
@@ -168,9 +168,9 @@ func (s *Store) anyFile() (bool, error) {
 	return false, nil
 }
 
-// paired is an error if the directory is not the one that was opened: its disk is gone,
-// or another one is mounted there. What is missing in it then is not lost, and what is
-// there is not ours to remove.
+// paired returns an error if the directory is not the one that was opened: its disk is
+// gone, or another one is mounted there. Files that are missing then are not lost, and
+// files that are there must not be removed.
 func (s *Store) paired() error {
 	if s.identity == (identity{}) {
 		return nil // it could not be marked
@@ -180,7 +180,7 @@ func (s *Store) paired() error {
 		err = fmt.Errorf("its mark was %q and is %q", s.identity, found)
 	}
 	if err != nil {
-		return fmt.Errorf("%w any more: %s: %w; mount the right disk again", ErrMismatch, s.dir, err)
+		return fmt.Errorf("%w: %s has changed since the start: %w; mount the right disk again", ErrMismatch, s.dir, err)
 	}
 	return nil
 }

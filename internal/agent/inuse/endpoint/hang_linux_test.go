@@ -17,8 +17,8 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/inuse/endpoint"
 )
 
-// hang mounts a FUSE file system that nobody serves: whoever looks into it waits, until
-// answer ends it.
+// hang mounts a FUSE file system without a server: a process that opens it blocks
+// until answer is called.
 func hang(t *testing.T, dir string) (answer func()) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -34,7 +34,7 @@ func hang(t *testing.T, dir string) (answer func()) {
 	}
 	answer = sync.OnceFunc(func() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH) // once only
-		_ = fuse.Close()                       // whoever waits gets an error
+		_ = fuse.Close()                       // blocked processes get an error
 	})
 	t.Cleanup(answer)
 	return answer
