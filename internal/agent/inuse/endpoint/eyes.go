@@ -134,17 +134,20 @@ func (e *eyes) watch(add func(dir string)) {
 	e.turn.Lock()
 	defer e.turn.Unlock()
 	all, _ := e.instances()
-	keys := e.keys(all)
+	keys := append(e.keys(all), filepath.Join(e.root, users))
 	for i := range keys {
 		keys[i] += " (to watch it)" // beside a look at it
 	}
 	each(e, keys, func(i int) struct{} {
+		if i == len(all) {
+			add(filepath.Join(e.root, users))
+			return struct{}{}
+		}
 		for _, dir := range all[i].directories(e.root) {
 			add(dir)
 		}
 		return struct{}{}
 	})
-	add(filepath.Join(e.root, users))
 }
 
 func (e *eyes) keys(all []place) []string {

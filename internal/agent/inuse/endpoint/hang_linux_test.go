@@ -166,3 +166,18 @@ func TestN13_LooksAtOnceDisturbNobody(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// TestR17_AMountThatHangsStopsNoWatch: nor where the directory of all users is in it.
+func TestR17_AMountThatHangsStopsNoWatch(t *testing.T) {
+	root := machine(t)
+	hang(t, filepath.Join(root, "run"))
+	d := detector(t, endpoint.DetectorOptions{Root: root, Every: time.Hour})
+	d.SetWait(50 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	looked, ended := make(chan struct{}, 100), make(chan struct{})
+	go func() { defer close(ended); d.Watch(ctx, func() { looked <- struct{}{} }) }()
+	inTime(t, "the first look", func() { <-looked })
+	cancel()
+	inTime(t, "the end", func() { <-ended })
+	inTime(t, "a look", func() { d.Find() })
+}
