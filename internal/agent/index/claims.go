@@ -132,9 +132,6 @@ func (x *Index) Unclaim(ctx context.Context, d oci.Digest, version int64) (b Blo
 
 // UnclaimThese ends claims of which some may not stand any more.
 func (x *Index) UnclaimThese(ctx context.Context, all []Judged) error {
-	if len(all) == 0 {
-		return nil
-	}
 	return x.relieve(ctx, fmt.Sprintf("give up %d claims", len(all)), func(tx *sqldb.Tx) error {
 		for _, b := range all {
 			if _, err := tx.Exec("UPDATE blobs SET state = was, version = version + 1 WHERE digest = ? AND version = ? AND state = 'claimed'", string(b.Digest), b.Version); err != nil {

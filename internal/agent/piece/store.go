@@ -184,10 +184,8 @@ func (s *Store) flush(ctx context.Context) error {
 }
 
 func (s *Store) flushLocked(ctx context.Context) error {
-	// First, since a use raises the version by which the end of a claim is noted.
-	if err := s.noteVoid(ctx); err != nil {
-		return err
-	}
+	// The uses of now and no later ones, since a use raises the version by which the end
+	// of a claim is noted: a claim that a use has ended is void before that is counted.
 	s.mu.Lock()
 	uses := make([]index.Use, 0, len(s.touched))
 	for _, u := range s.touched {
@@ -195,7 +193,10 @@ func (s *Store) flushLocked(ctx context.Context) error {
 	}
 	clear(s.touched)
 	s.mu.Unlock()
-	err := s.index.Touch(ctx, uses)
+	err := s.noteVoid(ctx)
+	if err == nil {
+		err = s.index.Touch(ctx, uses)
+	}
 	if err != nil {
 		s.untouched(uses)
 	}

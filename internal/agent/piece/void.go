@@ -55,9 +55,13 @@ func (s *Store) noteVoid(ctx context.Context) error {
 		all = append(all, index.Judged{Digest: d, Version: version})
 	}
 	s.mu.Unlock()
+	if len(all) == 0 {
+		return nil
+	}
 	if err := s.index.UnclaimThese(ctx, all); err != nil {
 		return err
 	}
+	s.step("claims ended")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, b := range all {

@@ -269,3 +269,43 @@ func TestR7_AStartOnAFullDiskEndsClaims(t *testing.T) {
 	info(t, c, all[1])
 	checkWhole(t, c, 1)
 }
+
+// TestR7_AUseIsNotedAfterTheEndOfTheClaimItEnded: it raises the version by which that end
+// is noted, also where the blob is opened while ends of others are being written.
+func TestR7_AUseIsNotedAfterTheEndOfTheClaimItEnded(t *testing.T) {
+	disk := sqldbtest.NewDisk(t)
+	c, all := onDisk(t, disk, t.TempDir(), 2)
+	defer c.close(t)
+	opened := false
+	c.SetStep(func(at string) {
+		if at != "claims ended" || opened {
+			return
+		}
+		opened = true
+		disk.Fill()
+		defer disk.Empty()
+		b, err := c.Open(t.Context(), all[1])
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		b.Close()
+	})
+	given := claim(t, c, all[0])
+	claim(t, c, all[1])
+	disk.Fill()
+	if err := c.Unclaim(t.Context(), given); err != nil {
+		t.Fatal(err)
+	}
+	disk.Empty()
+	for range 2 { // the first time the blob is opened meanwhile
+		info(t, c, all[0])
+	}
+	if i, u := info(t, c, all[1]), c.Usage(); !opened || i.State != index.Complete || i.Uses < 2 || u.Claimed != 0 {
+		t.Errorf("%v, %+v, %+v", opened, i, u)
+	}
+	if b, err := c.index.Blob(t.Context(), all[1]); err != nil || b.State != index.Complete {
+		t.Errorf("the claim stands in the row: %+v, %v", b, err)
+	}
+	checkWhole(t, c, 2)
+}
