@@ -163,16 +163,13 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	switch {
 	case err == nil && (row.Size == size || row.State != index.Partial):
 		err = s.load(ctx, e, row)
-		if errors.Is(err, ErrMismatch) {
-			return errors.Join(ErrNoRoom, err)
-		}
-		if !errors.Is(err, fault.NotFound) {
-			return err
+		if errors.Is(err, ErrMismatch) || !errors.Is(err, fault.NotFound) {
+			return noRoomFor(err)
 		}
 	case err == nil:
 		// Nobody has it open, and one of the two who said a size was wrong.
 		if err := s.discard(e.d, row.Size); err != nil {
-			return err
+			return noRoomFor(err)
 		}
 	case !errors.Is(err, fault.NotFound):
 		return err

@@ -225,8 +225,9 @@ func (s *Store) discard(d oci.Digest, size int64) error {
 	return nil
 }
 
+// noRoomFor says that a blob is not to be cached, for the disk is full or not there.
 func noRoomFor(err error) error {
-	if errors.Is(err, fault.Full) {
+	if errors.Is(err, fault.Full) || errors.Is(err, ErrMismatch) {
 		return errors.Join(ErrNoRoom, err)
 	}
 	return err

@@ -283,6 +283,46 @@ func TestR15_ADirectoryThatDisappearsLosesNothing(t *testing.T) {
 	checkWhole(t, d, 2)
 }
 
+// TestR15_NothingIsWrittenIntoAnotherDirectory that has taken the place of the cache's own:
+// what is fetched meanwhile passes through (N8).
+func TestR15_NothingIsWrittenIntoAnotherDirectory(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	c := openAt(t, dir, piece.Options{})
+	defer c.close(t)
+	theirs, empty := filled(t, other, 1), t.TempDir()
+	want, d := content(1, 1000)
+	part, dp := content(2, 2*piece.Size)
+	b := create(t, c, dp, len(part))
+	write(t, b, part, 0)
+	b.Close()
+	if _, err := c.Claim(t.Context(), dp, info(t, c, dp).Version); err != nil { // and it is not open any more
+		t.Fatal(err)
+	}
+	blobs, aside := filepath.Join(dir, "blobs"), filepath.Join(dir, "aside")
+	for _, place := range []string{empty, filepath.Join(other, "blobs")} {
+		rename(t, blobs, aside)
+		rename(t, place, blobs)
+		if err := c.Put(t.Context(), d, want, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) || !errors.Is(err, piece.ErrMismatch) {
+			t.Errorf("a new blob: %v", err)
+		}
+		if _, err := c.Create(t.Context(), dp, piece.Size, piece.Meta{}); !errors.Is(err, piece.ErrNoRoom) || !errors.Is(err, piece.ErrMismatch) {
+			t.Errorf("a blob that has another size: %v", err)
+		}
+		rename(t, blobs, place)
+		rename(t, aside, blobs)
+	}
+	if found, err := os.ReadDir(empty); err != nil || len(found) > 0 {
+		t.Errorf("%v, %v", found, err)
+	}
+	o := openAt(t, other, piece.Options{})
+	defer o.close(t)
+	if got, err := get(o, theirs[0], 0, -1); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another cache's blob: %d bytes, %v", len(got), err)
+	}
+	put(t, c, want, d)
+	checkWhole(t, c, 2)
+}
+
 // TestR15_AFullDiskOfPiecesKeepsTheirMark: the index may be on another disk.
 func TestR15_AFullDiskOfPiecesKeepsTheirMark(t *testing.T) {
 	dir, small := t.TempDir(), smallDisk(t, 16*mib)

@@ -238,6 +238,9 @@ func (s *Store) materialize(ctx context.Context, e *entry) error {
 }
 
 func (s *Store) makeBlob(ctx context.Context, e *entry) (files, error) {
+	if err := s.paired(); err != nil {
+		return files{}, noRoomFor(err) // it would take another's space, or another's file
+	}
 	now := s.now().UnixMilli()
 	e.mu.Lock()
 	private := e.private
