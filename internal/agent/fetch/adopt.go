@@ -56,7 +56,7 @@ const dockerConfig = "application/vnd.docker.container.image.v1+json"
 func (f *Fetcher) readopt(ctx context.Context) error {
 	found := f.o.Store.TakenBack()
 	if len(found) == 0 {
-		return f.o.Index.Adopted()
+		return f.o.Index.Adopted(ctx)
 	}
 	manifests := 0
 	for _, d := range found {
@@ -75,7 +75,7 @@ func (f *Fetcher) readopt(ctx context.Context) error {
 		}
 	}
 	f.o.Log.Warn("rebuilt the cache's index from its files", "blobs", len(found), "manifests", manifests)
-	return f.o.Index.Adopted()
+	return f.o.Index.Adopted(ctx)
 }
 
 // recognise notes what a small blob needs, if it is a manifest.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
 // Anew reports that the index is being rebuilt beside a cache that may have files:
@@ -20,17 +21,28 @@ func (x *Index) Anew() bool {
 	return err == nil
 }
 
-// beginAnew leaves the mark that Anew looks for.
+// beginAnew leaves the mark that Anew looks for, on the disk: the rows go next, and a
+// loss of power must not take the mark and leave that.
 func (x *Index) beginAnew() error {
-	if err := os.WriteFile(x.anew, nil, 0o600); err != nil {
+	if err := disk.Replace(x.anew, nil, 0o600); err != nil {
 		return fmt.Errorf("begin to rebuild the cache's index: %w", err)
 	}
 	return nil
 }
 
 // Adopted says that all files have their rows again, and the manifests their
-// edges.
-func (x *Index) Adopted() error {
+// edges. These are on the disk before the mark goes: files without rows would be
+// removed. Where the disk is full it stays, and the next start does all of it again.
+func (x *Index) Adopted(ctx context.Context) error {
+	if !x.Anew() {
+		return nil
+	}
+	if err := x.db.Sync(ctx); sqldb.IsFull(err) {
+		x.log.Warn("the cache's index was rebuilt, but not noted as that, since the disk is full; the next start rebuilds it again", "err", err)
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("finish rebuilding the cache's index: %w", err)
+	}
 	if err := os.Remove(x.anew); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("finish rebuilding the cache's index: %w", err)
 	}

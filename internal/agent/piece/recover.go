@@ -33,7 +33,7 @@ func (s *Store) recover(ctx context.Context) error {
 		}
 	}
 	if len(s.takenBack) == 0 {
-		return s.index.Adopted()
+		return s.index.Adopted(ctx)
 	}
 	return nil
 }
