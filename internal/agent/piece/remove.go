@@ -127,7 +127,7 @@ var ErrOutdated = index.ErrOutdated
 
 // RemoveAll is Remove for many blobs at once, none of which stops the others. No
 // blob is removed, and the error is ErrOutdated, if still is false when all of
-// them are about to go.
+// them are about to go; it is that of each if others of them went before.
 func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) ([]Removed, error) {
 	if err := s.paired(); err != nil {
 		return nil, err
@@ -136,6 +136,7 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 	var seized []index.Judged
 	var entries []*entry
 	var at []int // of these in all
+	gone := false
 	defer func() {
 		for _, e := range entries {
 			if e != nil {
@@ -153,6 +154,7 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 			s.free(e)
 		case s.isUnnoted(c):
 			removed[i] = s.removeBytesFirst(ctx, c, false, still)
+			gone = gone || removed[i].Err == nil
 			s.free(e)
 		default:
 			seized, entries, at = append(seized, index.Judged(c)), append(entries, e), append(at, i)
@@ -170,8 +172,14 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 		}
 		return removed, nil
 	}
-	if err != nil {
+	if err != nil && !gone {
 		return nil, err
+	}
+	if err != nil {
+		for _, i := range at {
+			removed[i].Err = err
+		}
+		return removed, nil
 	}
 	for i, one := range done {
 		if removed[at[i]].Err = one.Err; one.Err == nil {

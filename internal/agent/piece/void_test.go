@@ -309,3 +309,34 @@ func TestR7_AUseIsNotedAfterTheEndOfTheClaimItEnded(t *testing.T) {
 	}
 	checkWhole(t, c, 2)
 }
+
+// TestR9_WhatIsGoneIsToldOf, also where the runtimes report something newer before the rest
+// of the same removal has gone.
+func TestR9_WhatIsGoneIsToldOf(t *testing.T) {
+	disk := sqldbtest.NewDisk(t)
+	c, all := onDisk(t, disk, t.TempDir(), 2)
+	defer c.close(t)
+	noted, given := claim(t, c, all[0]), claim(t, c, all[1])
+	disk.Fill()
+	if err := c.Unclaim(t.Context(), given); err != nil {
+		t.Fatal(err)
+	}
+	unnoted := claim(t, c, all[1])
+	gone := func() bool {
+		_, err := os.Stat(c.Path(all[1]))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	disk.WhenFull(func() {
+		if gone() {
+			disk.Empty() // its bytes have made room
+		}
+	})
+	removed := removeAll(t, c, []piece.Claim{noted, unnoted}, func() bool { return !gone() })
+	if removed[1].Err != nil || removed[1].Freed < 2*piece.Size || !errors.Is(removed[0].Err, piece.ErrOutdated) {
+		t.Errorf("%+v", removed)
+	}
+	if err := c.Unclaim(t.Context(), noted); err != nil {
+		t.Error(err)
+	}
+	checkWhole(t, c, 1)
+}
