@@ -197,7 +197,8 @@ func (s *Store) removeBytes(d oci.Digest, size int64) (freed int64, err error) {
 	freed = s.onDisk(d)
 	if err := s.removeFiles(d); err != nil {
 		// Without a row nobody takes them for a blob. They count as used until the
-		// next start removes them.
+		// next start removes them, and not as claimed: for the judge that is gone.
+		s.unclaimed(d, size)
 		return 0, fmt.Errorf("remove the files of %s: %w", d, err)
 	}
 	s.removed(d, size, true)
