@@ -608,3 +608,30 @@ func TestHolder_ThatHangsOrBreaksCostsNoPull(t *testing.T) {
 	h.blobs[i.layers[0]] = make([]byte, 1000)
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream")
 }
+
+// TestN8_AFileThatCannotBeOpenedFailsNoPull: the blob passes through, and nothing is removed.
+func TestN8_AFileThatCannotBeOpenedFailsNoPull(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{}, 3*piece.Size, func(*upstream, image, http.ResponseWriter, *http.Request) bool { return false })
+	n.get(layerPath(i)).want(200)
+	d := i.layers[0]
+	eventually(t, "its files are closed", func() bool {
+		info, err := n.store.Info(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := n.store.Claim(t.Context(), d, info.Version)
+		return err == nil && n.store.Unclaim(t.Context(), c) == nil
+	})
+	path := filepath.Join(n.dir, "blobs", "sha256", d.Encoded()[:2], d.Encoded())
+	aside := filepath.Join(t.TempDir(), "aside")
+	if err := errors.Join(os.Rename(path, aside), os.Symlink(path, path)); err != nil { // a loop of links
+		t.Fatal(err)
+	}
+	for range 2 {
+		n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "upstream")
+	}
+	if err := errors.Join(os.Remove(path), os.Rename(aside, path)); err != nil {
+		t.Fatal(err)
+	}
+	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "cache")
+}

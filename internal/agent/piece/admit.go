@@ -163,6 +163,9 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	switch {
 	case err == nil && (row.Size == size || row.State != index.Partial):
 		err = s.load(ctx, e, row)
+		if errors.Is(err, errUnopened) {
+			return errors.Join(ErrNoRoom, err)
+		}
 		if errors.Is(err, ErrMismatch) || !errors.Is(err, fault.NotFound) {
 			return noRoomFor(err)
 		}
@@ -189,6 +192,10 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	return s.materialize(ctx, e)
 }
 
+// errUnopened says that the files of a blob may be there and cannot be opened. Nothing
+// is known of them, so they and the row stay.
+var errUnopened = errors.New("it may be there all the same")
+
 // load fills an entry with what is on disk, and wins it back from a claim.
 // NotFound if its files are not there: then its row goes as well.
 func (s *Store) load(ctx context.Context, e *entry, row index.Blob) error {
@@ -208,7 +215,8 @@ func (s *Store) load(ctx context.Context, e *entry, row index.Blob) error {
 		return fault.New(fault.NotFound, "the cache has lost %s", e.d).WithCode(oci.CodeBlobUnknown)
 	}
 	if err != nil {
-		return err
+		s.log.Error("the files of a cached blob cannot be opened; it is handed out from elsewhere", "digest", e.d, "error", err)
+		return fault.Wrap(fault.NotFound, errors.Join(errUnopened, err), "the cache cannot open a blob")
 	}
 	e.size, e.mediaType, e.private, e.files, e.began, e.made = row.Size, row.MediaType, row.Private, f, s.now(), true
 	if err = s.loadPieces(ctx, e, row.State == index.Complete); err != nil {
