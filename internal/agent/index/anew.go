@@ -34,7 +34,7 @@ func (x *Index) beginAnew() error {
 // edges. These are on the disk before the mark goes: files without rows would be
 // removed. Where the disk is full it stays, and the next start does all of it again.
 func (x *Index) Adopted(ctx context.Context) error {
-	if !x.Anew() {
+	if x.leftOut.Load() || !x.Anew() {
 		return nil
 	}
 	if err := x.db.Sync(ctx); sqldb.IsFull(err) {
@@ -48,6 +48,10 @@ func (x *Index) Adopted(ctx context.Context) error {
 	}
 	return nil
 }
+
+// LeftOut says that some files have no rows yet, for the disk is full: the next start
+// has another look for them, whatever is adopted by then.
+func (x *Index) LeftOut() { x.leftOut.Store(true) }
 
 // pinsFile is beside the database and has a copy of the pins, which are the one
 // thing in it that nobody can fetch again.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fairway-registry/fairway/internal/disk"
 	"github.com/fairway-registry/fairway/internal/fault"
@@ -37,6 +38,7 @@ type Index struct {
 	anew    string // path of the mark that it was begun anew
 	pins    string // path of the copy of the pins
 	saving  sync.Mutex
+	leftOut atomic.Bool // see LeftOut
 }
 
 // Close closes the database and lets another process have the directory.

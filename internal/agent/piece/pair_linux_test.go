@@ -407,3 +407,32 @@ func TestR15_ACrashBetweenTheTwoSidesIsGoneOnWith(t *testing.T) {
 		t.Error("each start is a new run")
 	}
 }
+
+// TestR7_AStartOnAFullDiskTakesBackWhatItCan, and the next one the rest: nothing is removed
+// because there was no room for its row.
+func TestR7_AStartOnAFullDiskTakesBackWhatItCan(t *testing.T) {
+	disk, dir := sqldbtest.NewDisk(t), t.TempDir()
+	c, all := onDisk(t, disk, dir, 3)
+	c.close(t)
+	change(t, dir, "DELETE FROM blobs")
+	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Driver: disk.Driver()})
+	if err == nil {
+		err = x.TakeBack()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.Fill()
+	s, err := piece.Open(t.Context(), piece.Options{Dir: dir, Index: x})
+	if err != nil {
+		t.Fatal(errors.Join(err, x.Close()))
+	}
+	disk.Empty()
+	if err := x.Adopted(t.Context()); err != nil || !x.Anew() {
+		t.Errorf("it counts as rebuilt: %v", err)
+	}
+	if err := errors.Join(s.Close(), x.Close()); err != nil {
+		t.Error(err)
+	}
+	takenBack(t, "with room again", dir, all...)
+}

@@ -96,7 +96,12 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	}
 	for d, f := range there {
 		if anew && f.data && f.side {
-			if err := s.takeBack(ctx, d); err != nil {
+			err := s.takeBack(ctx, d)
+			if errors.Is(err, fault.Full) {
+				// A start must succeed, or nothing would ever be freed.
+				s.log.Error("a file of the cache is not taken back before the next start, since the disk is full", "digest", d, "error", err)
+				s.index.LeftOut()
+			} else if err != nil {
 				return err
 			}
 			continue
