@@ -309,9 +309,8 @@ func TestN10_ARightIsStatedWhileItLasts(t *testing.T) {
 // whose content is asked for.
 func TestN10_SmallContentIsGivenAsThatOfItsUpstream(t *testing.T) {
 	c := swarmtest.New(t, swarmtest.NewOrigin(0))
-	n := c.Start("node", nil)
 	s := &shelf{have: map[oci.Digest][]byte{}}
-	n.SetNames(s)
+	n := c.StartWith("node", s, nil)
 	d := c.Origin.Make(1000, 1)
 	s.put(d, c.Origin.Content(d))
 	client := clientAs(t, "asker", []*swarmtest.Node{n})

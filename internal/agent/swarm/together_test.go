@@ -58,9 +58,8 @@ func TestN9_SmallContentIsAskedForOnce(t *testing.T) {
 	var nodes []*swarmtest.Node
 	var shelves []*shelf
 	for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
-		n, s := c.Start(name, waiting(time.Minute)), &shelf{have: map[oci.Digest][]byte{}}
-		n.SetNames(s)
-		nodes, shelves = append(nodes, n), append(shelves, s)
+		s := &shelf{have: map[oci.Digest][]byte{}}
+		nodes, shelves = append(nodes, c.StartWith(name, s, waiting(time.Minute))), append(shelves, s)
 	}
 	for _, n := range nodes {
 		eventually(t, "all know each other", func() bool { return len(n.Status().Members) == len(nodes) })
@@ -231,7 +230,8 @@ func TestN8_OneWhoDoesNotAnswerLeavesTimeForTheNext(t *testing.T) {
 	t.Run("holder", func(t *testing.T) {
 		c := swarmtest.New(t, swarmtest.NewOrigin(0))
 		n := c.Start("node", waiting(200*time.Millisecond))
-		good := c.Start("good", nil)
+		s := &shelf{have: map[oci.Digest][]byte{}}
+		c.StartWith("good", s, nil)
 		l := startChief(t, c, func(plan.Announce) plan.Reply {
 			return plan.Reply{Members: 3, Holders: 2, Peers: []plan.Member{{Node: "chief"}, {Node: "good"}}}
 		}, func() []byte { <-forever; return nil })
@@ -240,9 +240,7 @@ func TestN8_OneWhoDoesNotAnswerLeavesTimeForTheNext(t *testing.T) {
 		for seed := uint64(2); plan.Rank(swarm.ContentKey(d), []plan.Node{"chief", "good", "node"}, 1)[0] != l.name; seed++ {
 			d = c.Origin.Make(5000, seed)
 		}
-		s := &shelf{have: map[oci.Digest][]byte{}}
 		s.put(d, c.Origin.Content(d))
-		good.SetNames(s)
 		for searches := 0; ; searches++ {
 			if _, found, _ := n.Together(t.Context(), "ns", "app", d, false); found {
 				break

@@ -141,6 +141,12 @@ func New(tb testing.TB, o *Origin) *Cluster {
 // Start adds a node; change may alter its options.
 func (c *Cluster) Start(name string, change func(*swarm.Options)) *Node {
 	c.tb.Helper()
+	return c.StartWith(name, nil, change)
+}
+
+// StartWith is Start for a node that knows names.
+func (c *Cluster) StartWith(name string, names swarm.Names, change func(*swarm.Options)) *Node {
+	c.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		c.tb.Fatal(err)
@@ -160,6 +166,9 @@ func (c *Cluster) Start(name string, change func(*swarm.Options)) *Node {
 	}
 	if n.Engine, err = swarm.New(o); err != nil {
 		c.tb.Fatal(err)
+	}
+	if names != nil {
+		n.SetNames(names)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
