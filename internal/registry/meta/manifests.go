@@ -138,7 +138,7 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		created = m.isNew
-		grown, err := writeEdges(tx, repo, m, links, p.wanted())
+		grown, err := writeEdges(tx, repo, m.id, links, p.wanted())
 		if err != nil {
 			return err
 		}
@@ -391,10 +391,10 @@ func outOfTrash(tx *sqldb.Tx, id int64) error {
 
 // writeEdges binds links, and notes the digests to be bound when they come. Edges are added and never taken away: a
 // second push with another media type may be read to need less, and less is a
-// reason to delete. grown reports that there is one more than before.
-func writeEdges(tx *sqldb.Tx, repo int64, m pushed, links []int64, wanted []string) (grown bool, err error) {
+// reason to delete. grown reports that it is to hold a digest that it did not before.
+func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, wanted []string) (grown bool, err error) {
 	if len(wanted) > 0 {
-		n, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, m.id, repo, sqldb.List(wanted))
+		n, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(wanted))
 		if err != nil {
 			return false, fmt.Errorf("write children: %w", err)
 		}
@@ -404,12 +404,12 @@ func writeEdges(tx *sqldb.Tx, repo int64, m pushed, links []int64, wanted []stri
 		return grown, nil
 	}
 	list := sqldb.List(links)
-	n, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, m.id, list)
+	n, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, id, list)
 	if err != nil {
 		return false, fmt.Errorf("write references: %w", err)
 	}
-	if m.firm && n == 0 {
-		return grown, nil // a manifest that is kept protects its blobs, whenever they were confirmed
+	if n == 0 {
+		return grown, nil // it protects its blobs, whenever they were confirmed: their window begins when it goes
 	}
 	if _, err := tx.Exec("UPDATE links SET version = version + 1, touched_at = max(touched_at, ?) WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
 		return false, fmt.Errorf("confirm references: %w", err)
@@ -417,7 +417,7 @@ func writeEdges(tx *sqldb.Tx, repo int64, m pushed, links []int64, wanted []stri
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'link' AND target IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
 		return false, fmt.Errorf("close reviews: %w", err)
 	}
-	return grown || n > 0, nil
+	return grown, nil
 }
 
 // writeTags points tags at a manifest and returns the manifests that lost one.
