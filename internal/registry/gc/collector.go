@@ -179,12 +179,12 @@ func (c *Collector) forgetLeases(ctx context.Context, window int64) error {
 		window = max(window, time.Duration(s.Policy.Window).Milliseconds())
 	}
 	for {
-		began := time.Now()
+		before := c.store.Upkeep()
 		more, err := c.store.ForgetLeases(ctx, window)
 		if err != nil || !more {
 			return err
 		}
-		if err := c.rest(ctx, time.Since(began)); err != nil {
+		if err := c.rest(ctx, c.store.Upkeep()-before); err != nil {
 			return err
 		}
 	}

@@ -600,21 +600,18 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 		began := time.Now()
 		outcomes, unproven := r.deleteBytes(ctx, left[:n])
 		took := time.Since(began)
-		if len(outcomes) > 0 {
-			// What is deleted is counted, also when the run is told to stop.
-			counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
-			if err != nil {
-				return err
-			}
-			r.metrics.worked(counts)
+		// What is deleted is counted, also when the run is told to stop.
+		counts, err := r.store.FinishPurges(context.WithoutCancel(ctx), r.run.ID, outcomes)
+		if err != nil {
+			return err
 		}
+		r.metrics.worked(counts)
 		if unproven != nil {
 			return unproven
 		}
-		if left = left[n:]; len(left) > 0 {
-			if err := r.rest(ctx, took); err != nil {
-				return err
-			}
+		left = left[n:]
+		if err := r.rest(ctx, took); err != nil {
+			return err
 		}
 	}
 	return nil
