@@ -368,8 +368,36 @@ func (m *model) put(name oci.Name, c *content, tags []oci.Tag, now int64) fault.
 	if s := c.parsed.Subject; r.lives(s) {
 		r.manifests[s].touched = now
 	}
+	if oci.IsIndex(c.parsed.MediaType) {
+		r.reviveBelow(c.digest, now)
+	}
 	m.settle(now)
 	return ""
+}
+
+// reviveBelow brings back what an index that was pushed names, at every depth,
+// without tags and referrers.
+func (r *repoModel) reviveBelow(d oci.Digest, now int64) {
+	queue := []oci.Digest{d}
+	for i := 0; i < len(queue); i++ {
+		for k, y := range r.manifests {
+			if y.living || !r.manifests[queue[i]].names(k) {
+				continue
+			}
+			y.revive(r, now)
+			queue = append(queue, k)
+		}
+	}
+}
+
+// revive has a manifest of the trash served.
+func (x *manifestModel) revive(r *repoModel, now int64) {
+	x.living, x.touched = true, now
+	for b := range x.edges {
+		r.links[b].hidden = false
+		r.links[b].confirmed = now
+	}
+	x.trashedAt, x.trashTags, x.cause = 0, nil, ""
 }
 
 func (m *model) get(name oci.Name, ref oci.Reference, now int64) (*content, fault.Kind) {
@@ -445,11 +473,6 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 		if i > 0 {
 			out.Along = append(out.Along, queue[i])
 		}
-		x.living, x.touched = true, now
-		for b := range x.edges {
-			r.links[b].hidden = false
-			r.links[b].confirmed = now
-		}
 		for _, t := range x.trashTags {
 			if _, taken := r.tags[oci.Tag(t)]; taken {
 				out.TagsTaken = append(out.TagsTaken, t)
@@ -458,7 +481,7 @@ func (m *model) restore(name oci.Name, d oci.Digest, now int64) (meta.Restored, 
 			r.tags[oci.Tag(t)] = queue[i]
 			out.Tags = append(out.Tags, t)
 		}
-		x.trashedAt, x.trashTags, x.cause = 0, nil, ""
+		x.revive(r, now)
 		for k, y := range r.manifests {
 			if !y.living && (x.names(k) || y.cause != "" && y.content.parsed.Subject == queue[i]) {
 				queue = append(queue, k)

@@ -235,20 +235,23 @@ func TestR1_ARepositoryGoesOnlyWhenItIsEmpty(t *testing.T) {
 	h.wants(h.hasManifest("manifests", stays), "a tagged manifest went with its repository")
 }
 
-// A manifest whose children and referrers are not settled yet stays in the trash.
+// While children and referrers of a manifest are not settled yet, nothing leaves its
+// repository's trash: it may be among what is to be restored.
 func TestR7_AManifestWithUnsettledKinIsNotRemoved(t *testing.T) {
 	h := newHouse(t)
-	d, other := h.image("a", []string{"1"}), h.image("a", []string{"2"})
+	d, beside, other := h.image("a", []string{"1"}), h.image("a", []string{"2"}), h.image("b", []string{"2"})
 	h.delete("a", d)
-	h.delete("a", other)
-	work := func(d oci.Digest) meta.Work {
-		f := h.trashOf("a", d)
+	h.delete("a", beside)
+	h.delete("b", other)
+	work := func(repo oci.Name, d oci.Digest) meta.Work {
+		f := h.trashOf(repo, d)
 		return meta.Work{Remove: []meta.Claim{{ID: f.ID, Version: f.Version, Before: meta.NoLimit}}}
 	}
-	h.exec("INSERT INTO kin (manifest_id, run_id, referrers, after) VALUES (?, 0, 0, '')", h.trashOf("a", d).ID)
-	h.refused("with kin", work(d))
-	c := h.claim(work(other))
-	h.wants(c.Collected == 1, "another manifest's kin keep it: %+v", c)
+	h.exec("INSERT INTO kin (manifest_id, repo_id, run_id, referrers, after) SELECT id, repo_id, 0, 0, '' FROM manifests WHERE id = ?", h.trashOf("a", d).ID)
+	h.refused("with kin", work("a", d))
+	h.refused("beside it", work("a", beside))
+	c := h.claim(work("b", other))
+	h.wants(c.Collected == 1, "kin in another repository keep it: %+v", c)
 }
 
 // Work of which each claim fails is left to a later run, with a line in the log.

@@ -227,6 +227,10 @@ func (e *explainer) repository(repo oci.Name) (Explanation, error) {
 
 func (e *explainer) manifest(m meta.ManifestAt) (Explanation, error) {
 	x := Explanation{Kind: "manifest", Repo: string(m.Repo), Digest: string(m.Digest)}
+	if m.Staged {
+		x.Verdict, x.Summary = VerdictWaiting, "it is being pushed and not served yet; if the push breaks off, the next run removes it"
+		return x, nil
+	}
 	if m.Trashed {
 		fs, err := e.store.Trashed(e.ctx, meta.Due{IDs: []int64{m.ID}, Window: e.limits.Window})
 		if err != nil || len(fs) == 0 {
@@ -366,7 +370,7 @@ func (e *explainer) link(l meta.LinkAt, d oci.Digest) (Explanation, error) {
 	var rs []Reason
 	for _, m := range users {
 		r := Reason{Code: KeptReferenced, Text: fmt.Sprintf("manifest %s needs it", m.Digest)}
-		if m.Trashed {
+		if m.Trashed && !m.Staged {
 			r.Code, r.Text = KeptTrash, fmt.Sprintf("manifest %s, which is in the trash, may want it back", m.Digest)
 		}
 		up, err := e.paths(m, explainDepth)

@@ -84,3 +84,15 @@ func TestExplainRefusesWhatItCannotRead(t *testing.T) {
 		h.wants(errors.Is(err, kind), "explain %q: %v, want %s", subject, err, kind)
 	}
 }
+
+// TestR10_ExplainKnowsWhatIsOnItsWayIn: what a crash has left of the push of a
+// manifest with very many layers is not in the trash.
+func TestR10_ExplainKnowsWhatIsOnItsWayIn(t *testing.T) {
+	h := newHouse(t)
+	d := h.image("a", []string{"layer"})
+	h.sql("UPDATE manifests SET trashed_at = 1, loose_at = NULL", "INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests")
+	x := h.explains("a@"+string(d), gc.VerdictWaiting)
+	h.wants(strings.Contains(x.Summary, "being pushed"), "the manifest: %+v", x)
+	x = h.explains("a@"+string(digest.FromString("layer")), gc.VerdictKept)
+	h.wants(hasPath(x, gc.KeptReferenced, string(d)), "its layer: %+v", x)
+}

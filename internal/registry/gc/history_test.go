@@ -83,8 +83,8 @@ func TestR10_WithoutATrashTimeEachItemInTheTrashIsJudgedOnce(t *testing.T) {
 	h := newHouse(t)
 	c := h.image("a", []string{"layer"})
 	mid := h.index("a", "", c)
-	h.delete("a", mid)
-	h.index("a", "top", mid) // names what is in the trash, and keeps it there
+	h.index("a", "top", mid)
+	h.delete("a", mid) // top keeps it in the trash
 	run := h.predicted(policy(0, 0, 0))
 	h.wants(run.Trashed == 1 && run.Kept[gc.KeptIndex] == 2 && run.Examined == 3, "the orphan goes to the trash, and both stay there: %+v", run.Counts)
 	// What can go does, in the same run.

@@ -286,3 +286,26 @@ func TestR4_StoreCountsALeaseForAWindowAfterItsEnd(t *testing.T) {
 		})
 	}
 }
+
+// TestR1_AStrandedManifestThatAnIndexOnItsWayInNamesIsSpared: the index may be served
+// with the next statement.
+func TestR1_AStrandedManifestThatAnIndexOnItsWayInNamesIsSpared(t *testing.T) {
+	h := newHouse(t)
+	d := h.image("a", []string{"layer"}, "t")
+	index := h.index("a", "", d)
+	h.exec("INSERT INTO stranded (repo_id, tag, manifest_id, subject, since) SELECT repo_id, name, manifest_id, 'sha256:x', 1 FROM tags")
+	h.exec("UPDATE manifests SET trashed_at = 1, loose_at = NULL WHERE digest = ?", string(index))
+	h.exec("INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests WHERE digest = ?", string(index))
+	p := policy(0, 0, 0)
+	p.Stranded = 1
+	h.pass(window)
+	claim := func() meta.Work {
+		f := h.manifestOf("a", d)
+		return meta.Work{Policy: p, Trash: []meta.TrashClaim{{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: meta.NoLimit},
+			Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest, Stranded: true}}}
+	}
+	h.refused("a child of an index on its way in", claim())
+	h.must(h.store.FinishKin(h.ctx())) // the index never came
+	c := h.claim(claim())
+	h.wants(c.Trashed == 1, "it stays when the index is gone: %+v", c)
+}

@@ -150,9 +150,9 @@ func (s *Store) linkBlob(tx *sqldb.Tx, repo oci.Name, repoID, blobID int64, d oc
 	// Manifests that name it may have come before it: an index of layers, a type
 	// whose blobs need not be here, or one whose subject is a blob.
 	if _, err := tx.Exec(`INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living)
-		SELECT c.manifest_id, ?1, m.trashed_at IS NULL FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
+		SELECT c.manifest_id, ?1, m.trashed_at IS NULL OR EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id) FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
 		WHERE c.repo_id = ?2 AND c.child_digest = ?3
-		UNION ALL SELECT m.id, ?1, m.trashed_at IS NULL FROM manifests m WHERE m.repo_id = ?2 AND m.subject = ?3`, link, repoID, string(d)); err != nil {
+		UNION ALL SELECT m.id, ?1, m.trashed_at IS NULL OR EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id) FROM manifests m WHERE m.repo_id = ?2 AND m.subject = ?3`, link, repoID, string(d)); err != nil {
 		return fmt.Errorf("bind manifests that wait for the blob: %w", err)
 	}
 	_, err = reviewLinks(tx, []int64{link}, event, 0)

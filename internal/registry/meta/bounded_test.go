@@ -171,19 +171,19 @@ func TestR5_KinOfOneManifestAreSettledInBoundedTransactions(t *testing.T) {
 	}
 }
 
-// killedBeforeKinAreSettled deletes a manifest that has more kin than one
-// transaction settles, and opens what a kill -9 after the first one would leave.
-func killedBeforeKinAreSettled(t *testing.T, prepare func(*db) (deleted oci.Digest)) *db {
+// killedAfter does something, and opens what a kill -9 would leave after the
+// transaction in which a statement is run that begins so.
+func killedAfter(t *testing.T, statement string, prepare func(*db), do func(*db)) *db {
 	t.Helper()
 	dead := t.TempDir()
 	var path string
-	left := false
+	var armed, left, taken bool
 	d, path := traced(t, func(query string, _ []any) {
 		switch {
-		case strings.HasPrefix(query, "INSERT INTO kin"):
+		case armed && strings.HasPrefix(query, statement):
 			left = true
-		case left && query == "BEGIN IMMEDIATE": // the next transaction after it
-			left = false
+		case left && !taken && query == "BEGIN IMMEDIATE": // the next transaction after it
+			taken = true
 			for _, f := range []string{"", "-wal"} {
 				b, err := os.ReadFile(path + f)
 				if err != nil {
@@ -195,7 +195,13 @@ func killedBeforeKinAreSettled(t *testing.T, prepare func(*db) (deleted oci.Dige
 			}
 		}
 	})
-	d.must(d.DeleteManifest(t.Context(), "a", prepare(d), "x"))
+	prepare(d)
+	d.must(d.Sync(t.Context())) // and so the writer is at rest
+	armed = true
+	do(d)
+	if !taken {
+		t.Fatalf("there was no transaction after %q", statement)
+	}
 	killed := &db{T: t}
 	killed.clock.Store(d.clock.Load())
 	var err error
@@ -203,6 +209,14 @@ func killedBeforeKinAreSettled(t *testing.T, prepare func(*db) (deleted oci.Dige
 	killed.must(err)
 	t.Cleanup(func() { killed.must(killed.Close()) })
 	return killed
+}
+
+// killedBeforeKinAreSettled deletes a manifest that has more kin than one
+// transaction settles, and opens what a kill -9 after the first one would leave.
+func killedBeforeKinAreSettled(t *testing.T, prepare func(*db) (deleted oci.Digest)) *db {
+	t.Helper()
+	var deleted oci.Digest
+	return killedAfter(t, "INSERT INTO kin", func(d *db) { deleted = prepare(d) }, func(d *db) { d.must(d.DeleteManifest(t.Context(), "a", deleted, "x")) })
 }
 
 func TestR7_KinThatACrashLeavesAreSettledLater(t *testing.T) {

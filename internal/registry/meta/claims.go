@@ -91,7 +91,7 @@ func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
 	var done Counts
 	var more bool
 	err := s.db.MaintainNote(ctx, func(tx *sqldb.Tx) error {
-		c := collection{s: s, tx: tx, w: w}
+		c := collection{s: s, tx: tx, w: w, kin: kinMax}
 		c.done = w.Counts
 		c.done.Kept = map[string]int64{}
 		for k, v := range w.Counts.Kept {
@@ -144,6 +144,7 @@ type collection struct {
 	tx   *sqldb.Tx
 	w    Work
 	done Counts
+	kin  int  // that the transaction settles
 	more bool // kin are left to settle
 }
 
@@ -210,7 +211,7 @@ func (c *collection) trash() error {
 			continue
 		}
 		more, err := c.s.trashManifest(c.tx, trashing{id: t.ID, repoID: t.RepoID, repo: t.Repo, digest: t.Digest,
-			reason: t.Reason, cause: string(t.Cause), actor: c.w.Actor, run: c.w.Run})
+			reason: t.Reason, cause: string(t.Cause), actor: c.w.Actor, run: c.w.Run, budget: &c.kin})
 		if err != nil {
 			return err
 		}
@@ -223,7 +224,7 @@ func (c *collection) trash() error {
 func (c *collection) claimLoose(t TrashClaim) (int64, error) {
 	return c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
 		WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL
-			AND max(m.touched_at, coalesce(m.loose_at, 0)) <= ? AND NOT `+held+` AND `+manifestLease+` IS NULL`,
+			AND max(m.touched_at, coalesce(m.loose_at, 0)) <= ? AND NOT `+held+` AND NOT `+stagedAbove+` AND `+manifestLease+` IS NULL`,
 		t.ID, t.Version, min(t.Before, c.cutoff(c.w.Policy.Window)), c.leasedAfter())
 }
 
@@ -235,7 +236,7 @@ func (c *collection) claimStranded(t TrashClaim) (int64, error) {
 	}
 	before := min(t.Before, c.cutoff(c.w.Policy.Window), c.cutoff(c.w.Policy.Stranded))
 	return c.tx.Exec(`UPDATE manifests AS m SET version = version + 1
-		WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+heldAbove+` AND `+manifestLease+` IS NULL
+		WHERE m.id = ? AND m.version = ? AND m.trashed_at IS NULL AND m.touched_at <= ? AND NOT `+heldAbove+` AND NOT `+stagedAbove+` AND `+manifestLease+` IS NULL
 			AND EXISTS (SELECT 1 FROM stranded x WHERE x.manifest_id = m.id)
 			AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.manifest_id = m.id AND NOT EXISTS (
 				SELECT 1 FROM stranded x WHERE x.repo_id = t.repo_id AND x.tag = t.name AND x.since <= ?
@@ -281,7 +282,7 @@ func (c *collection) remove() error {
 		repos = append(repos, repo)
 		return nil
 	}, `DELETE FROM manifests AS m WHERE (m.id, m.version) IN (SELECT a, b FROM `+sqldb.Each2+`) AND m.trashed_at <= ?
-			AND NOT `+indexed+` AND `+manifestLease+` IS NULL AND NOT EXISTS (SELECT 1 FROM kin WHERE manifest_id = m.id)
+			AND NOT `+indexed+` AND `+manifestLease+` IS NULL AND NOT EXISTS (SELECT 1 FROM kin WHERE repo_id = m.repo_id) AND NOT `+stagedAbove+`
 		RETURNING id, repo_id, digest, size, (SELECT name FROM repositories r WHERE r.id = repo_id)`,
 		claims, min(before, c.cutoff(c.w.Policy.Trash)), c.leasedAfter())
 	if err != nil {

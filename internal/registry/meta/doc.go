@@ -17,7 +17,8 @@
 //	nodes ─┬─ node_uses                          what agents have reported; each node holds a lease
 //	       └─ node_runs                          the images of it, apart since they may be megabytes
 //	preheats ── preheat_nodes; preheat_rules     images that nodes fetch ahead, and what pushes begin one
-//	kin                                          manifests some of whose children and referrers are to be settled
+//	kin                                          manifests some of whose children and referrers are to be settled or restored
+//	staged                                       manifests on their way in that name too much for one transaction
 //	reviews                                      what an event has put at risk: link, blob or manifest
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why
@@ -35,7 +36,9 @@
 //     blob with no link, and a living manifest whose index or subject was
 //     deleted (an orphan) and that nothing else keeps. A push, an index or a
 //     subject makes an orphan one no longer; a tag does not.
-//   - manifest_blobs.living says whether the manifest is out of the trash.
+//   - manifest_blobs.living says whether the manifest is out of the trash, or staged.
+//   - A manifest is served, has a row in trash, or has one in staged.
+//     trashed_at is NULL exactly where it is served.
 //   - touched_at of a link or blob is not before the last time its presence was
 //     confirmed to a client while nothing referenced it, nor before it lost its
 //     last living reference. The window counts from it (R3).

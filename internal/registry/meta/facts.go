@@ -353,8 +353,14 @@ func (s *Store) Below(ctx context.Context, repoID, id int64, d oci.Digest) (link
 // begins anew when that one goes to the trash too.
 func (s *Store) TrashedBelow(ctx context.Context, id int64) (below []int64, err error) {
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
-		below, err = trashedBelow(tx, id)
-		return err
+		below = nil
+		return tx.All(scanInto(&below), `WITH RECURSIVE down (id) AS (
+				SELECT ?1
+				UNION SELECT k.id FROM down CROSS JOIN manifest_children c ON c.manifest_id = down.id
+					CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest WHERE k.trashed_at IS NOT NULL
+				UNION SELECT k.id FROM down CROSS JOIN manifests a ON a.id = down.id
+					CROSS JOIN manifests k INDEXED BY manifests_subject ON k.repo_id = a.repo_id AND k.subject = a.digest WHERE k.trashed_at IS NOT NULL)
+			SELECT id FROM down WHERE id <> ?1`, id)
 	})
 	return below, wrapFacts("the trash below a manifest", err)
 }

@@ -18,7 +18,8 @@ type ManifestAt struct {
 	Repo       oci.Name
 	Digest     oci.Digest
 	MediaType  string
-	Trashed    bool
+	Trashed    bool // it is not served
+	Staged     bool // because its push is not done, and not because it was deleted
 }
 
 // LinkAt is a blob's place in a repository.
@@ -28,12 +29,12 @@ type LinkAt struct {
 	Hidden bool
 }
 
-const manifestAtColumns = "SELECT m.id, m.repo_id, r.name, m.digest, m.media_type, m.trashed_at IS NOT NULL FROM manifests m JOIN repositories r ON r.id = m.repo_id "
+const manifestAtColumns = "SELECT m.id, m.repo_id, r.name, m.digest, m.media_type, m.trashed_at IS NOT NULL, EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id) FROM manifests m JOIN repositories r ON r.id = m.repo_id "
 
 func scanManifestAt(out *[]ManifestAt) func(*sql.Rows) error {
 	return func(rows *sql.Rows) error {
 		var m ManifestAt
-		err := rows.Scan(&m.ID, &m.RepoID, &m.Repo, &m.Digest, &m.MediaType, &m.Trashed)
+		err := rows.Scan(&m.ID, &m.RepoID, &m.Repo, &m.Digest, &m.MediaType, &m.Trashed, &m.Staged)
 		*out = append(*out, m)
 		return err
 	}

@@ -120,7 +120,48 @@ func (s *Store) dropManifests(tx *sqldb.Tx, repo oci.Name, refs ...string) {
 // the missing digests as detail, or MANIFEST_INVALID where a blob's size is not
 // the descriptor's.
 func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err error) {
+	if !p.isLarge() {
+		created, err = s.putManifest(ctx, p, nil)
+	} else {
+		created, err = s.putLarge(ctx, p)
+	}
+	if err != nil {
+		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)
+	}
+	return created, nil
+}
+
+// putLarge is PutManifest for what names too much for one transaction.
+func (s *Store) putLarge(ctx context.Context, p Push) (created bool, err error) {
+	for {
+		st, err := s.stage(ctx, p)
+		if err != nil {
+			return false, err
+		}
+		if created, err = s.putManifest(ctx, p, &st); err == nil {
+			return created, nil
+		}
+		s.unstage(ctx, st)
+		if !errors.Is(err, errStageAgain) {
+			return false, err
+		}
+	}
+}
+
+// putManifest is the transaction that has the manifest served. st is of one whose
+// references have been checked and written, or nil. The children of an index that
+// are in the trash come back, in further transactions if they are many: the answer
+// that follows promises them (R2).
+func (s *Store) putManifest(ctx context.Context, p Push, st *staging) (created bool, err error) {
 	var more bool
+	var root int64
+	leave := func() {
+		if root != 0 {
+			s.roots.remove(root)
+			root = 0
+		}
+	}
+	defer func() { leave() }()
 	err = s.afterKin(ctx, s.db.Write, func(tx *sqldb.Tx) error {
 		repo, err := ensureRepo(tx, p.Repo)
 		if err != nil {
@@ -129,7 +170,8 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err := noOrphansToCome(tx, repo); err != nil {
 			return err
 		}
-		links, err := resolveBlobs(tx, repo, p)
+		leave() // of a former try
+		links, err := checkPush(tx, repo, p, st)
 		if err != nil {
 			return err
 		}
@@ -138,7 +180,10 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 			return err
 		}
 		created = m.isNew
-		grown, err := writeEdges(tx, repo, m.id, links, p.wanted())
+		grown := st != nil
+		if st == nil {
+			grown, err = writeEdges(tx, repo, m.id, true, links, p.wanted())
+		}
 		if err != nil {
 			return err
 		}
@@ -161,22 +206,44 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 		if err := s.preheatPushed(tx, p); err != nil {
 			return err
 		}
-		if m.firm && !grown {
-			return s.settle(tx, p.Repo, losers)
+		isIndex := oci.IsIndex(p.Manifest.MediaType)
+		same := m.firm && !grown
+		if !same {
+			losers = append(losers, m.id)
 		}
-		if err := s.settle(tx, p.Repo, append(losers, m.id)); err != nil {
+		if err := s.settle(tx, p.Repo, losers); err != nil || same && !isIndex {
 			return err
 		}
-		more, err = s.settleKin(tx, kinship{id: m.id, repoID: repo, repo: p.Repo, digest: p.Digest})
+		k := kinship{id: m.id, repoID: repo, repo: p.Repo, digest: p.Digest}
+		if isIndex {
+			k.mode, k.root = kinPush, m.id
+			root = m.id
+			s.roots.add(root)
+		}
+		budget := kinMax
+		more, err = s.settleKin(tx, k, &budget, nil)
 		return err
 	})
-	if err == nil && more {
-		s.followUp(ctx, s.db.Write)
+	switch {
+	case err != nil || !more:
+		return created, err
+	case root != 0:
+		return created, s.finishRoot(ctx, s.db.Write, root, &Restored{})
 	}
-	if err != nil {
-		return false, fmt.Errorf("put manifest %s in %s: %w", p.Digest, p.Repo, err)
-	}
+	s.followUp(ctx, s.db.Write)
 	return created, nil
+}
+
+// checkPush finds the links of what a manifest names, or sees that what was found
+// for a staged one still holds.
+func checkPush(tx *sqldb.Tx, repo int64, p Push, st *staging) (links []int64, err error) {
+	if st != nil {
+		trashed, err := checkStaged(tx, repo, p, *st)
+		if err != nil || !trashed {
+			return nil, err
+		}
+	}
+	return resolveBlobs(tx, repo, p, p.refs())
 }
 
 func (s *Store) dropPush(tx *sqldb.Tx, p Push) {
@@ -230,9 +297,8 @@ func (p Push) wanted() (digests []string) {
 	return digests
 }
 
-// resolveBlobs finds the link of each blob that the manifest names.
-func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
-	want := p.refs()
+// resolveBlobs finds the link of each of these blobs that the manifest names.
+func resolveBlobs(tx *sqldb.Tx, repo int64, p Push, want []oci.Descriptor) (links []int64, err error) {
 	if len(want) == 0 {
 		return nil, nil
 	}
@@ -273,33 +339,45 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push) (links []int64, err error) {
 		return nil, fault.New(fault.Invalid, "repository %s lacks %d of the blobs that the manifest names; push them first", p.Repo, len(missing)).
 			WithCode(oci.CodeManifestBlobUnknown).WithDetail(missing)
 	}
-	return links, checkChildren(tx, repo, p)
+	if len(p.Manifest.Children) == 0 {
+		return links, nil
+	}
+	return links, checkChildren(tx, repo, p, want)
 }
 
 // checkChildren compares the sizes that an index states with those of the child
-// manifests that the repository has.
-func checkChildren(tx *sqldb.Tx, repo int64, p Push) error {
-	if len(p.Manifest.Children) == 0 {
-		return nil
-	}
-	stated := make(map[oci.Digest]oci.Descriptor, len(p.Manifest.Children))
-	digests := make([]string, 0, len(p.Manifest.Children))
-	for _, c := range p.Manifest.Children {
+// manifests that the repository has. One in the trash comes back with the push, so
+// its blobs must have their bytes.
+func checkChildren(tx *sqldb.Tx, repo int64, p Push, want []oci.Descriptor) error {
+	stated := make(map[oci.Digest]oci.Descriptor, len(want))
+	digests := make([]string, 0, len(want))
+	for _, c := range want {
 		stated[c.Digest] = c
 		digests = append(digests, string(c.Digest))
 	}
-	return tx.All(func(rows *sql.Rows) error {
+	var lost []map[string]string
+	err := tx.All(func(rows *sql.Rows) error {
 		var d oci.Digest
 		var size int64
-		if err := rows.Scan(&d, &size); err != nil {
+		var isLost bool
+		if err := rows.Scan(&d, &size, &isLost); err != nil {
 			return err
 		}
 		if c := stated[d]; c.Exact && c.Size != size {
 			return fault.New(fault.Invalid, "invalid manifest: it gives manifest %s a size of %d bytes, the manifest has %d", d, c.Size, size).WithCode(oci.CodeManifestInvalid)
 		}
+		if isLost && oci.IsIndex(p.Manifest.MediaType) {
+			lost = append(lost, map[string]string{"digest": string(d)})
+		}
 		return nil
-	}, `SELECT m.digest, m.size FROM `+sqldb.Each+` i CROSS JOIN manifests m ON m.repo_id = ? AND m.digest = i.a
-		WHERE m.trashed_at IS NULL`, sqldb.List(digests), repo)
+	}, `SELECT m.digest, m.size, m.trashed_at IS NOT NULL AND EXISTS (SELECT 1 FROM manifest_blobs e CROSS JOIN links l ON l.id = e.link_id CROSS JOIN blobs b ON b.id = l.blob_id
+			WHERE e.manifest_id = m.id AND b.lost_at IS NOT NULL)
+		FROM `+sqldb.Each+` i CROSS JOIN manifests m ON m.repo_id = ? AND m.digest = i.a`, sqldb.List(digests), repo)
+	if err == nil && lost != nil {
+		err = fault.New(fault.Invalid, "%d of the manifests that the index names were deleted from repository %s, and bytes that they need are missing; push them first", len(lost), p.Repo).
+			WithCode(oci.CodeManifestBlobUnknown).WithDetail(lost)
+	}
+	return err
 }
 
 // pushed is the row of a manifest that is being pushed.
@@ -319,19 +397,9 @@ func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (m pushed, err e
 	err = tx.Row(`SELECT id, media_type, trashed_at IS NOT NULL, trashed_at IS NULL AND loose_at IS NULL
 		FROM manifests WHERE repo_id = ? AND digest = ?`, repo, string(p.Digest)).Scan(&m.id, &was, &trashed, &m.firm)
 	if errors.Is(err, sql.ErrNoRows) {
-		annotations, err := json.Marshal(p.Manifest.Annotations)
-		if err != nil {
-			return pushed{}, err
-		}
-		err = tx.Row(`INSERT INTO manifests (repo_id, digest, media_type, artifact_type, subject, size, pushed_at, touched_at, annotations, content)
-			VALUES (?, ?, ?, ?, nullif(?, ''), ?, ?, ?, nullif(?, 'null'), ?) RETURNING id`,
-			repo, string(p.Digest), p.Manifest.MediaType, p.Manifest.ArtifactType, string(p.Manifest.Subject), len(p.Content),
-			tx.Now(), tx.Now(), string(annotations), p.Content).Scan(&m.id)
-		if err != nil {
-			return pushed{}, fmt.Errorf("insert manifest: %w", err)
-		}
+		m.id, err = insertManifest(tx, repo, p, 0)
 		m.isNew = true
-		return m, nil
+		return m, err
 	}
 	if err != nil {
 		return pushed{}, err
@@ -364,6 +432,22 @@ func (s *Store) writeManifest(tx *sqldb.Tx, repo int64, p Push) (m pushed, err e
 	return m, err
 }
 
+// insertManifest makes a manifest that is served, or, with a time, one that is not.
+func insertManifest(tx *sqldb.Tx, repo int64, p Push, trashedAt int64) (id int64, err error) {
+	annotations, err := json.Marshal(p.Manifest.Annotations)
+	if err != nil {
+		return 0, err
+	}
+	err = tx.Row(`INSERT INTO manifests (repo_id, digest, media_type, artifact_type, subject, size, pushed_at, touched_at, trashed_at, annotations, content)
+		VALUES (?, ?, ?, ?, nullif(?, ''), ?, ?, ?, nullif(?, 0), nullif(?, 'null'), ?) RETURNING id`,
+		repo, string(p.Digest), p.Manifest.MediaType, p.Manifest.ArtifactType, string(p.Manifest.Subject), len(p.Content),
+		tx.Now(), tx.Now(), trashedAt, string(annotations), p.Content).Scan(&id)
+	if err != nil {
+		return 0, fmt.Errorf("insert manifest: %w", err)
+	}
+	return id, nil
+}
+
 // keptType returns the type that a repeated push leaves a manifest with. It
 // refuses to change the type that a digest is served with. That concerns
 // manifests which do not say what they are: of all others the content decides,
@@ -380,19 +464,19 @@ func keptType(p Push, was string, trashed bool) (string, error) {
 		WithCode(oci.CodeManifestInvalid)
 }
 
-// outOfTrash brings a manifest's references back to life.
+// outOfTrash has a manifest that is pushed again served, or one that was staged.
 func outOfTrash(tx *sqldb.Tx, id int64) error {
-	if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id = ?", id); err != nil {
+	if _, err := tx.Exec("DELETE FROM staged WHERE manifest_id = ?", id); err != nil {
 		return err
 	}
-	_, err := tx.Exec("UPDATE manifest_blobs SET living = 1 WHERE manifest_id = ?", id)
-	return err
+	return endTrash(tx, sqldb.List([]int64{id}))
 }
 
 // writeEdges binds links, and notes the digests to be bound when they come. Edges are added and never taken away: a
 // second push with another media type may be read to need less, and less is a
-// reason to delete. grown reports that it is to hold a digest that it did not before.
-func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, wanted []string) (grown bool, err error) {
+// reason to delete. living: the manifest is not in the trash. grown reports that it is to
+// hold a digest that it did not before.
+func writeEdges(tx *sqldb.Tx, repo, id int64, living bool, links []int64, wanted []string) (grown bool, err error) {
 	if len(wanted) > 0 {
 		n, err := tx.Exec("INSERT OR IGNORE INTO manifest_children (manifest_id, repo_id, child_digest) SELECT ?, ?, a FROM "+sqldb.Each, id, repo, sqldb.List(wanted))
 		if err != nil {
@@ -404,7 +488,7 @@ func writeEdges(tx *sqldb.Tx, repo, id int64, links []int64, wanted []string) (g
 		return grown, nil
 	}
 	list := sqldb.List(links)
-	n, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, 1 FROM "+sqldb.Each, id, list)
+	n, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) SELECT ?, a, ? FROM "+sqldb.Each, id, living, list)
 	if err != nil {
 		return false, fmt.Errorf("write references: %w", err)
 	}
@@ -572,7 +656,8 @@ func (s *Store) DeleteManifest(ctx context.Context, repo oci.Name, d oci.Digest,
 		if err != nil {
 			return err
 		}
-		more, err = s.trashManifest(tx, trashing{id: id, repoID: repoID, repo: repo, digest: d, reason: "deleted by a client", actor: actor})
+		budget := kinMax
+		more, err = s.trashManifest(tx, trashing{budget: &budget, id: id, repoID: repoID, repo: repo, digest: d, reason: "deleted by a client", actor: actor})
 		return err
 	})
 	if err == nil && more {
@@ -593,6 +678,7 @@ type trashing struct {
 	cause      string // the deleted index or subject, for an orphan
 	actor      string
 	run        int64
+	budget     *int // of kin that the transaction settles
 }
 
 // trashManifest does all that follows from a living manifest's deletion in the
@@ -629,9 +715,6 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) (more bool, err error) {
 	if _, err := tx.Exec("UPDATE manifest_blobs SET living = 0 WHERE manifest_id = ?", t.id); err != nil {
 		return false, err
 	}
-	if err := renewBelow(tx, t.id); err != nil {
-		return false, err
-	}
 	if _, err := tx.Exec(`UPDATE links AS l SET touched_at = max(touched_at, ?), version = version + 1
 		WHERE l.id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?) AND NOT `+livingEdge, tx.Now(), t.id); err != nil {
 		return false, fmt.Errorf("begin the window of its blobs: %w", err)
@@ -639,7 +722,7 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) (more bool, err error) {
 	if err := s.strand(tx, t.repo, t.repoID, t.digest); err != nil {
 		return false, fmt.Errorf("note its signatures: %w", err)
 	}
-	more, err = s.settleKin(tx, kinship{id: t.id, repoID: t.repoID, repo: t.repo, digest: t.digest, trashed: true, run: t.run})
+	more, err = s.settleKin(tx, kinship{id: t.id, repoID: t.repoID, repo: t.repo, digest: t.digest, trashed: true, run: t.run, renewedAt: tx.Now()}, t.budget, nil)
 	if err != nil {
 		return false, err
 	}
@@ -647,35 +730,6 @@ func (s *Store) trashManifest(tx *sqldb.Tx, t trashing) (more bool, err error) {
 		return false, err
 	}
 	return more, logDeletions(tx, t.run, t.actor, []Deletion{{Kind: "manifest", Act: "trashed", Repo: string(t.repo), Digest: string(t.digest), Bytes: size, Reason: t.reason}})
-}
-
-// renewBelow begins the time in the trash anew of what is there already and was
-// kept by a manifest that now goes there too: whoever restores the one may want
-// the other.
-func renewBelow(tx *sqldb.Tx, id int64) error {
-	below, err := trashedBelow(tx, id)
-	if err != nil || len(below) == 0 {
-		return err
-	}
-	list := sqldb.List(below)
-	if _, err := tx.Exec("UPDATE trash SET trashed_at = ? WHERE manifest_id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
-		return err
-	}
-	_, err = tx.Exec("UPDATE manifests SET trashed_at = ?, version = version + 1 WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list)
-	return err
-}
-
-// trashedBelow lists what is in the trash below a manifest: children and
-// referrers, and what is in the trash below those.
-func trashedBelow(tx *sqldb.Tx, id int64) (below []int64, err error) {
-	err = tx.All(scanInto(&below), `WITH RECURSIVE down (id) AS (
-			SELECT ?1
-			UNION SELECT k.id FROM down CROSS JOIN manifest_children c ON c.manifest_id = down.id
-				CROSS JOIN manifests k ON k.repo_id = c.repo_id AND k.digest = c.child_digest WHERE k.trashed_at IS NOT NULL
-			UNION SELECT k.id FROM down CROSS JOIN manifests a ON a.id = down.id
-				CROSS JOIN manifests k INDEXED BY manifests_subject ON k.repo_id = a.repo_id AND k.subject = a.digest WHERE k.trashed_at IS NOT NULL)
-		SELECT id FROM down WHERE id <> ?1`, id)
-	return below, err
 }
 
 // dropTrashed drops from the caches what the deletion of a manifest changes.
@@ -693,10 +747,11 @@ func (s *Store) dropTagsOf(tx *sqldb.Tx, repo oci.Name, id int64) error {
 	return err
 }
 
-// dropBlobsOf drops a manifest's blobs from the cache.
-func (s *Store) dropBlobsOf(tx *sqldb.Tx, repo oci.Name, id int64) error {
+// dropBlobsOf drops the blobs of manifests from the cache.
+func (s *Store) dropBlobsOf(tx *sqldb.Tx, repo oci.Name, ids ...int64) error {
 	var ds []oci.Digest
-	err := tx.All(scanInto(&ds), `SELECT b.digest FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id WHERE e.manifest_id = ?`, id)
+	err := tx.All(scanInto(&ds), `SELECT b.digest FROM `+sqldb.Each+` i CROSS JOIN manifest_blobs e ON e.manifest_id = i.a
+		CROSS JOIN links l ON l.id = e.link_id CROSS JOIN blobs b ON b.id = l.blob_id`, sqldb.List(ids))
 	s.dropBlobs(tx, repo, ds...)
 	return err
 }

@@ -1,7 +1,9 @@
 package meta_test
 
 import (
+	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -62,9 +64,16 @@ func TestR8_NoStatementScansAGrowingTable(t *testing.T) {
 	d.clock.Store(1_700_000_000_000)
 	path := filepath.Join(t.TempDir(), "fairway.db")
 	var err error
-	d.Store, err = meta.Open(t.Context(), meta.Options{Path: path, Now: d.clock.Load, Trace: rec.trace})
+	d.Store, err = meta.Open(t.Context(), meta.Options{Path: path, Now: d.clock.Load, Trace: func(query string, args []any) {
+		rec.trace(query, args)
+		if d.onStage != nil && strings.HasPrefix(query, "INSERT INTO staged") {
+			d.onStage()
+		}
+	}})
 	d.must(err)
 	everyStatement(d)
+	leaveStaged(d, path)
+	d.must(d.FinishKin(t.Context()))
 	d.must(d.Close())
 	d.Store, err = meta.Open(t.Context(), meta.Options{Path: path, Now: d.clock.Load, Trace: rec.trace}) // for what a start does about an open run
 	d.must(err)
@@ -277,6 +286,21 @@ func everyStatement(d *db) {
 	lists(d)
 }
 
+// leaveStaged makes a manifest one whose push a crash has broken off.
+func leaveStaged(d *db, path string) {
+	d.Helper()
+	d.upload("staged", "{}")
+	d.push("staged", indexOf("child"))
+	d.push("staged", image("staged"))
+	pool, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)")
+	d.must(err)
+	_, err = pool.Exec("UPDATE manifests SET trashed_at = 1 WHERE digest = ?", string(digest.FromBytes(image("staged"))))
+	d.must(err)
+	_, err = pool.Exec("INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests WHERE digest = ?", string(digest.FromBytes(image("staged"))))
+	d.must(err)
+	d.must(pool.Close())
+}
+
 // sub makes a manifest with a subject.
 func sub(subject oci.Digest, name string) []byte {
 	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"artifactType":"a/b","annotations":{"name":%q},"config":{"mediaType":"c","digest":%q,"size":2},"layers":[],"subject":{"mediaType":%q,"digest":%q,"size":1}}`,
@@ -349,6 +373,17 @@ func manifests(d *db) {
 	}
 	d.pushAll("a", many)
 	d.push("a", indexOf("many", many...), "many")
+	// More than one transaction takes in, whose client leaves.
+	many = append(many, image("one more"))
+	left, leave := context.WithCancel(ctx)
+	m, err := oci.ParseManifest("", indexOf("more", many...))
+	d.must(err)
+	d.onStage = leave
+	if _, err := d.PutManifest(left, meta.Push{Repo: "a", Digest: digest.FromString("more"), Manifest: m, Content: indexOf("more", many...)}); !errors.Is(err, context.Canceled) {
+		d.Errorf("the push of a client that has left: %v", err)
+	}
+	d.onStage = nil
+	d.push("a", indexOf("more", many...))
 	// The upload of what exists, of what is cancelled, and of what is disowned.
 	d.upload("a", "layer")
 	u, err := d.CreateUpload(ctx, "c", "sha256")
@@ -392,7 +427,13 @@ func deletions(d *db) {
 	d.must(d.DeleteBlob(ctx, "b", digest.FromString("layer"), "x"))
 	index := digest.FromBytes(indexOf("i", image("1", "layer"), image("2")))
 	d.must(d.DeleteManifest(ctx, "a", digest.FromBytes(image("1", "layer")), "x"))
+	d.clock.Add(1)
 	d.must(d.DeleteManifest(ctx, "a", index, "x"))
+	part := d.push("a", indexOf("part", image("missing")))
+	d.must(d.DeleteManifest(ctx, "a", part, "x"))
+	for range 2 {
+		_, _ = d.Restore(ctx, "a", part, "x")
+	}
 	_, err := d.Restore(ctx, "a", index, "x")
 	d.must(err)
 	d.must(d.DeleteManifest(ctx, "a", index, "x"))

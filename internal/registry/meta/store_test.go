@@ -21,7 +21,8 @@ import (
 type db struct {
 	*testing.T
 	*meta.Store
-	clock atomic.Int64
+	clock   atomic.Int64
+	onStage func() // is called when a large push begins
 }
 
 func open(t *testing.T) *db {

@@ -45,11 +45,14 @@ func (s *Store) strand(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest) 
 		subject, tx.Now(), repoID, sqldb.List(tags))
 }
 
-// unstrand forgets that when the manifest is there again.
-func (s *Store) unstrand(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest) error {
-	_, subject := oci.SubjectTags(d)
-	return tx.All(s.dropStranded(tx, repo), `DELETE FROM stranded WHERE repo_id = ? AND subject = ?
-		RETURNING tag, (SELECT digest FROM manifests m WHERE m.id = manifest_id)`, repoID, subject)
+// unstrand forgets that when the manifests are there again.
+func (s *Store) unstrand(tx *sqldb.Tx, repo oci.Name, repoID int64, digests ...oci.Digest) error {
+	subjects := make([]string, len(digests))
+	for i, d := range digests {
+		_, subjects[i] = oci.SubjectTags(d)
+	}
+	return tx.All(s.dropStranded(tx, repo), `DELETE FROM stranded WHERE repo_id = ? AND subject IN (SELECT a FROM `+sqldb.Each+`)
+		RETURNING tag, (SELECT digest FROM manifests m WHERE m.id = manifest_id)`, repoID, sqldb.List(subjects))
 }
 
 func (s *Store) dropStranded(tx *sqldb.Tx, repo oci.Name) func(*sql.Rows) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -125,9 +126,24 @@ func scanTrashItem(items *[]TrashItem) func(*sql.Rows) error {
 // cannot be pulled, and a referrer that a client deleted is not missed. What of
 // these cannot be restored is reported. Errors: NotFound where it is not in the
 // trash, Conflict where bytes that it needs itself are gone.
+//
+// The first transaction brings back the manifest and the first of what is below it,
+// further ones the rest (R5). If these fail or the process ends, a call for the same
+// manifest goes on, and so does the next run; meanwhile nothing of the repository
+// leaves the trash for good.
 func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor string) (Restored, error) {
 	var out Restored
+	var root int64
+	var more bool
+	leave := func() {
+		if root != 0 {
+			s.roots.remove(root)
+			root = 0
+		}
+	}
+	defer func() { leave() }()
 	err := s.afterKin(ctx, s.db.Relieve, func(tx *sqldb.Tx) error {
+		leave() // of a former try
 		out = Restored{Repo: repo, Digest: d, Tags: []string{}, TagsTaken: []string{}, Along: []oci.Digest{}, NotRestored: []NotRestored{}}
 		repoID, err := repoID(tx, repo)
 		if err != nil {
@@ -136,103 +152,177 @@ func (s *Store) Restore(ctx context.Context, repo oci.Name, d oci.Digest, actor 
 		if err := noOrphansToCome(tx, repoID); err != nil {
 			return err
 		}
-		queue := []oci.Digest{d}
-		for i := 0; i < len(queue); i++ {
-			id, err := s.restoreOne(tx, repo, repoID, queue[i], actor, &out)
-			switch {
-			case i > 0 && errors.Is(err, fault.Conflict):
-				out.NotRestored = append(out.NotRestored, NotRestored{queue[i], fault.Public(err).Public})
-				continue
-			case err != nil:
-				return err
-			case id == 0 && i == 0:
-				return fault.New(fault.NotFound, "manifest %s of %s is not in the trash", d, repo).WithCode(oci.CodeManifestUnknown)
-			case id == 0:
-				continue // named twice
-			case i > 0:
-				out.Along = append(out.Along, queue[i])
-			}
-			if err := restoreNext(tx, repo, repoID, id, queue[i], &queue, &out); err != nil {
-				return err
-			}
+		id, unfinished, err := s.restoreRoot(tx, repo, repoID, d, actor, &out)
+		if err != nil {
+			return err
 		}
-		return nil
+		root = id
+		s.roots.add(root)
+		budget := kinMax
+		if unfinished {
+			more, err = s.stepRoot(tx, root, &budget, &out)
+			return err
+		}
+		more, err = s.settleKin(tx, kinship{id: id, repoID: repoID, repo: repo, digest: d, mode: kinRestore, root: root, actor: actor}, &budget, &out)
+		return err
 	})
-	if err == nil {
-		s.followUp(ctx, s.db.Relieve)
+	if err == nil && more {
+		err = s.finishRoot(ctx, s.db.Relieve, root, &out)
 	}
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore %s of %s: %w", d, repo, err)
 	}
+	named := map[oci.Digest]bool{}
+	out.NotRestored = slices.DeleteFunc(out.NotRestored, func(n NotRestored) bool {
+		twice := named[n.Digest] // by two indexes
+		named[n.Digest] = true
+		return twice
+	})
 	return out, nil
 }
 
-// restoreNext lists what comes back with a manifest that was restored, and
-// notes those of its children that were removed for good. A child that the
-// repository never had is not among these.
-func restoreNext(tx *sqldb.Tx, repo oci.Name, repoID, id int64, d oci.Digest, queue *[]oci.Digest, out *Restored) error {
-	if err := tx.All(scanInto(queue), `SELECT m.digest FROM manifest_children c CROSS JOIN manifests m ON m.repo_id = c.repo_id AND m.digest = c.child_digest
-			CROSS JOIN trash t ON t.manifest_id = m.id WHERE c.manifest_id = ?1
-		UNION SELECT m.digest FROM manifests m CROSS JOIN trash t ON t.manifest_id = m.id
-			WHERE m.repo_id = ?2 AND m.subject = ?3 AND t.cause <> ''`, id, repoID, string(d)); err != nil {
-		return err
-	}
-	var gone []oci.Digest
-	err := tx.All(scanInto(&gone), `SELECT c.child_digest FROM manifest_children c WHERE c.manifest_id = ?1
-		AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.repo_id = ?2 AND m.digest = c.child_digest)
-		AND EXISTS (SELECT 1 FROM deletions l WHERE l.digest = c.child_digest AND l.repo = ?3 AND l.kind = 'manifest' AND l.act = 'removed')`,
-		id, repoID, string(repo))
-	for _, child := range gone {
-		out.NotRestored = append(out.NotRestored, NotRestored{child, "it was removed for good; push it again"})
-	}
-	return err
-}
-
-func (s *Store) restoreOne(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest, actor string, out *Restored) (id int64, err error) {
-	var size int64
-	var names string
-	err = tx.Row(`SELECT m.id, m.size, t.tags FROM manifests m JOIN trash t ON t.manifest_id = m.id WHERE m.repo_id = ? AND m.digest = ?`,
-		repoID, string(d)).Scan(&id, &size, &names)
+// restoreRoot restores one manifest without its kin. unfinished reports that it was
+// restored before and its kin were not yet.
+func (s *Store) restoreRoot(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Digest, actor string, out *Restored) (id int64, unfinished bool, err error) {
+	it := trashedItem{digest: d}
+	err = tx.Row("SELECT m.id, m.size, t.tags FROM manifests m JOIN trash t ON t.manifest_id = m.id WHERE m.repo_id = ? AND m.digest = ?", repoID, string(d)).
+		Scan(&it.id, &it.size, &it.tags)
 	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
+		err = tx.Row("SELECT k.root FROM kin k CROSS JOIN manifests m ON m.id = k.root WHERE k.repo_id = ? AND m.digest = ? AND m.trashed_at IS NULL LIMIT 1", repoID, string(d)).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = fault.New(fault.NotFound, "manifest %s of %s is not in the trash", d, repo).WithCode(oci.CodeManifestUnknown)
+		}
+		return id, true, err
 	}
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	var lost []string
-	if err := tx.All(scanInto(&lost), `SELECT b.digest FROM manifest_blobs e JOIN links l ON l.id = e.link_id JOIN blobs b ON b.id = l.blob_id
-		WHERE e.manifest_id = ? AND b.lost_at IS NOT NULL`, id); err != nil {
-		return 0, err
+	_, lost, err := edgesOf(tx, it.id)
+	if err != nil {
+		return 0, false, err
 	}
 	if lost != nil {
-		return 0, fault.New(fault.Conflict, "the bytes of %d blobs that %s needs are missing from the storage; push them again, then restore", len(lost), d).WithDetail(lost)
+		return 0, false, fault.New(fault.Conflict, "%s", bytesMissing(it, lost)).WithDetail(lost)
 	}
-	if _, err := tx.Exec("UPDATE manifests SET trashed_at = NULL, touched_at = max(touched_at, ?), version = version + 1 WHERE id = ?", tx.Now(), id); err != nil {
-		return 0, err
+	return it.id, false, s.revive(tx, &kinship{repoID: repoID, repo: repo, mode: kinRestore, actor: actor}, []trashedItem{it}, out)
+}
+
+func bytesMissing(it trashedItem, lost []string) string {
+	return fmt.Sprintf("the bytes of %d blobs that %s needs are missing from the storage; push them again, then restore", len(lost), it.digest)
+}
+
+// trashedItem is a manifest in the trash.
+type trashedItem struct {
+	id, size int64
+	digest   oci.Digest
+	tags     string // JSON
+}
+
+// restoredEdges is how many references to blobs a transaction restores at most, beyond
+// those of one manifest.
+const restoredEdges = 2000
+
+// edgesOf counts the blobs of a manifest and lists those whose bytes are missing.
+func edgesOf(tx *sqldb.Tx, id int64) (n int, lost []string, err error) {
+	err = tx.All(func(rows *sql.Rows) error {
+		var d string
+		var isLost bool
+		err := rows.Scan(&d, &isLost)
+		if n++; isLost {
+			lost = append(lost, d)
+		}
+		return err
+	}, `SELECT b.digest, b.lost_at IS NOT NULL FROM manifest_blobs e CROSS JOIN links l ON l.id = e.link_id CROSS JOIN blobs b ON b.id = l.blob_id
+		WHERE e.manifest_id = ?`, id)
+	return n, lost, err
+}
+
+// restoreItems restores kin of k, and notes their own. done is how many it has dealt
+// with: those that cannot be restored are reported. edges is how many references to
+// blobs these have.
+func (s *Store) restoreItems(tx *sqldb.Tx, k *kinship, items []trashedItem, out *Restored) (done, edges int, err error) {
+	if out == nil {
+		out = &Restored{}
 	}
-	if err := outOfTrash(tx, id); err != nil {
-		return 0, err
+	var whole []trashedItem
+	var ids []int64
+	for ; done < len(items) && edges < restoredEdges; done++ {
+		it := items[done]
+		n, lost, err := edgesOf(tx, it.id)
+		if err != nil {
+			return 0, 0, err
+		}
+		edges += n
+		if lost != nil {
+			out.NotRestored = append(out.NotRestored, NotRestored{it.digest, bytesMissing(it, lost)})
+			continue
+		}
+		whole, ids = append(whole, it), append(ids, it.id)
+		out.Along = append(out.Along, it.digest)
+	}
+	if len(whole) == 0 {
+		return done, edges, nil
+	}
+	k.queued = true
+	if err := s.revive(tx, k, whole, out); err != nil {
+		return 0, 0, err
+	}
+	return done, edges, s.queueKinOf(tx, kinship{repoID: k.repoID, mode: k.mode, root: k.root, actor: k.actor}, sqldb.List(ids))
+}
+
+// revive restores manifests of k's repository as they were, and confirms them.
+func (s *Store) revive(tx *sqldb.Tx, k *kinship, items []trashedItem, out *Restored) error {
+	reason := "restored from the trash"
+	if k.mode == kinPush {
+		reason = "an index that names it was pushed"
+	}
+	ids := make([]int64, len(items))
+	log := make([]Deletion, len(items))
+	digests := make([]oci.Digest, len(items))
+	for i, it := range items {
+		ids[i], digests[i] = it.id, it.digest
+		log[i] = Deletion{Kind: "manifest", Act: "restored", Repo: string(k.repo), Digest: string(it.digest), Bytes: it.size, Reason: reason}
+	}
+	list := sqldb.List(ids)
+	if _, err := tx.Exec("UPDATE manifests SET trashed_at = NULL, touched_at = max(touched_at, ?), version = version + 1 WHERE id IN (SELECT a FROM "+sqldb.Each+")", tx.Now(), list); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	if err := endTrash(tx, list); err != nil {
+		return err
 	}
 	if _, err := tx.Exec(`UPDATE links SET hidden = 0, touched_at = max(touched_at, ?), version = version + 1
-		WHERE id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id = ?)`, tx.Now(), id); err != nil {
-		return 0, err
+		WHERE id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id IN (SELECT a FROM `+sqldb.Each+`))`, tx.Now(), list); err != nil {
+		return fmt.Errorf("restore: %w", err)
 	}
-	if err := s.restoreTags(tx, repo, repoID, id, names, out); err != nil {
-		return 0, err
+	for _, it := range items {
+		if k.mode != kinRestore {
+			break
+		}
+		if err := s.restoreTags(tx, k.repo, k.repoID, it.id, it.tags, out); err != nil {
+			return err
+		}
 	}
-	if err := s.unstrand(tx, repo, repoID, d); err != nil {
-		return 0, err
+	if err := s.unstrand(tx, k.repo, k.repoID, digests...); err != nil {
+		return err
 	}
-	if err := s.dropBlobsOf(tx, repo, id); err != nil {
-		return 0, err
+	if err := s.dropBlobsOf(tx, k.repo, ids...); err != nil {
+		return err
 	}
-	if err := s.settle(tx, repo, []int64{id}); err != nil {
-		return 0, err
+	if err := s.settle(tx, k.repo, ids); err != nil {
+		return err
 	}
-	if _, err := s.settleKin(tx, kinship{id: id, repoID: repoID, repo: repo, digest: d}); err != nil {
-		return 0, err
+	return logDeletions(tx, 0, k.actor, log)
+}
+
+// endTrash brings the references of manifests back to life.
+func endTrash(tx *sqldb.Tx, list string) error {
+	if _, err := tx.Exec("DELETE FROM trash WHERE manifest_id IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
+		return fmt.Errorf("take out of the trash: %w", err)
 	}
-	return id, logDeletions(tx, 0, actor, []Deletion{{Kind: "manifest", Act: "restored", Repo: string(repo), Digest: string(d), Bytes: size, Reason: "restored from the trash"}})
+	if _, err := tx.Exec("UPDATE manifest_blobs SET living = 1 WHERE living = 0 AND manifest_id IN (SELECT a FROM "+sqldb.Each+")", list); err != nil {
+		return fmt.Errorf("take out of the trash: %w", err)
+	}
+	return nil
 }
 
 func (s *Store) restoreTags(tx *sqldb.Tx, repo oci.Name, repoID, id int64, names string, out *Restored) error {

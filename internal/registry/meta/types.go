@@ -67,6 +67,12 @@ type Restored struct {
 	NotRestored []NotRestored `json:"not_restored"` // what should have come back with it and could not
 }
 
+// add appends what a further transaction has brought back.
+func (r *Restored) add(more Restored) {
+	r.Tags, r.TagsTaken = append(r.Tags, more.Tags...), append(r.TagsTaken, more.TagsTaken...)
+	r.Along, r.NotRestored = append(r.Along, more.Along...), append(r.NotRestored, more.NotRestored...)
+}
+
 // NotRestored is a manifest that a restore could not bring back.
 type NotRestored struct {
 	Digest oci.Digest `json:"digest"`

@@ -1,0 +1,34 @@
+package meta
+
+import (
+	"context"
+	"errors"
+
+	"github.com/fairway-registry/fairway/internal/sqldb"
+)
+
+// TakeOverAndRemovePart is what a run does that has found a broken push, if the push
+// is taken over before the run writes.
+func TakeOverAndRemovePart(s *Store, p Push) error {
+	ctx := context.Background()
+	st, err := s.beginStage(ctx, p)
+	if err != nil {
+		return err
+	}
+	return s.db.Maintain(ctx, func(tx *sqldb.Tx) error { return s.dropStagedPart(tx, st.id) })
+}
+
+// UnderWay has a push or a restore of a manifest count as under way until leave.
+func UnderWay(s *Store, id int64) (leave func()) {
+	s.roots.add(id)
+	return func() { s.roots.remove(id) }
+}
+
+// LeavesKin finds no kin left and then leaves some, of a manifest, in one commit. It
+// returns whether the store knows of them.
+func LeavesKin(s *Store, repo, id int64) (known bool, err error) {
+	err = s.db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		return errors.Join(s.noKinLeft(tx), s.queueKinOf(tx, kinship{repoID: repo}, sqldb.List([]int64{id})))
+	})
+	return s.kinLeft.Load(), err
+}
