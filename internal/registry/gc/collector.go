@@ -142,11 +142,7 @@ func (c *Collector) interval(ctx context.Context) error {
 	}
 	// What a crash has left of these is not due by itself, and keeps things until it
 	// is done. What fails is no reason not to collect the rest.
-	left := errors.Join(c.store.FinishKin(ctx), c.forgetLeases(ctx, 0))
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return errors.Join(left, c.runIfDue(ctx))
+	return errors.Join(c.store.FinishKin(ctx), c.forgetLeases(ctx, 0), c.runIfDue(ctx))
 }
 
 // runIfDue has a run if it finds anything to do.

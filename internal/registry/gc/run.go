@@ -96,14 +96,7 @@ func (b *batch) review(kind string, target int64, row meta.ReviewRow, v Verdict,
 // the run has uncovered. What fails does not stop the rest (R9): the bytes of what
 // is gone are deleted in any case.
 func (r *runner) execute(ctx context.Context) error {
-	if err := r.settleKin(ctx); err != nil {
-		return err
-	}
-	errs := []error{r.forgetLeases(ctx, r.limits.Window), r.estimate(ctx), r.judgeAll(ctx)}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return errors.Join(append(errs, r.purge(ctx))...)
+	return errors.Join(r.settleKin(ctx), r.forgetLeases(ctx, r.limits.Window), r.estimate(ctx), r.judgeAll(ctx), r.purge(ctx))
 }
 
 // settleKin goes on with what a crash or an error has left of deleted and pushed
@@ -146,7 +139,7 @@ func (r *runner) judgeAll(ctx context.Context) error {
 			}
 			n += k
 		}
-		if n == 0 || ctx.Err() != nil {
+		if n == 0 {
 			return errors.Join(errs...)
 		}
 	}
