@@ -15,6 +15,11 @@ import (
 // TestN4_AnIndexThatFailsClaimsAndRemovesNothing: an error is neither a claim nor a
 // removal, and says of each blob what it is.
 func TestN4_AnIndexThatFailsClaimsAndRemovesNothing(t *testing.T) {
+	t.Run("with uses that are not written", func(t *testing.T) { testIndexFails(t, true) })
+	t.Run("with none", func(t *testing.T) { testIndexFails(t, false) })
+}
+
+func testIndexFails(t *testing.T, uses bool) {
 	c := openAt(t, t.TempDir(), piece.Options{})
 	var all []piece.Judged
 	for i := range 3 {
@@ -28,13 +33,18 @@ func TestN4_AnIndexThatFailsClaimsAndRemovesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	info(t, c, all[1].Digest) // its use is written
+	if uses {
+		if _, err := get(c, all[2].Digest, 0, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := c.index.Close(); err != nil {
 		t.Fatal(err)
 	}
 	before := c.Usage()
 	claims, errs := c.ClaimAll(t.Context(), all)
 	for i, err := range errs {
-		if err == nil || claims[i] != (piece.Claim{}) || errors.Is(err, fault.Conflict) != (i == 1) {
+		if err == nil || claims[i] != (piece.Claim{}) || errors.Is(err, fault.Conflict) != (i == 1 && !uses) {
 			t.Errorf("blob %d, of which the second is in use: %+v, %v", i, claims[i], err)
 		}
 	}
@@ -57,7 +67,8 @@ func TestN4_AnIndexThatFailsClaimsAndRemovesNothing(t *testing.T) {
 // obstruct puts a folder that is not empty where the bytes of a blob are.
 func obstruct(t *testing.T, c *cache, d oci.Digest) {
 	t.Helper()
-	if err := errors.Join(os.Remove(c.Path(d)), os.Mkdir(c.Path(d), 0o700), os.WriteFile(filepath.Join(c.Path(d), "x"), nil, 0o600)); err != nil {
+	if err := errors.Join(os.Remove(c.Path(d)), os.Mkdir(c.Path(d), 0o700), os.WriteFile(filepath.Join(c.Path(d), "x"), nil, 0o600),
+		os.WriteFile(c.Path(d)+".pieces", nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -80,17 +91,22 @@ func TestN5_BytesThatCannotBeRemovedAreNotFreed(t *testing.T) {
 		for _, cl := range claims {
 			obstruct(t, c, cl.Digest)
 		}
-		for i, r := range removeAll(t, c, claims, func() bool { return true }) {
+		// Each obstacle is met with room for the rest: the row must not go without the bytes.
+		for i, cl := range claims {
+			if full {
+				disk.Fill()
+			}
+			disk.WhenFull(func() {
+				if _, err := os.Stat(c.Path(cl.Digest) + ".pieces"); err != nil {
+					disk.Empty()
+				}
+			})
+			r := removeAll(t, c, []piece.Claim{cl}, func() bool { return true })[0]
 			if r.Err == nil || r.Freed != 0 || errors.Is(r.Err, fault.Conflict) {
 				t.Errorf("full %v, claim %d: %+v", full, i, r)
 			}
 		}
-		for _, cl := range claims { // as the evictor does
-			if err := c.Unclaim(t.Context(), cl); err != nil {
-				t.Error(err)
-			}
-		}
-		if u := c.Usage(); u.Used != 2*twoPieces || u.Claimed != 0 { // what is claimed counts as gone for the judge
+		if u := c.Usage(); u.Used != 2*twoPieces {
 			t.Errorf("full %v: %+v", full, u)
 		}
 		if full {
@@ -131,9 +147,46 @@ func TestN2_AFullDiskDoesNotLowerTheBarForAClaim(t *testing.T) {
 	if _, err := c.Remove(t.Context(), other); err == nil {
 		t.Error("a claim of another version removes a blob that is claimed")
 	}
+	if err := c.Unclaim(t.Context(), other); err != nil || c.Usage().Claimed != twoPieces {
+		t.Errorf("a claim of another version was given up: %v, %+v", err, c.Usage())
+	}
+	if r := removeAll(t, c, claims[2:], func() bool { return true })[0]; r.Err == nil || r.Freed != 0 || c.Usage().Used != 3*twoPieces {
+		t.Errorf("a row that cannot go: %+v, %+v", r, c.Usage())
+	}
 	disk.Empty()
-	if _, err := c.Remove(t.Context(), claims[2]); err != nil {
-		t.Error(err)
+	again, _ := content(2, 2*piece.Size)
+	put(t, c, again, all[2])
+	checkWhole(t, c, 3)
+}
+
+// TestN2_WhatIsPinnedSinceItsClaimKeepsItsBytesOnAFullDisk, whatever becomes of its row.
+func TestN2_WhatIsPinnedSinceItsClaimKeepsItsBytesOnAFullDisk(t *testing.T) {
+	disk := sqldbtest.NewDisk(t)
+	c, all := onDisk(t, disk, t.TempDir(), 2)
+	defer c.close(t)
+	claims := []piece.Claim{claim(t, c, all[0])}
+	disk.Fill()
+	unnoted, err := c.Claim(t.Context(), all[1], info(t, c, all[1]).Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims = append(claims, unnoted)
+	disk.Empty()
+	if err := c.index.Pin(t.Context(), "kept", all); err != nil {
+		t.Fatal(err)
+	}
+	disk.Fill()
+	for i, r := range removeAll(t, c, claims, func() bool { return true }) {
+		refused(t, "a removal of what is pinned", r.Err)
+		if _, err := os.Stat(c.Path(all[i])); err != nil {
+			t.Errorf("blob %d: %v", i, err)
+		}
+	}
+	disk.Empty()
+	for _, cl := range claims {
+		if err := c.Unclaim(t.Context(), cl); err != nil {
+			t.Error(err)
+		}
 	}
 	checkWhole(t, c, 2)
 }
@@ -170,6 +223,9 @@ func TestR7_AfterARemovalOnAFullDiskTheAccountsAreEven(t *testing.T) {
 	for i, d := range all {
 		b, _ := content(uint64(i), 2*piece.Size)
 		put(t, c, b, d)
+		if err := c.Unclaim(t.Context(), claim(t, c, d)); err != nil { // no claim of before is left
+			t.Error(err)
+		}
 	}
 	checkWhole(t, c, 2)
 }
