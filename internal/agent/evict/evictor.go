@@ -401,7 +401,7 @@ func (e *Evictor) futile(need int64) bool {
 	if f != nil && f.silent && len(e.o.Tracker.Usage().Unknown) > 0 && e.o.Now().Sub(f.at) < silentFor {
 		return true
 	}
-	return f != nil && need >= f.need && f.usage == e.o.Tracker.Usage() && e.o.Now().Sub(f.at) < futileFor
+	return f != nil && need >= f.need && f.usage.Same(e.o.Tracker.Usage()) && e.o.Now().Sub(f.at) < futileFor
 }
 
 // Plan is what a pass would do now.

@@ -131,7 +131,7 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 		if err != nil {
 			return err
 		}
-		if claims, err = e.apply(ctx, g, j, claims, keep, u.Seq, r); err != nil {
+		if claims, err = e.apply(ctx, g, j, claims, keep, u, r); err != nil {
 			return err
 		}
 	}
@@ -139,9 +139,11 @@ func (e *Evictor) evict(ctx context.Context, l Limits, g *gathered, j *Judgement
 }
 
 // apply gives back the claims that are to be kept and removes the others, unless
-// the tracker has heard something newer, by its events, than the answer they were
-// judged by, heard. It returns the claims that it left.
-func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims []claimed, keep []string, heard uint64, r *Result) ([]claimed, error) {
+// what is believed of the runtimes is no longer what they were judged by (N4). A
+// reading that changes nothing does not stop a removal: a busy node has several in
+// a second, and would otherwise never evict anything. It returns the claims that it
+// left.
+func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims []claimed, keep []string, judged *inuse.Usage, r *Result) ([]claimed, error) {
 	var going []claimed
 	for n, c := range claims {
 		if keep[n] == "" {
@@ -165,7 +167,7 @@ func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims [
 		for n, c := range now {
 			all[n] = c.Claim
 		}
-		done, err := e.o.Store.RemoveAll(ctx, all, func() bool { return e.o.Tracker.Usage().Seq == heard })
+		done, err := e.o.Store.RemoveAll(ctx, all, func() bool { return e.o.Tracker.Usage().Same(judged) })
 		if errors.Is(err, piece.ErrOutdated) {
 			return going, nil
 		}

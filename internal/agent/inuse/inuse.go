@@ -114,8 +114,8 @@ type Usage struct {
 	Busy       []oci.Digest
 	// PullsUnseen says that there are runtimes whose pulls are not in Busy.
 	PullsUnseen bool
-	// Seq grows with each reading that has come in: another one says that
-	// something newer may be known. What Ask returns has that of the belief it is.
+	// Seq grows with each reading that has come in, whether or not it changed
+	// anything: see Same. What Ask returns has that of the belief it is.
 	Seq     uint64
 	Unknown []SourceStatus // sources that could not be asked; what they said last is still above
 	Sources []SourceStatus // all of them

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"reflect"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -207,7 +206,7 @@ func (t *Tracker) update() {
 	before, now := t.usage.Load(), t.merge()
 	now.Seq = before.Seq + 1
 	t.usage.Store(now)
-	if sameBelief(before, now) {
+	if before.Same(now) {
 		return
 	}
 	for _, c := range t.subscribers {
@@ -257,16 +256,4 @@ func oldest(all []SourceStatus) time.Time {
 		}
 	}
 	return at
-}
-
-// sameBelief compares all but times.
-func sameBelief(a, b *Usage) bool {
-	names := func(u *Usage) (all []string) {
-		for _, st := range u.Unknown {
-			all = append(all, st.Name)
-		}
-		return all
-	}
-	return reflect.DeepEqual(names(a), names(b)) && reflect.DeepEqual(a.Containers, b.Containers) &&
-		reflect.DeepEqual(a.Images, b.Images) && reflect.DeepEqual(a.Busy, b.Busy)
 }
