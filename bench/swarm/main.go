@@ -1,5 +1,6 @@
 // Command swarm measures swarms of real processes: a registry behind a link, and
-// agents with links of their own by token buckets, on loopback. It prints the
+// agents with links of their own, by token buckets on loopback or between network
+// namespaces. It prints the
 // Markdown table of docs/p2p.md, each scenario beside the same without a swarm,
 // where every node pulls from the registry.
 //
@@ -34,6 +35,7 @@ type bench struct {
 	rate    int64
 	rounds  int
 	direct  bool
+	netns   bool
 	only    *regexp.Regexp
 }
 
@@ -50,6 +52,7 @@ func run() error {
 	rates := flag.String("rate", "50MB,20MB", "bytes a second of each link, with commas")
 	rounds := flag.Int("rounds", 3, "runs of each swarm; the median counts")
 	direct := flag.Bool("direct", true, "measure beside it every node from the registry")
+	netns := flag.Bool("netns", false, "links are those of network namespaces, limited by tbf, and not token buckets; needs root")
 	only := flag.String("only", "", "only the scenarios whose name matches this expression")
 	dir := flag.String("dir", "", "where the data goes; empty: the default directory for temporary files")
 	flag.Parse()
@@ -69,7 +72,7 @@ func run() error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }() // it is in a directory for temporary files
-	b := &bench{ctx: ctx, dir: tmp, size: int64(bytes), rounds: max(1, *rounds), direct: *direct, only: match}
+	b := &bench{ctx: ctx, dir: tmp, size: int64(bytes), rounds: max(1, *rounds), direct: *direct, netns: *netns, only: match}
 	if b.fairway, err = filepath.Abs(*fairway); err != nil {
 		return err
 	}
@@ -115,8 +118,8 @@ func run() error {
 
 func (b *bench) head(size string) {
 	fmt.Printf("%s, in two layers, %d run(s) of each swarm; %s.\n\n", size, b.rounds, machine())
-	fmt.Println("| links | nodes | scenario | source | time / bound | copies from the registry | CPU s/GiB a node | most memory of an agent | first byte, median | CPU idle |")
-	fmt.Println("|--:|--:|---|---|--:|--:|--:|--:|--:|--:|")
+	fmt.Println("| links | nodes | scenario | source | time / bound | copies from the registry | CPU s/GiB of an agent | of all | most memory of an agent | first byte, median | CPU idle |")
+	fmt.Println("|--:|--:|---|---|--:|--:|--:|--:|--:|--:|--:|")
 }
 
 // load is the load average that other programs have a share in.

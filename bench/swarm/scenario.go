@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -35,7 +36,8 @@ var scenarios = []scenario{
 
 // figures of one run.
 type figures struct {
-	ratio, copies, cpu, rss, first, idle float64
+	ratio, copies, rss, first, idle float64
+	cpu, all                        float64 // s/GiB and node: of the agent, of the whole machine
 }
 
 func (b *bench) table(nodes int) error {
@@ -61,8 +63,8 @@ func (b *bench) table(nodes int) error {
 				all = append(all, f)
 			}
 			m := medians(all)
-			fmt.Printf("| %d MB/s | %d | %s | %s | %.2f | %.3f | %.1f | %.0f MiB | %.0f ms | %.0f %% |\n",
-				b.rate/1e6, nodes, s.name, source, m.ratio, m.copies, m.cpu, m.rss, m.first, m.idle)
+			fmt.Printf("| %d MB/s | %d | %s | %s | %.2f | %.3f | %.1f | %.1f | %.0f MiB | %.0f ms | %.0f %% |\n",
+				b.rate/1e6, nodes, s.name, source, m.ratio, m.copies, m.cpu, m.all, m.rss, m.first, m.idle)
 		}
 	}
 	return nil
@@ -77,9 +79,10 @@ func medians(all []figures) figures {
 		return median(xs)
 	}
 	return figures{
-		of(func(f figures) float64 { return f.ratio }), of(func(f figures) float64 { return f.copies }),
-		of(func(f figures) float64 { return f.cpu }), of(func(f figures) float64 { return f.rss }),
-		of(func(f figures) float64 { return f.first }), of(func(f figures) float64 { return f.idle }),
+		ratio: of(func(f figures) float64 { return f.ratio }), copies: of(func(f figures) float64 { return f.copies }),
+		rss: of(func(f figures) float64 { return f.rss }), first: of(func(f figures) float64 { return f.first }),
+		idle: of(func(f figures) float64 { return f.idle }),
+		cpu:  of(func(f figures) float64 { return f.cpu }), all: of(func(f figures) float64 { return f.all }),
 	}
 }
 
@@ -93,56 +96,78 @@ type scene struct {
 	origin *crowd.Origin
 	crowd  *crowd.Crowd
 	im     crowd.Image
+	net    *crowd.Net // nil: loopback
+	link   crowd.Link // of a node, by token buckets
 	dir    string
 }
 
 func (s *scene) close() {
-	s.crowd.Close()
-	s.origin.Close()
+	if s.crowd != nil {
+		s.crowd.Close()
+	}
+	if s.origin != nil {
+		s.origin.Close()
+	}
+	if s.net != nil {
+		if err := s.net.Close(); err != nil {
+			log.Print(err)
+		}
+	}
 	_ = os.RemoveAll(s.dir) // the whole tree goes at the end anyway
 }
 
-func (b *bench) scene(nodes int, slow, alone bool) (*scene, error) {
-	dir, err := os.MkdirTemp(b.dir, "s-")
+func (b *bench) scene(nodes int, slow, alone bool) (s *scene, err error) {
+	s = &scene{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.dir, err = os.MkdirTemp(b.dir, "s-"); err != nil {
+		return nil, err
+	}
+	logFile, err := os.Create(filepath.Join(s.dir, "registry.log"))
 	if err != nil {
 		return nil, err
 	}
-	logFile, err := os.Create(filepath.Join(dir, "registry.log"))
-	if err != nil {
+	o := crowd.OriginOptions{Fairway: b.fairway, Dir: s.dir, Rate: b.rate, Log: logFile}
+	s.link = crowd.Link{Upload: b.rate, Download: b.rate}
+	if b.netns {
+		if s.net, err = crowd.NewNet(nodes+1, b.rate); err != nil {
+			return nil, err
+		}
+		if o.Listen, err = s.net.Host(0).Listen(b.ctx, net.JoinHostPort(s.net.Host(0).IP, "5000")); err != nil {
+			return nil, err
+		}
+		o.Rate, s.link = 0, crowd.Link{}
+	}
+	if s.origin, err = crowd.StartOrigin(b.ctx, o); err != nil {
 		return nil, err
 	}
-	origin, err := crowd.StartOrigin(b.ctx, crowd.OriginOptions{Fairway: b.fairway, Dir: dir, Rate: b.rate, Log: logFile})
-	if err != nil {
-		return nil, err
-	}
-	s := &scene{origin: origin, dir: dir}
-	s.crowd, err = crowd.NewCrowd(crowd.Options{Fairway: b.fairway, Dir: dir, Origin: origin, Link: crowd.Link{Upload: b.rate, Download: b.rate}, Alone: alone})
+	s.crowd, err = crowd.NewCrowd(crowd.Options{Fairway: b.fairway, Dir: s.dir, Origin: s.origin, Net: s.net, Link: s.link, Alone: alone})
 	if err != nil {
 		return nil, err
 	}
 	for i := range nodes {
-		change := func(n *crowd.Node) {
-			if slow && i == nodes-1 {
+		n, err := s.crowd.Start(b.ctx, func(n *crowd.Node) {
+			if slow && i == nodes-1 && s.net == nil {
 				n.Link = crowd.Link{Upload: b.rate / 10, Download: b.rate / 10}
 			}
+		})
+		if err == nil && slow && i == nodes-1 && s.net != nil {
+			err = n.Host.Limit(b.rate/10, b.rate/10)
 		}
-		if _, err := s.crowd.Start(b.ctx, change); err != nil {
-			s.close()
+		if err != nil {
 			return nil, err
 		}
 	}
 	if !alone {
 		if err := s.crowd.Gather(b.ctx, nodes); err != nil {
-			s.close()
 			return nil, err
 		}
 	}
-	s.im, err = origin.Push(b.ctx, "crowd/app", "1", crowd.Noise(int(b.size)/4*3, 1), crowd.Noise(int(b.size)/4, 2))
-	if err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
+	s.im, err = s.origin.Push(b.ctx, "crowd/app", "1", crowd.Noise(int(b.size)/4*3, 1), crowd.Noise(int(b.size)/4, 2))
+	return s, err
 }
 
 // run plays a scenario once.
@@ -169,9 +194,10 @@ func (b *bench) run(sc scenario, nodes int, alone bool) (figures, error) {
 		defer func() { cancel(); <-done }()
 	}
 	pulls := crowd.PullAll(b.ctx, members[:nodes], s.im, func(i int) time.Duration { return time.Duration(i) * sc.arrival })
-	idle := idleShare(busy, cpuTimes())
+	idle, work := between(busy, cpuTimes())
 	f := figures{rss: float64(watch()) / (1 << 20), idle: 100 * idle}
-	f.cpu = (usage(members[:nodes]) - cpu).Seconds() / (float64(nodes) * float64(s.im.Size()) / (1 << 30))
+	delivered := float64(nodes) * float64(s.im.Size()) / (1 << 30)
+	f.cpu, f.all = (usage(members[:nodes])-cpu).Seconds()/delivered, work.Seconds()/delivered
 	var last, arrived time.Time
 	var firsts []float64
 	for _, p := range pulls {
@@ -251,7 +277,13 @@ func cpuTimes() (t [2]float64) {
 	return t
 }
 
-func idleShare(from, to [2]float64) float64 { return (to[0] - from[0]) / max(1, to[1]-from[1]) }
+// between is what the machine's CPU did between two of these: the part of its time
+// without work, and its work.
+func between(from, to [2]float64) (idle float64, work time.Duration) {
+	const tick = time.Second / 100 // USER_HZ, as proc(5) has it
+	none, all := to[0]-from[0], to[1]-from[1]
+	return none / max(1, all), time.Duration((all - none) * float64(tick))
+}
 
 func cores() int { return runtime.NumCPU() }
 
@@ -271,13 +303,18 @@ func (b *bench) firstByte() error {
 	var through, straight []float64
 	const layers = 40
 	n := s.crowd.All()[0]
+	dial := new(net.Dialer).DialContext
+	if n.Host != nil {
+		dial = n.Host.Dial
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}}
 	for i := range layers {
 		im, err := s.origin.Push(b.ctx, "first/"+strconv.Itoa(i), "1", crowd.Noise(2<<20, uint64(100+i)))
 		if err != nil {
 			return err
 		}
 		began := time.Now()
-		resp, err := http.Get(s.origin.URL + "/v2/" + im.Repo + "/blobs/" + im.Layers[0].Digest.String())
+		resp, err := client.Get(s.origin.URL + "/v2/" + im.Repo + "/blobs/" + im.Layers[0].Digest.String())
 		if err != nil {
 			return err
 		}
