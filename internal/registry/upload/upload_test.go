@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -277,6 +278,34 @@ func TestBadInput_LengthThatIsNotTheAnnouncedOne(t *testing.T) {
 		}
 	}
 	b.wantUploads(0)
+}
+
+// A length is what the client says: neither its sum with one more byte nor that
+// with what the session has may overflow.
+func TestR16_AnAnnouncedLengthThatCannotBeIsRefused(t *testing.T) {
+	b := open(t)
+	u := b.start("")
+	p := random(10)
+	if _, err := b.Append(t.Context(), repo, u.ID, whole(p)); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(p)
+	for _, n := range []int64{math.MaxInt64, math.MaxInt64 - 5, oci.SizeMax - 9} {
+		last := min(n, math.MaxInt64-10) + 9 // the largest that a Content-Range may have, less one or more
+		for _, c := range []upload.Chunk{{Length: n}, {Length: -1, Ranged: true, First: 10, Last: last}} {
+			c.Body = bytes.NewReader(p)
+			_, err := b.Append(t.Context(), repo, u.ID, c)
+			wantFault(t, err, fault.Invalid, oci.CodeSizeInvalid)
+			_, err = b.Finish(t.Context(), repo, u.ID, d, c)
+			wantFault(t, err, fault.Invalid, oci.CodeSizeInvalid)
+		}
+	}
+	for _, n := range []int64{math.MaxInt64, oci.SizeMax + 1} {
+		_, err := b.Put(t.Context(), repo, d, upload.Chunk{Body: bytes.NewReader(p), Length: n})
+		wantFault(t, err, fault.Invalid, oci.CodeSizeInvalid)
+	}
+	b.wantSize(u.ID, 10)
+	b.wantUploads(1)
 }
 
 func (b *bench) wantUploads(n int64) {

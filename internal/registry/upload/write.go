@@ -182,8 +182,18 @@ func (s *Sessions) begin(ctx context.Context, repo oci.Name, id string) (meta.Up
 }
 
 // fits checks what the chunk's header says against the session, and returns
-// how many bytes are to come; −1 if that is not known.
+// how many bytes are to come; −1 if that is not known. No manifest may name a
+// blob of more than oci.SizeMax bytes, so none is taken in.
 func (c Chunk) fits(u meta.Upload) (limit int64, err error) {
+	limit, err = c.announced(u)
+	if err == nil && limit > oci.SizeMax-u.Size {
+		err = fault.New(fault.Invalid, "the request announces %d bytes, but a blob has at most %d", limit, oci.SizeMax).WithCode(oci.CodeSizeInvalid)
+	}
+	return limit, err
+}
+
+// announced is fits without a bound.
+func (c Chunk) announced(u meta.Upload) (limit int64, err error) {
 	if !c.Ranged {
 		return c.Length, nil
 	}
