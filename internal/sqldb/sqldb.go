@@ -367,18 +367,17 @@ func (db *DB) Contended() bool {
 // has waited for its turn, or for the disk together with clients.
 func (db *DB) Upkeep() time.Duration { return time.Duration(db.upkeep.Load()) }
 
-// IsFull reports that the disk had no room for a write.
+// IsFull reports that the disk had no room for a write: for a page of the
+// database or of its log, or for the log's index in shared memory, of which
+// SQLite reports an I/O error.
 func IsFull(err error) bool {
 	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+	return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
 }
 
-// noRoom is IsFull for opening, where making the log's index and the lock file
-// fail in ways of their own.
+// noRoom is IsFull for opening, where making the lock file can fail too.
 func noRoom(err error) bool {
-	var e *sqlite.Error
-	return IsFull(err) || errors.As(err, &e) && e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE ||
-		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return IsFull(err) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // Tx is what a function under Read, Snapshot or Write works with.
