@@ -336,8 +336,8 @@ func (r *run) run(ctx context.Context) {
 	if rep.State != StateInterrupted {
 		rep.FinishedAt = &now
 	}
-	if err := r.c.save(context.Background(), rep, r.cursor); err != nil {
-		// The row says running: the next process takes it for interrupted.
+	err = r.c.save(context.Background(), rep, r.cursor)
+	if err != nil {
 		r.c.log.Error("check: record the end", "check", rep.ID, "err", err)
 	}
 	r.c.metrics.ended(rep)
@@ -348,6 +348,8 @@ func (r *run) run(ctx context.Context) {
 	r.mu.Unlock()
 	r.c.mu.Lock()
 	r.c.current = nil
+	// A row that still says running is one of an interrupted check, as after a crash.
+	r.c.recovered = r.c.recovered && err == nil
 	r.c.mu.Unlock()
 }
 

@@ -478,3 +478,36 @@ func TestMetricsCountWhatACompleteCheckFound(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// A check whose end cannot be recorded is interrupted, as after a crash: whoever
+// waited for it would wait without end.
+func TestR7_ACheckIsOverAlsoWhereNoRowCanSaySo(t *testing.T) {
+	w := newWorld(t)
+	w.upload("app", []byte("layer"))
+	c := check.New(w.meta, w.blobs, check.Options{})
+	if err := w.tryExec("CREATE TRIGGER full BEFORE UPDATE ON checks BEGIN SELECT raise(ABORT, 'full'); END"); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := c.Start(t.Context(), check.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := rep.ID
+	_, _ = c.Wait(t.Context(), id)
+	if rep, err = c.Get(t.Context(), id); err == nil && rep.State == check.StateRunning {
+		t.Fatalf("a check that is over is running: %s", text(rep))
+	}
+	if err := w.tryExec("DROP TRIGGER full"); err != nil {
+		t.Fatal(err)
+	}
+	if rep, err = c.Get(t.Context(), id); err != nil || rep.State != check.StateInterrupted {
+		t.Errorf("the check: %s, %v", text(rep), err)
+	}
+	// One that is running meanwhile is not taken for another.
+	if rep, err = c.Start(t.Context(), check.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	if rep, err = c.Wait(t.Context(), rep.ID); err != nil || rep.State != check.StateDone {
+		t.Errorf("the next check: %s, %v", text(rep), err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,7 +51,8 @@ type Collector struct {
 	mu      sync.Mutex
 	closed  bool
 	active  map[int64]*activeRun
-	purging map[string]bool // keys whose objects a run is deleting
+	ended   map[int64]meta.Run // runs that are over of which no row says so yet: the database takes no writes
+	purging map[string]bool    // keys whose objects a run is deleting
 	nextAt  time.Time
 	runs    sync.WaitGroup
 }
@@ -71,7 +73,7 @@ func New(s *meta.Store, b blob.Store, o Options) *Collector {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}, purging: map[string]bool{}}
+	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}, ended: map[int64]meta.Run{}, purging: map[string]bool{}}
 	c.metrics = newMetrics(o.Metrics, s)
 	c.life, c.end = context.WithCancel(context.Background())
 	return c
@@ -364,13 +366,16 @@ func (c *Collector) finish(r *runner, err error) {
 	run, getErr := c.store.Run(ctx, r.run.ID)
 	idle := getErr == nil && state == meta.RunDone && run.Trigger == TriggerInterval &&
 		run.Collected+run.Trashed+run.Unlinked+run.Purged+run.Failed == 0
-	if idle {
-		err = c.store.ForgetRun(ctx, r.run.ID)
-	} else {
-		err = c.store.FinishRun(ctx, r.run.ID, state, problem)
+	record := func() error {
+		if idle {
+			return c.store.ForgetRun(ctx, r.run.ID)
+		}
+		return c.store.FinishRun(ctx, r.run.ID, state, problem)
 	}
-	if err = errors.Join(getErr, err); err != nil {
+	if err = errors.Join(getErr, record()); err != nil {
 		c.opts.Log.Error("record the end of a collection", "run", r.run.ID, "error", err)
+		at := meta.Time(c.store.Now())
+		c.recordLater(meta.Run{ID: r.run.ID, State: state, Error: problem, FinishedAt: &at}, record)
 	}
 	c.metrics.finished(run, state, c.store.Now())
 	if !idle {
@@ -379,8 +384,53 @@ func (c *Collector) finish(r *runner, err error) {
 	}
 }
 
+// recordAgain is how often the end of a run is recorded until that succeeds.
+const recordAgain = time.Second
+
+// recordLater calls record until it succeeds or the collector ends, and has end
+// known meanwhile: whoever waits for the run would wait for ever. The row of a
+// run that is never recorded is closed at the next start.
+func (c *Collector) recordLater(end meta.Run, record func() error) {
+	c.mu.Lock()
+	c.ended[end.ID] = end
+	c.mu.Unlock()
+	c.runs.Add(1)
+	go func() {
+		defer c.runs.Done()
+		tick := time.NewTicker(recordAgain)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if record() != nil {
+					continue
+				}
+				c.mu.Lock()
+				delete(c.ended, end.ID)
+				c.mu.Unlock()
+				return
+			case <-c.life.Done():
+				return
+			}
+		}
+	}()
+}
+
+// known returns a run as it is, whatever its row says yet.
+func (c *Collector) known(run meta.Run) meta.Run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if end, ok := c.ended[run.ID]; ok && run.State == meta.RunRunning {
+		run.State, run.Error, run.FinishedAt = end.State, end.Error, end.FinishedAt
+	}
+	return run
+}
+
 // Get returns a run with its counts so far.
-func (c *Collector) Get(ctx context.Context, id int64) (meta.Run, error) { return c.store.Run(ctx, id) }
+func (c *Collector) Get(ctx context.Context, id int64) (meta.Run, error) {
+	run, err := c.store.Run(ctx, id)
+	return c.known(run), err
+}
 
 // Wait returns a run when it is over.
 func (c *Collector) Wait(ctx context.Context, id int64) (meta.Run, error) {
@@ -394,7 +444,7 @@ func (c *Collector) Wait(ctx context.Context, id int64) (meta.Run, error) {
 			return meta.Run{}, ctx.Err()
 		}
 	}
-	return c.store.Run(ctx, id)
+	return c.Get(ctx, id)
 }
 
 // Stop ends a run after the batch it is at, waits for that and returns it.
@@ -411,7 +461,11 @@ func (c *Collector) Stop(ctx context.Context, id int64) (meta.Run, error) {
 
 // History lists runs, newest first, with ids below before (0: from the end).
 func (c *Collector) History(ctx context.Context, before int64, n int) ([]meta.Run, error) {
-	return c.store.Runs(ctx, before, n)
+	runs, err := c.store.Runs(ctx, before, n)
+	for i := range runs {
+		runs[i] = c.known(runs[i])
+	}
+	return runs, err
 }
 
 // Events lists a run's log, oldest first.
@@ -446,6 +500,16 @@ func (c *Collector) Status(ctx context.Context) (Status, error) {
 	var err error
 	if st.Running, st.Last, err = c.store.LatestRuns(ctx); err != nil {
 		return Status{}, err
+	}
+	for i := 0; i < len(st.Running); {
+		if run := c.known(st.Running[i]); run.State != meta.RunRunning {
+			if st.Last == nil || st.Last.ID < run.ID {
+				st.Last = &run
+			}
+			st.Running = slices.Delete(st.Running, i, i+1)
+			continue
+		}
+		i++
 	}
 	st.Queue, err = c.store.Stats(ctx)
 	return st, err

@@ -147,3 +147,37 @@ func TestR9_AQueueThatCannotBeReadStopsNothingElse(t *testing.T) {
 	h.wants(run.State == meta.RunFailed && run.Purged > 0 && !h.hasBlob("a", "garbage") && looks.Load() == 1, "the run: %s, %+v, after %d looks", run.State, run.Counts, looks.Load())
 	h.sql("ALTER TABLE manifests RENAME COLUMN elsewhere TO orphan_reason")
 }
+
+// A run whose end cannot be recorded would be waited for without end.
+func TestR7_ARunIsOverAlsoWhereNoRowCanSaySo(t *testing.T) {
+	h := newHouse(t)
+	h.push("a", "garbage")
+	h.pass(48 * time.Hour)
+	h.sql("CREATE TRIGGER full BEFORE UPDATE OF state ON runs BEGIN SELECT raise(ABORT, 'full'); END")
+	run := h.collect(policy(window, trash, 0))
+	h.wants(run.State == meta.RunDone && run.FinishedAt != nil && run.Purged > 0, "the run: %+v", run)
+	over := func(what string, r meta.Run) {
+		h.Helper()
+		h.wants(r.ID == run.ID && r.State == meta.RunDone && r.FinishedAt != nil && r.FinishedAt.Equal(*run.FinishedAt), "%s: %+v", what, r)
+	}
+	got, err := h.gc.Get(h.ctx(), run.ID)
+	h.must(err)
+	over("get", got)
+	all, err := h.gc.History(h.ctx(), 0, 10)
+	h.must(err)
+	over("history", all[0])
+	st, err := h.gc.Status(h.ctx())
+	h.must(err)
+	h.wants(len(st.Running) == 0 && st.Last != nil, "status: %+v", st)
+	over("status", *st.Last)
+
+	h.sql("DROP TRIGGER full")
+	recorded := func() bool {
+		r, err := h.store.Run(h.ctx(), run.ID)
+		h.must(err)
+		return r.State == meta.RunDone
+	}
+	for until := time.Now().Add(time.Minute); !recorded(); time.Sleep(10 * time.Millisecond) {
+		h.wants(time.Now().Before(until), "the end of the run is never recorded")
+	}
+}
