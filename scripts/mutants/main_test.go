@@ -70,6 +70,11 @@ func halfTested(a int) bool {
 }
 
 func untested(a int) bool { return a == 1 }
+
+func inner() string {
+	const query = "SELECT 1 FROM a WHERE d = 3"
+	return query
+}
 `,
 	"p/q.go": "package p\n\nconst longer = query + \" ORDER BY b\"\n",
 	"p/p_test.go": `package p
@@ -100,7 +105,7 @@ func TestRun_ListsWhatNoTestNotices(t *testing.T) {
 		}
 	}
 	var out strings.Builder
-	args := []string{"-known", "known", "-v", "p:p.go@query,p.go@tested,p.go@halfTested,p.go@untested"}
+	args := []string{"-known", "known", "-v", "p:p.go@query,p.go@tested,p.go@halfTested,p.go@untested,p.go@inner"}
 	if err := run(args, &out); err == nil || !strings.Contains(err.Error(), "changes live") {
 		t.Errorf("error %v, want one that counts the changes that live", err)
 	}
@@ -114,6 +119,7 @@ func TestRun_ListsWhatNoTestNotices(t *testing.T) {
 		"LIVES        p/p.go:14 halfTested: `a > 10` → true",
 		"LIVES        p/p.go:14 halfTested: `a > 10` → `a >= 10`",
 		"not reached  p/p.go:20 untested: `a == 1` → true",
+		"not reached  p/p.go:23 inner: SQL without `d = 3`",
 		"LIVES        p/p.go:3 query: SQL without `b = 1`",
 		"LIVES        p/p.go:3 query: SQL without `c = 2`",
 	} {

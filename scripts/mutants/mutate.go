@@ -64,19 +64,26 @@ func (in *instrumenter) instrument(f *ast.File, only []string) {
 		case *ast.FuncDecl:
 			ast.Inspect(d, in.visit)
 		case *ast.GenDecl:
-			before := len(*in.mutants)
-			for _, s := range d.Specs {
-				if v, ok := s.(*ast.ValueSpec); ok {
-					in.inFunc = v.Names[0].Name
-					for _, e := range v.Values {
-						in.sql(e)
-					}
-				}
+			in.declaration(d, true)
+		}
+	}
+}
+
+// declaration changes the SQL among the values of a declaration, of the package or in a function.
+func (in *instrumenter) declaration(d *ast.GenDecl, global bool) {
+	before := len(*in.mutants)
+	for _, s := range d.Specs {
+		if v, ok := s.(*ast.ValueSpec); ok {
+			if global {
+				in.inFunc = v.Names[0].Name
 			}
-			if len(*in.mutants) > before {
-				in.variable(d)
+			for _, e := range v.Values {
+				in.sql(e)
 			}
 		}
+	}
+	if len(*in.mutants) > before {
+		in.variable(d)
 	}
 }
 
@@ -162,6 +169,8 @@ func (in *instrumenter) wrap(n ast.Node, before, after string) {
 
 func (in *instrumenter) visit(n ast.Node) bool {
 	switch n := n.(type) {
+	case *ast.GenDecl:
+		in.declaration(n, false)
 	case *ast.IfStmt:
 		in.boolean(n.Cond, 0)
 	case *ast.ForStmt:
