@@ -233,15 +233,21 @@ func TestOpenSaysWhoseTheDirectoryIs(t *testing.T) {
 			}
 		}
 	}
-	for name, foreign := range map[string]string{"all": ".", "unreadable": "blobs", "unwritable": "blobs"} {
+	for name, foreign := range map[string]string{"all": ".", "unreadable": "blobs", "unwritable": "blobs", "locked": "blobs"} {
 		dir := filepath.Join(root, name)
 		path := filepath.Join(dir, foreign)
 		mode := os.FileMode(0o700)
-		if name == "unwritable" {
+		if name == "unwritable" || name == "locked" {
 			mode = 0o755
 		}
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, nobody, nobody), os.MkdirAll(path, 0o700), os.Chmod(path, mode), os.Chown(path, 0, 0)); err != nil {
 			t.Fatal(err)
+		}
+		if name == "locked" { // by a former process: it is not the lock that cannot be made
+			lock := filepath.Join(path, "lock")
+			if err := errors.Join(os.WriteFile(lock, nil, 0o600), os.Chown(lock, nobody, nobody)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		cmd := exec.Command(bin)
 		cmd.Env = append(os.Environ(), holdEnv+"="+dir)
@@ -257,7 +263,7 @@ func TestOpenSaysWhoseTheDirectoryIs(t *testing.T) {
 				t.Errorf("%s: %q does not say %q", name, out, part)
 			}
 		}
-		if shards, err := os.ReadDir(filepath.Join(dir, "blobs")); name != "all" && (err != nil || len(shards) > 0) {
+		if shards, err := filepath.Glob(filepath.Join(dir, "blobs", "??")); name != "all" && (err != nil || len(shards) > 0) {
 			t.Errorf("%s: the refusal came after Open: %v, %v", name, shards, err)
 		}
 	}
@@ -335,5 +341,65 @@ func TestR15_TheLockOfFormerVersionsIsHeldToo(t *testing.T) {
 	defer func() { _ = f.Close() }()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
 		t.Fatalf("DIR/lock, which is all that an older version looks at: %v", err)
+	}
+}
+
+// TestR15_ObjectsThatTwoDirectoriesShareHaveOneOwner: a link leads from both to the
+// same objects.
+func TestR15_ObjectsThatTwoDirectoriesShareHaveOneOwner(t *testing.T) {
+	first := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+	dir := t.TempDir()
+	if err := os.Symlink(filepath.Join(first.Dir(), "blobs"), filepath.Join(dir, "blobs")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fsblob.Open(dir, fsblob.Options{Reserve: -1}); !errors.Is(err, disk.ErrInUse) {
+		t.Fatalf("open of a directory with the objects of another one: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, fsblob.Options{Reserve: -1})
+}
+
+// TestR9_AWalkPassesOverWhatIsDeletedMeanwhile: that is no failure of the walk.
+func TestR9_AWalkPassesOverWhatIsDeletedMeanwhile(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+	for _, key := range []string{"blobs/ab/1", "blobs/ab/2", "blobs/ab/3", "blobs/cd/4"} {
+		blobtest.Put(t, s, key, []byte("x"))
+	}
+	var seen []string
+	err := s.Walk(t.Context(), "", func(i blob.Info) error {
+		if seen = append(seen, i.Key); len(seen) > 1 {
+			return nil
+		}
+		_, err := s.Delete(t.Context(), "blobs/ab/2") // its name has been read
+		return err
+	})
+	if want := []string{"blobs/ab/1", "blobs/ab/3", "blobs/cd/4"}; err != nil || !slices.Equal(seen, want) {
+		t.Errorf("seen %q, %v; want %q", seen, err, want)
+	}
+}
+
+func TestR16_AKeyHasABound(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+	longest := "blobs/ab/" + strings.Repeat("x", 128)
+	blobtest.Put(t, s, longest, nil)
+	if err := blobtest.Append(s, longest+"x", 0, nil); err == nil {
+		t.Error("a key with an id of 129 characters was taken")
+	}
+}
+
+// TestReserve_IsFilledByTheFirstUploadWhereOpenLeftIt: until then it is not whole.
+func TestReserve_IsFilledByTheFirstUploadWhereOpenLeftIt(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: 1 << 20, FillLater: true})
+	if sp, err := s.Space(); err != nil || sp.Reserve != 0 {
+		t.Errorf("after open: %+v, %v; want no reserve", sp, err)
+	}
+	blobtest.Put(t, s, blobtest.Key(1), []byte("x"))
+	if sp, err := s.Space(); err != nil || sp.Reserve != 1<<20 {
+		t.Errorf("after an upload: %+v, %v; want the reserve", sp, err)
+	}
+	if fi, err := os.Stat(filepath.Join(s.Dir(), "reserve")); err != nil || fi.Size() != 1<<20 {
+		t.Errorf("the reserve: %v, %v", fi, err)
 	}
 }

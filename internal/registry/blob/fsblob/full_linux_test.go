@@ -97,6 +97,18 @@ func TestDiskFull_AppendIsRefusedBelowMinFreeAndCutsAllTheSame(t *testing.T) {
 	blobtest.Put(t, s, blobtest.Key(2), nil)
 }
 
+// TestR17_AnAppendThatGoesOnIsRefusedBeforeItsBytes, as one that begins is.
+func TestR17_AnAppendThatGoesOnIsRefusedBeforeItsBytes(t *testing.T) {
+	s := open(t, blobtest.SmallDisk(t, 16*mib), fsblob.Options{Reserve: 1 * mib, MinFree: 2 * mib})
+	blobtest.Put(t, s, blobtest.Key(1), blobtest.Bytes(1, 100))
+	fillDisk(t, s, 1*mib)
+	for _, offset := range []int64{50, 0} {
+		if _, err := s.Append(t.Context(), blobtest.Key(1), offset); !errors.Is(err, blob.ErrFull) {
+			t.Errorf("append at %d with 1 MiB free, 2 MiB to be kept: %v", offset, err)
+		}
+	}
+}
+
 func TestDiskFull_AWriteThatTheDiskRefusesIsErrFull(t *testing.T) {
 	s := open(t, blobtest.SmallDisk(t, 4*mib), fsblob.Options{Reserve: -1, MinFree: -1})
 	err := blobtest.Append(s, blobtest.Key(1), 0, blobtest.Bytes(1, 6*mib))
@@ -285,6 +297,20 @@ func TestReserve_HalfMadeOrSparseIsMadeAnew(t *testing.T) {
 			t.Errorf("a reserve of %d bytes found at start became %d bytes on %d bytes of disk", size, fi.Size(), blocks)
 		}
 		blobtest.Put(t, s, blobtest.Key(1), nil)
+	}
+}
+
+// TestReserve_FollowsItsSetting: a reserve of another size is made anew.
+func TestReserve_FollowsItsSetting(t *testing.T) {
+	dir := blobtest.SmallDisk(t, 16*mib)
+	for _, size := range []int64{2 * mib, 1 * mib, 3 * mib} {
+		s := open(t, dir, fsblob.Options{Reserve: size})
+		if fi, err := os.Stat(filepath.Join(dir, "reserve")); err != nil || fi.Size() != size {
+			t.Errorf("the reserve: %v, %v; want %d bytes", fi, err, size)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

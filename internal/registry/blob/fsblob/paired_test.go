@@ -6,7 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/registry/blob"
@@ -168,10 +172,83 @@ func TestR15_AMarkThatCannotBeReadIsNotNone(t *testing.T) {
 			t.Errorf("%.20q was overwritten with %q, %v", content, b, err)
 		}
 	}
+	for name, make := range map[string]func(path string) error{
+		"a loop of links": func(path string) error { return os.Symlink(path, path) },
+		"a directory":     func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := errors.Join(os.Remove(s.IdentityPath()), make(s.IdentityPath())); err != nil {
+			t.Fatal(err)
+		}
+		for _, give := range []string{"", blobtest.Identity(1)} {
+			if id, err := s.Identity(t.Context(), give); err == nil {
+				t.Errorf("%s: identity %q", name, id)
+			}
+		}
+	}
+	if err := os.Remove(s.IdentityPath()); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(s.IdentityPath(), []byte("  by-hand-1234\r\nmore"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if id, err := s.Identity(t.Context(), ""); id != "by-hand-1234" || err != nil {
 		t.Errorf("written by hand: %q, %v", id, err)
+	}
+}
+
+// TestR15_AStorageGetsOneMark: of several that give one at once, all learn which it is.
+func TestR15_AStorageGetsOneMark(t *testing.T) {
+	for range 20 {
+		s := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+		const givers = 16
+		var ids [givers]string
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for i := range givers {
+			wg.Go(func() {
+				<-begin
+				var err error
+				if ids[i], err = s.Identity(context.Background(), blobtest.Identity(i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		found, err := s.Identity(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, id := range ids {
+			if id != found {
+				t.Fatalf("giver %d is told %s, the storage has %s", i, id, found)
+			}
+		}
+	}
+}
+
+// TestR16_OfAMarkOnlyItsBeginningIsRead, however long the file is.
+func TestR16_OfAMarkOnlyItsBeginningIsRead(t *testing.T) {
+	s := open(t, t.TempDir(), fsblob.Options{Reserve: -1})
+	if err := unix.Mkfifo(s.IdentityPath(), 0o600); err != nil { // a file without an end
+		t.Fatal(err)
+	}
+	read, written := make(chan struct{}), make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(s.IdentityPath(), os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteString(blobtest.Identity(1) + "\n" + strings.Repeat("x", 8192))
+		}
+		select {
+		case <-read:
+		case <-time.After(time.Minute):
+			err = errors.Join(err, errors.New("the whole of the mark is read"))
+		}
+		written <- errors.Join(err, f.Close())
+	}()
+	id, err := s.Identity(t.Context(), "")
+	close(read)
+	if err := errors.Join(err, <-written); id != blobtest.Identity(1) || err != nil {
+		t.Errorf("identity %q, %v", id, err)
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
 )
 
@@ -225,6 +227,33 @@ func TestCommitAfterAFailedFsyncCannotSucceedLater(t *testing.T) {
 	r.failFile.Store(false)
 	if err := a.Commit(); err == nil {
 		t.Fatal("commit after a failed commit succeeded")
+	}
+}
+
+// TestR7_AFailedDirectorySyncIsNotTakenForDone: a name counts as durable once an fsync
+// that covers it has succeeded.
+func TestR7_AFailedDirectorySyncIsNotTakenForDone(t *testing.T) {
+	var sh names
+	name := sh.count(true)
+	for _, want := range []error{errIO, errIO, nil} {
+		called := false
+		err := sh.sync(name, func() error { called = true; return want })
+		if !called || !errors.Is(err, want) {
+			t.Fatalf("fsync called: %v, error %v, want %v", called, err, want)
+		}
+	}
+	if err := sh.sync(name, func() error { return errIO }); err != nil {
+		t.Errorf("a name that is durable: %v", err)
+	}
+}
+
+// TestDiskFull_AnExceededQuotaIsAFullDisk: uploads stop, and deletions may use the reserve.
+func TestDiskFull_AnExceededQuotaIsAFullDisk(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		s := openSync(t, func(f *os.File) error { return &os.PathError{Op: "sync", Path: f.Name(), Err: errno} })
+		if err := blobtest.Append(s, "blobs/ab/x", 0, []byte("x")); !errors.Is(err, blob.ErrFull) || !errors.Is(err, errno) {
+			t.Errorf("commit with %v: %v", errno, err)
+		}
 	}
 }
 
