@@ -53,7 +53,7 @@ it.`,
 		return a.node(cmd.Context(), cfg, log, again)
 	}
 	path = nodeHouse().flags(cmd.Flags())
-	cmd.AddCommand(a.nodeStatusCommand(), a.nodeSetupCommand())
+	cmd.AddCommand(a.nodeStatusCommand(), a.nodeSetupCommand(), a.nodeRuntimesCommand())
 	return cmd
 }
 

@@ -377,7 +377,7 @@ func (a *Agent) evict(ctx context.Context) error {
 func (a *Agent) adminAPI() *admin.API {
 	return admin.New(admin.Options{
 		Index: a.index, Store: a.store, Evictor: a.evictor, Tracker: a.tracker, Namespace: a.upstreams.standard,
-		Pinned: a.pinned, Status: a.status, Events: a.latestEvents, Limits: a.Limits, SetLimits: a.SetLimits,
+		Pinned: a.pinned, Status: a.status, Events: a.latestEvents, Runtimes: a.knownRuntimes, Forget: a.forgetRuntime, Limits: a.Limits, SetLimits: a.SetLimits,
 		Swarm: a.swarmStatus, Traces: a.swarm.traces,
 		Observer: a.observer, Log: a.log,
 	})

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/evict"
@@ -63,6 +64,59 @@ func runtimeOf(s inuse.SourceStatus, now time.Time) nodeapi.Runtime {
 		r.AgeSeconds = int64(max(now.Sub(s.Answered), 0).Seconds())
 	}
 	return r
+}
+
+// knownRuntimes tells which runtimes the agent knows, and where.
+func (a *Agent) knownRuntimes() []nodeapi.KnownRuntime {
+	u, now := a.tracker.Usage(), time.Now()
+	list := make([]nodeapi.KnownRuntime, 0, len(u.Sources))
+	for _, s := range u.Sources {
+		k := nodeapi.KnownRuntime{Runtime: runtimeOf(s, now), State: nodeapi.RuntimeUnasked}
+		switch {
+		case s.Up:
+			k.State = nodeapi.RuntimeAnswers
+		case s.Silent():
+			k.State = nodeapi.RuntimeSilent
+		}
+		var seen time.Time
+		k.Endpoint, seen = a.endpointOf(a.tracker.Source(s.Name))
+		if !s.Answered.IsZero() {
+			seen = s.Answered
+		}
+		if !seen.IsZero() {
+			seen = seen.UTC()
+			k.SeenAt = &seen
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
+// endpointOf is where a source asks, and when it answered at a former start.
+func (a *Agent) endpointOf(source inuse.Source) (endpoint string, seen time.Time) {
+	if i := slices.Index(a.sources, source); i >= 0 {
+		return a.cfg.Runtime[i], time.Time{}
+	}
+	if a.detector != nil && source != nil {
+		return a.detector.Endpoint(source)
+	}
+	return "", time.Time{}
+}
+
+// forgetRuntime forgets a runtime that is gone for good, and returns what was known
+// of it. Nothing is kept for it from then on, here and at the registry.
+func (a *Agent) forgetRuntime(ctx context.Context, name string) (nodeapi.KnownRuntime, error) {
+	forgotten := nodeapi.KnownRuntime{Runtime: nodeapi.Runtime{Name: name}}
+	for _, k := range a.knownRuntimes() {
+		if k.Name == name {
+			forgotten = k
+		}
+	}
+	if err := a.tracker.Forget(ctx, name); err != nil {
+		return nodeapi.KnownRuntime{}, err
+	}
+	a.evictor.Kick()
+	return forgotten, nil
 }
 
 // latestEvents are the evictor's and those of the log, newest first.

@@ -91,6 +91,29 @@ type Runtime struct {
 	AgeSeconds int64 `json:"age_seconds"`
 }
 
+// States of a runtime that a node knows.
+const (
+	RuntimeAnswers = "answers"
+	RuntimeSilent  = "silent"  // it was asked and does not answer: what it may use stays
+	RuntimeUnasked = "unasked" // it was found a moment ago
+)
+
+// KnownRuntime is a runtime that a node knows, whether or not it is there now.
+type KnownRuntime struct {
+	Runtime
+	// Endpoint is where it has its socket; "" of what is not a single runtime.
+	Endpoint string `json:"endpoint"`
+	State    string `json:"state"`
+	// SeenAt is when it answered last; of one that has not answered since the agent
+	// was started, when it first did at an earlier start. Absent if that is not known.
+	SeenAt *time.Time `json:"seen_at,omitempty"`
+}
+
+// RuntimeList is what GET /api/v1/runtimes answers.
+type RuntimeList struct {
+	Runtimes []KnownRuntime `json:"runtimes"`
+}
+
 // Cache is the state of a node's cache.
 type Cache struct {
 	UsedBytes   int64 `json:"used_bytes"`

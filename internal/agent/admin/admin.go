@@ -34,6 +34,8 @@ type Options struct {
 	Status    func(ctx context.Context) (nodeapi.Status, error)
 	Pinned    func()                 // is told when pins have changed
 	Events    func() []nodeapi.Event // newest first
+	Runtimes  func() []nodeapi.KnownRuntime
+	Forget    func(ctx context.Context, runtime string) (nodeapi.KnownRuntime, error)
 	Limits    func() nodeapi.Limits
 	SetLimits func(nodeapi.LimitsRequest) (nodeapi.Limits, error)
 	Swarm     func() (nodeapi.Swarm, error) // NotFound: the node is in none
@@ -70,6 +72,8 @@ func (a *API) routes() []jsonface.Route {
 		{Method: http.MethodPut, Path: "/pins", Handle: a.pin},
 		{Method: http.MethodDelete, Path: "/pins", Handle: a.unpin},
 		{Method: http.MethodGet, Path: "/events", Handle: a.events},
+		{Method: http.MethodGet, Path: "/runtimes", Handle: a.runtimes},
+		{Method: http.MethodDelete, Path: "/runtimes", Handle: a.forgetRuntime},
 		{Method: http.MethodGet, Path: "/limits", Handle: a.limits},
 		{Method: http.MethodPut, Path: "/limits", Handle: a.setLimits},
 		{Method: http.MethodGet, Path: "/swarm", Handle: a.swarm},
@@ -102,6 +106,26 @@ func (a *API) events(c *jsonface.Call) (any, error) {
 	}
 	list := a.Events()
 	return nodeapi.EventList{Events: jsonface.List(list[:min(n, len(list))])}, nil
+}
+
+func (a *API) runtimes(*jsonface.Call) (any, error) {
+	return nodeapi.RuntimeList{Runtimes: jsonface.List(a.Runtimes())}, nil
+}
+
+func (a *API) forgetRuntime(c *jsonface.Call) (any, error) {
+	q := c.Query("name")
+	if q.Err == nil && q.Text("name") == "" {
+		q.Failf("name: it is missing; want for example podman")
+	}
+	if q.Err != nil {
+		return nil, q.Err
+	}
+	r, err := a.Forget(c.Context(), q.Text("name"))
+	if err != nil {
+		return nil, err
+	}
+	a.audit(c, "forget runtime", r.Name)
+	return r, nil
 }
 
 func (a *API) limits(*jsonface.Call) (any, error) { return a.Limits(), nil }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,6 +40,25 @@ type node struct {
 	swarm   *nodeapi.Swarm // nil: it is in none
 	pinned  int            // how often it was told of pins
 	clock   time.Time
+	log     lines
+}
+
+// lines is a log that may be read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func serve(t *testing.T, guard httpserve.Guard) *node {
@@ -46,7 +66,7 @@ func serve(t *testing.T, guard httpserve.Guard) *node {
 	n := &node{t: t, runtime: inusetest.NewFake("fake"), clock: time.Now()}
 	n.limits = nodeapi.Limits{QuotaBytes: 1000, HighPercent: 90, LowPercent: 80}
 	dir := t.TempDir()
-	log := slog.New(slog.DiscardHandler)
+	log := slog.New(slog.NewTextHandler(&n.log, nil))
 	// The cache's times are of a while before the runtimes are asked.
 	var err error
 	n.index, err = index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Now: func() int64 { return n.clock.UnixMilli() }})
@@ -68,6 +88,7 @@ func serve(t *testing.T, guard httpserve.Guard) *node {
 		Index: n.index, Store: n.store, Evictor: evictor, Tracker: tracker, Namespace: "registry.test:5000",
 		Status: n.status, Pinned: func() { n.pinned++ }, Events: func() []nodeapi.Event { return n.events },
 		Limits: func() nodeapi.Limits { return n.limits }, SetLimits: n.setLimits,
+		Runtimes: func() []nodeapi.KnownRuntime { return []nodeapi.KnownRuntime{n.known()} }, Forget: n.forget,
 		Swarm: n.swarmed, Traces: n.traces, Guard: guard, Observer: observer, Log: log,
 	})))
 	t.Cleanup(func() {
@@ -283,6 +304,8 @@ func TestDocument_DescribesEveryOperation(t *testing.T) {
 	n.Do("GET", "/pins", nil).OK(200, nil)
 	n.Do("DELETE", "/pins?ref="+string(m), nil).OK(204, nil)
 	n.Do("GET", "/events", nil).OK(200, nil)
+	n.Do("GET", "/runtimes", nil).OK(200, nil)
+	n.Do("DELETE", "/runtimes?name=podman", nil).OK(200, nil)
 	n.Do("GET", "/limits", nil).OK(200, nil)
 	n.Do("PUT", "/limits", `{"margin_bytes":1}`).OK(200, nil)
 	n.swarm = &nodeapi.Swarm{Members: []nodeapi.SwarmMember{}, Transfers: []nodeapi.SwarmTransfer{}}
@@ -311,6 +334,32 @@ func TestWebPages_ChangeNothing(t *testing.T) {
 	}
 	if a := n.Do("GET", "/cache", nil); a.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("Cache-Control %q", a.Header.Get("Cache-Control"))
+	}
+}
+
+func (n *node) known() nodeapi.KnownRuntime {
+	return nodeapi.KnownRuntime{Runtime: nodeapi.Runtime{Name: "podman", Error: "no such file"}, Endpoint: "docker:///run/podman/podman.sock",
+		State: nodeapi.RuntimeSilent, SeenAt: &n.clock}
+}
+
+func (n *node) forget(_ context.Context, name string) (nodeapi.KnownRuntime, error) {
+	if name != "podman" {
+		return nodeapi.KnownRuntime{}, fault.New(fault.NotFound, "there is no runtime %q here", name)
+	}
+	return n.known(), nil
+}
+
+// TestRuntimes_ForgettingOneNeedsItsName and leaves a line in the log.
+func TestRuntimes_ForgettingOneNeedsItsName(t *testing.T) {
+	n := serve(t, httpserve.Guard{})
+	n.Do("DELETE", "/runtimes", nil).Refused(http.StatusBadRequest, "name")
+	n.Do("DELETE", "/runtimes?name=docker", nil).Refused(http.StatusNotFound, "docker")
+	if strings.Contains(n.log.String(), "forget runtime") {
+		t.Errorf("the log says that something was forgotten: %s", n.log.String())
+	}
+	n.Do("DELETE", "/runtimes?name=podman", nil).OK(http.StatusOK, nil)
+	if log := n.log.String(); !strings.Contains(log, "forget runtime") || !strings.Contains(log, "podman") {
+		t.Errorf("nothing is in the log: %s", log)
 	}
 }
 

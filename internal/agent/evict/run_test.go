@@ -296,6 +296,8 @@ func (a *appearing) Find() []inuse.Source {
 
 func (a *appearing) Answered(inuse.Source) {}
 
+func (a *appearing) Forget(inuse.Source) error { return nil }
+
 // TestN13_ARuntimeThatAppearsBetweenJudgementAndRemoval uses what was about to go.
 func TestN13_ARuntimeThatAppearsBetweenJudgementAndRemoval(t *testing.T) {
 	for name, silent := range map[string]bool{"answers": false, "is silent": true} {

@@ -11,7 +11,8 @@
 //   - Unknown is not empty (N3). A source that has not answered, or whose last
 //     request failed, is listed in Usage.Unknown, and what it last said stays
 //     in Containers and Images.
-//   - Runtimes that appear later are tracked from then on, for good (N13). Every
+//   - Runtimes that appear later are tracked from then on, until somebody has one
+//     forgotten that is gone for good (N13). Every
 //     question is preceded by a look at the places where they appear. A runtime
 //     that has appeared is in Usage.Unknown until it has answered, and again when
 //     it disappears.

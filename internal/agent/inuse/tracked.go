@@ -35,6 +35,7 @@ type tracked struct {
 	source  Source
 	name    string
 	kick    chan struct{} // buffered: an event came
+	ended   chan struct{} // closed when it was forgotten
 
 	reads    sync.Mutex // of the next two; never held while the source is asked
 	current  *reading
@@ -55,9 +56,25 @@ type tracked struct {
 
 func newTracked(t *Tracker, s Source, name string) *tracked {
 	return &tracked{
-		tracker: t, source: s, name: name, kick: make(chan struct{}, 1), belief: belief{apart: t.o.Confirm},
+		tracker: t, source: s, name: name, kick: make(chan struct{}, 1), ended: make(chan struct{}), belief: belief{apart: t.o.Confirm},
 		status: SourceStatus{Name: name, Error: notAsked, Since: t.o.Now()},
 	}
+}
+
+// end stops watching it. It is called once.
+func (s *tracked) end() { close(s.ended) }
+
+// until returns a context that is done with ctx, or when the source is forgotten.
+func (s *tracked) until(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		select {
+		case <-s.ended:
+		case <-ctx.Done():
+		}
+	}()
+	return ctx
 }
 
 // known reports whether it has ever answered.

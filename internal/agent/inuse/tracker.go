@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/fairway-registry/fairway/internal/fault"
 )
 
 // ErrNoEvents is what Source.Watch returns where the runtime has no events.
@@ -31,14 +34,17 @@ type Options struct {
 	Now     func() time.Time      // time.Now if nil
 }
 
-// Finder looks for runtimes. Its sources are tracked for good: a runtime that
-// disappears again is one that cannot be asked (N13).
+// Finder looks for runtimes. Its sources are tracked until somebody has them
+// forgotten: a runtime that disappears again is one that cannot be asked (N13).
 type Finder interface {
 	// Find returns the sources that have appeared since it was called last. It is
 	// called before each question, so it must be quick and never wait for a runtime.
 	Find() []Source
 	// Answered is called when a source has answered for the first time.
 	Answered(s Source)
+	// Forget forgets a runtime for good. An error, Conflict if it may be there still,
+	// says that nothing was forgotten.
+	Forget(s Source) error
 }
 
 // Tracker merges what all sources say.
@@ -48,9 +54,8 @@ type Tracker struct {
 
 	looking sync.Mutex // held while the finder is asked; before mu
 
-	mu          sync.Mutex // held while usage is made; before a tracked's mu
-	sources     []*tracked // appended to, never removed from
-	names       map[string]int
+	mu          sync.Mutex     // held while usage is made; before a tracked's mu
+	sources     []*tracked     // replaced, never changed in place
 	start       func(*tracked) // begins to watch a source; nil while Run does not run
 	subscribers []chan struct{}
 }
@@ -73,7 +78,7 @@ func NewTracker(sources []Source, o Options) *Tracker {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	t := &Tracker{o: o, names: map[string]int{}}
+	t := &Tracker{o: o}
 	t.add(sources)
 	t.usage.Store(t.merge())
 	t.Look()
@@ -88,8 +93,8 @@ func NewTracker(sources []Source, o Options) *Tracker {
 func (t *Tracker) add(sources []Source) {
 	for _, s := range sources {
 		name := s.Name()
-		if t.names[name]++; t.names[name] > 1 {
-			name += "-" + strconv.Itoa(t.names[name])
+		for n := 2; t.named(name) != nil; n++ {
+			name = s.Name() + "-" + strconv.Itoa(n)
 		}
 		added := newTracked(t, s, name)
 		t.sources = append(t.sources[:len(t.sources):len(t.sources)], added)
@@ -97,6 +102,64 @@ func (t *Tracker) add(sources []Source) {
 			t.start(added)
 		}
 	}
+}
+
+// named returns the source with a name, nil if there is none. The caller holds mu.
+func (t *Tracker) named(name string) *tracked {
+	for _, s := range t.sources {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// Source returns the source that has a name among those of the tracker; nil if there
+// is none.
+func (t *Tracker) Source(name string) Source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.named(name); s != nil {
+		return s.source
+	}
+	return nil
+}
+
+// Forget ends the belief in a runtime that is gone for good, and closes its source.
+// The runtime is asked first: it is a Conflict if it answers, or if the finder cannot
+// be sure that it is gone; NotFound if there is none of that name. What it was believed
+// to use is no longer in use.
+func (t *Tracker) Forget(ctx context.Context, name string) error {
+	u, err := t.Ask(ctx)
+	if err != nil {
+		return err
+	}
+	for _, st := range u.Sources {
+		if st.Name == name && st.Up {
+			return fault.New(fault.Conflict, "%s answers, so what it runs is in use; only a runtime that is gone can be forgotten", name)
+		}
+	}
+	// Whoever looks meanwhile would find it under another name.
+	t.looking.Lock()
+	defer t.looking.Unlock()
+	t.mu.Lock()
+	s := t.named(name)
+	t.mu.Unlock()
+	switch {
+	case s == nil:
+		return fault.New(fault.NotFound, "there is no runtime %q here", name)
+	case t.o.Finder == nil:
+		return fault.New(fault.Conflict, "%s is named by the setting runtime; remove it there, and start the agent again", name)
+	}
+	if err := t.o.Finder.Forget(s.source); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.sources = slices.DeleteFunc(slices.Clone(t.sources), func(other *tracked) bool { return other == s })
+	t.mu.Unlock()
+	s.end()
+	t.update()
+	return s.source.Close()
 }
 
 // Look asks the finder for runtimes that have appeared. One that has is unknown
@@ -129,6 +192,7 @@ func (t *Tracker) all() []*tracked {
 func (t *Tracker) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	start := func(s *tracked) {
+		ctx := s.until(ctx)
 		g.Go(func() error { s.keepWatching(ctx); return nil })
 		g.Go(func() error { s.keepReading(ctx); return nil })
 	}
@@ -176,10 +240,14 @@ func (t *Tracker) Ask(ctx context.Context) (*Usage, error) {
 	}
 	t.Look() // what has appeared meanwhile is unknown in the answer
 	u := *t.usage.Load()
-	for i := range sources {
+	for i, s := range sources {
 		// A source that is not up is in Unknown already, and so is one that has
-		// appeared meanwhile.
-		if st := u.Sources[i]; late[i] && st.Up && st.known() {
+		// appeared meanwhile. One that was forgotten meanwhile is not there.
+		at := slices.IndexFunc(u.Sources, func(st SourceStatus) bool { return st.Name == s.name })
+		if at < 0 {
+			continue
+		}
+		if st := u.Sources[at]; late[i] && st.Up && st.known() {
 			st.Up = false
 			st.Error = "it has not answered within " + t.o.AskTimeout.String() + " of " + called.UTC().Format(time.RFC3339)
 			u.Unknown = append(u.Unknown[:len(u.Unknown):len(u.Unknown)], st)

@@ -14,13 +14,14 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/inuse"
+	"github.com/fairway-registry/fairway/internal/fault"
 )
 
 // DetectorOptions of a Detector.
 type DetectorOptions struct {
 	Root string // below which the usual places are looked for; "/" if empty
-	// File remembers, one in a line, the endpoints of runtimes that have answered, so
-	// that they are still known after a restart; "": nothing is remembered.
+	// File remembers, one in a line, the endpoints of runtimes that have answered, and
+	// when, so that they are still known after a restart; "": nothing is remembered.
 	File  string
 	Every time.Duration // between two looks that no event asks for; 10 s if 0
 	Log   *slog.Logger  // may be nil
@@ -33,8 +34,9 @@ type Detector struct {
 
 	mu        sync.Mutex
 	known     map[string]bool         // by path, as it is and without links
+	real      map[string]string       // by endpoint: its path without links
 	endpoints []string                // of all sources, in the order in which they were found
-	answered  map[string]bool         // by endpoint: it is in the file, or to be
+	answered  map[string]time.Time    // by endpoint: it is in the file, or to be; zero: an earlier version has not written when
 	unsaved   bool                    // the file lacks one
 	opened    map[inuse.Source]string // endpoints
 	fresh     []inuse.Source          // not handed out by Find yet
@@ -53,12 +55,13 @@ func NewDetector(o DetectorOptions) (*Detector, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Detector{o: o, eyes: newEyes(o.Root), known: map[string]bool{}, answered: map[string]bool{}, opened: map[inuse.Source]string{}}
+	d := &Detector{o: o, eyes: newEyes(o.Root), known: map[string]bool{}, real: map[string]string{}, answered: map[string]time.Time{}, opened: map[inuse.Source]string{}}
 	remembered, err := d.remembered()
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range remembered {
+	for _, line := range remembered {
+		e, at, _ := strings.Cut(line, " ")
 		kind, path, err := parse(e)
 		if err == nil && kind == kindUnix {
 			err = errors.New("want the kind of the runtime before ://")
@@ -66,10 +69,14 @@ func NewDetector(o DetectorOptions) (*Detector, error) {
 		if err == nil {
 			err = d.open(socket{kind: kind, path: path, real: d.eyes.resolved(path)})
 		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("%s, which lists the runtimes that were seen here: %q: %w; correct or remove the line", o.File, e, err), d.Close())
+		var answered time.Time
+		if err == nil && at != "" { // an earlier version has not written when
+			answered, err = time.Parse(time.RFC3339, at)
 		}
-		d.answered[e] = true
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%s, which lists the runtimes that were seen here: %q: %w; correct or remove the line", o.File, line, err), d.Close())
+		}
+		d.answered[e] = answered
 	}
 	return d, nil
 }
@@ -82,7 +89,13 @@ func (d *Detector) remembered() ([]string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read which runtimes were seen here: %w", err)
 	}
-	return strings.Fields(string(content)), nil
+	var lines []string
+	for line := range strings.Lines(string(content)) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines, nil
 }
 
 // resolved is a path without links, also of a file that is not there now.
@@ -113,7 +126,7 @@ func (d *Detector) open(s socket) error {
 	}
 	d.known[s.path], d.known[s.real] = true, true
 	e := s.kind + "://" + s.path
-	d.endpoints = append(d.endpoints, e)
+	d.endpoints, d.real[e] = append(d.endpoints, e), s.real
 	d.opened[source] = e
 	d.fresh = append(d.fresh, source)
 	return nil
@@ -155,31 +168,85 @@ func (d *Detector) look() sight {
 func (d *Detector) Answered(s inuse.Source) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e, ok := d.opened[s]
-	if !ok || d.answered[e] {
-		return
+	if e, ok := d.opened[s]; ok {
+		d.answered[e] = time.Now()
+		d.save()
 	}
-	d.answered[e] = true
-	d.save()
 }
 
 // save writes the file. Where that fails it is tried again with the next look;
 // until then the runtime is known to this process only.
 func (d *Detector) save() {
-	if d.o.File == "" {
-		return
-	}
-	var text strings.Builder
-	for _, e := range d.endpoints {
-		if d.answered[e] {
-			text.WriteString(e + "\n")
-		}
-	}
-	err := replace(d.o.File, text.String())
+	err := d.write("")
 	if err != nil && !d.unsaved {
 		d.o.Log.Warn("which runtimes were seen here could not be written down for the next start", "err", err)
 	}
 	d.unsaved = err != nil
+}
+
+// write writes the file with all endpoints but one.
+func (d *Detector) write(without string) error {
+	if d.o.File == "" {
+		return nil
+	}
+	var text strings.Builder
+	for _, e := range d.endpoints {
+		at, ok := d.answered[e]
+		if !ok || e == without {
+			continue
+		}
+		text.WriteString(e)
+		if !at.IsZero() {
+			text.WriteString(" " + at.UTC().Format(time.RFC3339))
+		}
+		text.WriteByte('\n')
+	}
+	return replace(d.o.File, text.String())
+}
+
+// Forget is of inuse.Finder. The file is written first: after a crash the runtime is
+// forgotten, or it is known as before.
+func (d *Detector) Forget(s inuse.Source) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e, ok := d.opened[s]
+	if !ok {
+		return fault.New(fault.Conflict, "%s stands for runtimes that may be here besides those that were found, and ends when none may; "+
+			"\"fairway node status\" shows what to do", s.Name())
+	}
+	_, path, err := parse(e)
+	if err != nil {
+		return err
+	}
+	there, err := d.eyes.listens(path)
+	if err != nil {
+		return fault.New(fault.Conflict, "whether %s is gone cannot be found out: %v", s.Name(), err)
+	}
+	if there {
+		return fault.New(fault.Conflict, "the socket of %s is still at %s, where it would be found again; remove the runtime, and the socket if that leaves it, and try again", s.Name(), path)
+	}
+	if err := d.write(e); err != nil {
+		return fmt.Errorf("forget %s: %w", e, err)
+	}
+	d.unsaved = false
+	delete(d.known, path)
+	delete(d.known, d.real[e])
+	delete(d.real, e)
+	delete(d.answered, e)
+	delete(d.opened, s)
+	d.endpoints = slices.DeleteFunc(d.endpoints, func(other string) bool { return other == e })
+	d.o.Log.Warn("a container runtime was forgotten: nothing is kept for it any more", "endpoint", e)
+	return nil
+}
+
+// Endpoint returns where the runtime of a source has its socket, and when the runtime
+// answered for the first time since the last start of an agent at which it did; zero
+// if that is not known.
+func (d *Detector) Endpoint(s inuse.Source) (endpoint string, answered time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.opened[s]
+	return e, d.answered[e]
 }
 
 // replace writes a file so that a crash leaves the old one or the new.

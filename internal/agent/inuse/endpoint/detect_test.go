@@ -332,8 +332,10 @@ func TestN13_AFileThatCannotBeReadIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	for text, want := range map[string]string{
 		"containerd:///run/containerd/containerd.sock\nrkt:///run/x.sock\n": "rkt:///run/x.sock",
-		"docker://run/x.sock": "docker://run/x.sock",
-		"unix:///run/x.sock":  "unix:///run/x.sock",
+		"docker://run/x.sock":                         "docker://run/x.sock",
+		"unix:///run/x.sock":                          "unix:///run/x.sock",
+		"docker:///run/x.sock docker:///run/y.sock":   "docker:///run/y.sock",
+		"docker:///run/x.sock 2026-11-30T09:00:00Z z": "2026-11-30T09:00:00Z z",
 	} {
 		file := filepath.Join(dir, "runtimes")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -359,7 +361,7 @@ func TestN13_AFileThatCannotBeWrittenIsWrittenLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Find()
-	if got, err := os.ReadFile(file); err != nil || string(got) != "docker://"+root+"/run/docker.sock\n" {
+	if got, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(got), "docker://"+root+"/run/docker.sock 20") {
 		t.Errorf("the file has %q, %v", got, err)
 	}
 }

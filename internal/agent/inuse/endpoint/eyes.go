@@ -1,7 +1,10 @@
 package endpoint
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -168,4 +171,19 @@ func (e *eyes) resolved(path string) string {
 		return path
 	}
 	return one.found
+}
+
+// listens reports whether there is a socket at a path. It is an error if that cannot
+// be found out.
+func (e *eyes) listens(path string) (bool, error) {
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	one := each(e, []string{path + " (to forget it)"}, func(int) look[bool] {
+		st, err := os.Stat(path)
+		if absent(err) {
+			return look[bool]{}
+		}
+		return look[bool]{found: err == nil && st.Mode().Type() == fs.ModeSocket, err: err}
+	})[0]
+	return one.found.found, errors.Join(one.err, one.found.err)
 }
