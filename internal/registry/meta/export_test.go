@@ -18,6 +18,18 @@ func TakeOverAndRemovePart(s *Store, p Push) error {
 	return s.db.Maintain(ctx, func(tx *sqldb.Tx) error { return s.dropStagedPart(tx, st.id) })
 }
 
+// Stage prepares the push of a large manifest, and returns the manifest's id and what
+// ends the push before it is served.
+func Stage(s *Store, p Push) (id int64, unstage func(), err error) {
+	st, err := s.stage(context.Background(), p)
+	return st.id, func() { s.unstage(context.Background(), st) }, err
+}
+
+// RemovePart is one transaction of the removal of a broken push.
+func RemovePart(s *Store, id int64) error {
+	return s.db.Maintain(context.Background(), func(tx *sqldb.Tx) error { return s.dropStagedPart(tx, id) })
+}
+
 // UnderWay has a push or a restore of a manifest count as under way until leave.
 func UnderWay(s *Store, id int64) (leave func()) {
 	s.roots.add(id)

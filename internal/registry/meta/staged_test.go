@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -329,6 +330,268 @@ func TestR3_AClientThatLeavesALargePushLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestR1_ALargeManifestThatIsServedStaysWhenAPushOfItBreaksOff, also beside one that is
+// on its way in.
+func TestR1_ALargeManifestThatIsServedStaysWhenAPushOfItBreaksOff(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	parts, armed := 0, false
+	d, path := traced(t, func(query string, _ []any) {
+		if armed && strings.HasPrefix(query, "INSERT OR IGNORE INTO manifest_blobs") {
+			if parts++; parts == 2 {
+				leave()
+			}
+		}
+	})
+	raw, upload := manyLayers()
+	upload(d)
+	d.push("a", raw, "v1")
+	d.push("a", image("other"))
+	d.delete("a", image("other"))
+	other := must(d.FindManifests(t.Context(), "a", digest.FromBytes(image("other")), 1))[0]
+	pool, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)")
+	d.must(err)
+	_, err = pool.Exec("INSERT INTO staged (manifest_id, owner, users) VALUES (?, 'a process that is gone', 1)", other.ID)
+	d.must(errors.Join(err, pool.Close()))
+	armed = true
+	p := meta.Push{Repo: "a", Digest: digest.FromBytes(raw), Manifest: must(oci.ParseManifest("", raw)), Content: raw}
+	if _, err := d.PutManifest(ctx, p); !errors.Is(err, context.Canceled) {
+		t.Fatalf("the push of a client that leaves: %v", err)
+	}
+	d.must(d.FinishKin(t.Context()))
+	if ms := must(d.FindManifests(t.Context(), "a", other.Digest, 1)); len(ms) != 0 {
+		t.Errorf("what a process has left that is gone is still there: %+v", ms)
+	}
+	if d.served("a", raw) != 1 {
+		t.Error("the manifest is not served any more")
+	}
+	for i := range 600 {
+		if err := d.DeleteBlob(t.Context(), "a", digest.FromString(fmt.Sprint("layer", i)), "x"); !errors.Is(err, fault.Conflict) {
+			t.Fatalf("DELETE of layer %d: %v", i, err)
+		}
+	}
+}
+
+// TestR12_ALargePushConcernsItsRepositoryAlone: neither the same manifest elsewhere nor
+// bytes that were lost before are in its way.
+func TestR12_ALargePushConcernsItsRepositoryAlone(t *testing.T) {
+	d := open(t)
+	raw, upload := manyLayers()
+	upload(d)
+	d.upload("b", "lost")
+	bs := must(d.CheckBlobs(t.Context(), 0, 1000))
+	c := must(d.CreateCheck(t.Context(), meta.CheckRow{State: "running"}))
+	d.must(d.SaveCheck(t.Context(), meta.CheckActs{Actor: "x", Lost: bs[len(bs)-1:]}, func(meta.CheckDone) (meta.CheckRow, error) { return c, nil }))
+	d.clock.Add(1000)
+	d.push("a", raw, "v1")
+	for i := range 600 {
+		_, err := d.MountBlob(t.Context(), "b", "a", digest.FromString(fmt.Sprint("layer", i)))
+		d.must(err)
+	}
+	d.upload("b", "{}")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	p := meta.Push{Repo: "b", Tags: []oci.Tag{"v1"}, Digest: digest.FromBytes(raw), Manifest: must(oci.ParseManifest("", raw)), Content: raw}
+	if created, err := d.PutManifest(ctx, p); err != nil || !created {
+		t.Fatalf("created %v, %v", created, err)
+	}
+	d.must(d.FinishKin(t.Context()))
+	d.needs("b", layersOf(0, 600))
+	d.delete("b", raw)
+	if d.served("a", raw) != 1 || d.served("b", raw) != 0 {
+		t.Error("a deletion in one repository is not of that repository")
+	}
+	d.needs("a", layersOf(0, 600))
+}
+
+func pushOf(repo oci.Name, raw []byte) meta.Push {
+	return meta.Push{Repo: repo, Tags: []oci.Tag{"v1"}, Digest: digest.FromBytes(raw), Manifest: must(oci.ParseManifest("", raw)), Content: raw}
+}
+
+func layersOf(from, to int) (layers []string) {
+	for i := from; i < to; i++ {
+		layers = append(layers, fmt.Sprint("layer", i))
+	}
+	return layers
+}
+
+// needs fails where a client can delete one of these blobs.
+func (d *db) needs(repo oci.Name, layers []string) {
+	d.Helper()
+	for _, l := range layers {
+		if err := d.DeleteBlob(context.Background(), repo, digest.FromString(l), "x"); !errors.Is(err, fault.Conflict) {
+			d.Fatalf("DELETE of %s in %s: %v, want a refusal", l, repo, err)
+		}
+	}
+}
+
+// stage prepares the push of a large manifest, up to the moment when it is served.
+func (d *db) stage(repo oci.Name, raw []byte) (id int64, unstage func()) {
+	d.Helper()
+	id, end, err := meta.Stage(d.Store, pushOf(repo, raw))
+	d.must(err)
+	return id, func() {
+		d.Helper()
+		done := make(chan struct{})
+		go func() { end(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(2 * time.Minute):
+			d.Fatal("the end of a push takes for ever")
+		}
+	}
+}
+
+func (d *db) there(repo oci.Name, raw []byte) bool {
+	d.Helper()
+	return len(must(d.FindManifests(context.Background(), repo, digest.FromBytes(raw), 1))) == 1
+}
+
+// TestR1_ThePushThatBreaksOffTakesNothingOfOthers: other manifests need some of the same
+// blobs and children, whether they are served or on their way in.
+func TestR1_ThePushThatBreaksOffTakesNothingOfOthers(t *testing.T) {
+	d := open(t)
+	d.upload("a", "{}")
+	for _, l := range layersOf(0, 900) {
+		d.upload("a", l)
+	}
+	children := images(300)
+	d.pushAll("a", children)
+	d.push("a", image("trashed"))
+	d.delete("a", image("trashed"))
+	served, left, other := image("served", layersOf(0, 300)...), image("left", layersOf(200, 600)...), image("other", layersOf(500, 900)...)
+	leftIndex, otherIndex := indexOf("left", children...), indexOf("other", children...)
+	d.push("a", served, "v1")
+	_, endLeft := d.stage("a", left)
+	_, endLeftIndex := d.stage("a", leftIndex)
+	_, endOther := d.stage("a", other)
+	_, endOtherIndex := d.stage("a", otherIndex)
+	d.needs("a", layersOf(0, 900))
+
+	d.clock.Add(100_000)
+	endLeft()
+	endLeftIndex()
+	if d.there("a", left) || d.there("a", leftIndex) || !d.there("a", other) || !d.there("a", otherIndex) {
+		t.Error("what was left is still there, or what was not is gone")
+	}
+	d.needs("a", slices.Concat(layersOf(0, 300), layersOf(500, 900)))
+	windows := map[oci.Digest]int64{}
+	for i := range 900 {
+		ls, _, err := d.FindLinks(t.Context(), "a", digest.FromString(fmt.Sprint("layer", i)), 1)
+		d.must(err)
+		f := must(d.Links(t.Context(), meta.Due{IDs: []int64{ls[0].ID}}))[0]
+		windows[f.Digest] = f.TouchedAt
+		if begins, bare := f.TouchedAt == d.clock.Load(), i >= 300 && i < 500; begins != bare {
+			t.Fatalf("layer %d: the window begins: %v, nothing needs it: %v", i, begins, bare)
+		}
+	}
+
+	d.push("a", other, "v2")
+	d.push("a", otherIndex, "v3")
+	d.needs("a", slices.Concat(layersOf(0, 300), layersOf(500, 900)))
+	d.delete("a", otherIndex)
+	if got := orphans(d); got != len(children) {
+		t.Errorf("the other index had %d children, want %d", got, len(children))
+	}
+	endOther() // which has come to be served
+	endOtherIndex()
+	if d.served("a", served, other) != 2 {
+		t.Error("what is served is not any more")
+	}
+}
+
+// TestR9_ABrokenPushThatCannotBeRemovedStopsNoOther: it is reported, and removed later.
+func TestR9_ABrokenPushThatCannotBeRemovedStopsNoOther(t *testing.T) {
+	d, path := traced(t, nil)
+	pool, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)")
+	d.must(err)
+	defer func() { d.must(pool.Close()) }()
+	exec := func(query string) {
+		t.Helper()
+		_, err := pool.Exec(query)
+		d.must(err)
+	}
+	below := func(id int64) (n int) {
+		t.Helper()
+		d.must(pool.QueryRow("SELECT count(*) FROM manifest_children WHERE manifest_id = ?", id).Scan(&n))
+		return n
+	}
+	children := images(600) // that nobody pushes
+	stuck, next, going := indexOf("stuck", children...), indexOf("next", children...), indexOf("going", children...)
+	id, endStuck := d.stage("stuck", stuck)
+	_, endNext := d.stage("next", next)
+	goingID, endGoing := d.stage("going", going)
+	exec(fmt.Sprintf("CREATE TRIGGER failing BEFORE DELETE ON manifest_children WHEN old.manifest_id = %d BEGIN SELECT RAISE(ABORT, 'injected'); END", id))
+	endStuck()
+	endNext()
+	if !d.there("stuck", stuck) || d.there("next", next) || !d.there("going", going) {
+		t.Error("a push that cannot be removed keeps another one, or takes it with it")
+	}
+	if err := d.FinishKin(t.Context()); err == nil || !strings.Contains(err.Error(), "injected") {
+		t.Errorf("the run that cannot remove it reports %v", err)
+	}
+	// One that is going on is not removed, whatever else waits for that.
+	d.must(meta.RemovePart(d.Store, goingID))
+	if n := below(goingID); n != 600 {
+		t.Errorf("of a push that goes on %d of 600 children are left", n)
+	}
+	exec("DROP TRIGGER failing")
+	d.must(meta.RemovePart(d.Store, id))
+	if n := below(id); n == 0 || n == 600 || !d.there("stuck", stuck) {
+		t.Errorf("after one transaction %d of 600 children are left", n)
+	}
+	d.must(d.FinishKin(t.Context()))
+	for _, repo := range []string{"stuck", "next"} {
+		if _, err := d.RepoScope(t.Context(), repo); !errors.Is(err, fault.NotFound) {
+			t.Errorf("the repository %s, which has nothing, is still there: %v", repo, err)
+		}
+	}
+	endGoing()
+	if d.there("going", going) {
+		t.Error("the last one was not removed when its client left")
+	}
+}
+
+// TestR7_APushThatIsTakenOverFromAProcessThatIsGoneHasOneUser: when that one leaves
+// too, nothing stays.
+func TestR7_APushThatIsTakenOverFromAProcessThatIsGoneHasOneUser(t *testing.T) {
+	children := images(600)
+	raw := indexOf("i", children...)
+	d := halfPushed(t, raw, func(d *db) { d.upload("a", "{}"); d.pushAll("a", children) })
+	_, end := d.stage("a", raw)
+	if end(); d.there("a", raw) {
+		t.Error("what nobody pushes any more is still there")
+	}
+}
+
+// TestR5_BlobsOfALargePushAreLookedUpInBoundedTransactions, also beside things in the trash.
+func TestR5_BlobsOfALargePushAreLookedUpInBoundedTransactions(t *testing.T) {
+	writing, looked, most := false, 0, 0
+	d, _ := traced(t, func(query string, args []any) {
+		switch {
+		case query == "BEGIN IMMEDIATE":
+			writing, looked = true, 0
+		case query == "COMMIT":
+			writing = false
+		case writing && strings.HasPrefix(query, "SELECT b.digest, l.id, b.size FROM"):
+			var list []json.RawMessage
+			if err := json.Unmarshal([]byte(args[0].(string)), &list); err != nil {
+				t.Error(err)
+			}
+			looked += len(list)
+			most = max(most, looked)
+		}
+	})
+	raw, upload := manyLayers()
+	upload(d)
+	d.push("a", image("other"))
+	d.delete("a", image("other"))
+	d.push("a", raw, "v1")
+	d.push("a", raw, "v2")
+	if most == 0 || most > 300 {
+		t.Errorf("one transaction looks for %d blobs", most)
+	}
+}
+
 // TestR5_AHalfPushedManifestIsPushedAgain: the client does not wait for the next run.
 func TestR5_AHalfPushedManifestIsPushedAgain(t *testing.T) {
 	children := images(600)
@@ -380,6 +643,8 @@ func TestR1_ChildrenOfAnIndexOnItsWayInAreSpared(t *testing.T) {
 			d.upload("b", "{}")
 			d.push("b", first)
 			d.push("a", image("other"))
+			d.push("a", indexOf("above", image("other"))) // has come in, and gone
+			d.delete("a", indexOf("above", image("other")))
 			if deleted {
 				d.delete("a", first)
 				d.delete("b", first)
@@ -529,17 +794,23 @@ func TestR2_BlobsThatAreLostDuringALargePush(t *testing.T) {
 	}
 }
 
-// TestR2_ALargePushWhosePartsAreRemovedBeginsAgain: it is never served without them.
+// TestR2_ALargePushWhosePartsAreRemovedBeginsAgain: it is never served without them,
+// whichever row has its id or its digest by then.
 func TestR2_ALargePushWhosePartsAreRemovedBeginsAgain(t *testing.T) {
 	raw, upload := manyLayers()
-	d, err := afterParts(t, raw, upload, "DELETE FROM manifest_blobs", "DELETE FROM manifest_children", "DELETE FROM staged", "DELETE FROM manifests")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 600 {
-		if err := d.DeleteBlob(t.Context(), "a", digest.FromString(fmt.Sprint("layer", i)), "x"); !errors.Is(err, fault.Conflict) {
-			t.Fatalf("DELETE of layer %d: %v", i, err)
-		}
+	for name, last := range map[string]string{
+		"removed":                "DELETE FROM manifests",
+		"another row has it":     "UPDATE manifests SET id = id + 1000",
+		"the row is another's":   "UPDATE manifests SET digest = '" + string(digest.FromString("x")) + "'",
+		"the row is elsewhere's": "UPDATE manifests SET repo_id = (SELECT id FROM repositories WHERE name = 'b')",
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := afterParts(t, raw, func(d *db) { upload(d); d.upload("b", "{}") }, "DELETE FROM manifest_blobs", "DELETE FROM manifest_children", "DELETE FROM staged", last)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.needs("a", layersOf(0, 600))
+		})
 	}
 }
 
@@ -650,6 +921,43 @@ func TestR7_AHalfRestoredIndexIsFinished(t *testing.T) {
 				t.Errorf("%d items in the trash, %d orphans", len(d.trash("a")), orphans(d))
 			}
 		})
+	}
+}
+
+// TestR7_WhatIsLeftOfARequestIsDoneWhenItsClientLeaves: the first transaction has
+// carried it out.
+func TestR7_WhatIsLeftOfARequestIsDoneWhenItsClientLeaves(t *testing.T) {
+	const n = 350
+	var leave func()
+	d, _ := traced(t, func(query string, _ []any) {
+		if strings.HasPrefix(query, "INSERT INTO kin") && leave != nil {
+			leave()
+		}
+	})
+	children := images(n)
+	index := indexOf("i", children...)
+	d.upload("a", "{}")
+	d.pushAll("a", children)
+	d.push("a", index, "v1")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	leave = cancel
+	d.must(d.DeleteManifest(ctx, "a", digest.FromBytes(index), "x"))
+	if got := orphans(d); got != n || ctx.Err() == nil {
+		t.Errorf("after a deletion whose client has left %d of %d children are orphans", got, n)
+	}
+	leave = nil
+	for _, c := range children {
+		d.delete("a", c)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	leave = cancel
+	if out := must(d.Restore(ctx, "a", digest.FromBytes(index), "x")); len(out.Along) != n || ctx.Err() == nil {
+		t.Errorf("a restore whose client has left brings %d of %d children back", len(out.Along), n)
+	}
+	if got := d.served("a", children...); got != n {
+		t.Errorf("%d of %d children are served", got, n)
 	}
 }
 
