@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/fairway-registry/fairway/internal/fault"
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
@@ -48,7 +51,7 @@ func TestOutcome_OfAStatus(t *testing.T) {
 	})
 	c := client(t, s.URL, nil)
 	for status, want := range map[int][2]ociclient.Outcome{
-		200: {ociclient.OK, ociclient.OK}, 206: {ociclient.OK, ociclient.OK},
+		200: {ociclient.OK, ociclient.OK}, 206: {ociclient.Failed, ociclient.Failed}, // of what was asked for as a whole
 		401: {ociclient.Denied, ociclient.Failed}, 403: {ociclient.Denied, ociclient.Failed}, 451: {ociclient.Denied, ociclient.Failed},
 		404: {ociclient.NotFound, ociclient.Failed}, 410: {ociclient.NotFound, ociclient.Failed},
 		429: {ociclient.RateLimited, ociclient.RateLimited},
@@ -66,6 +69,64 @@ func TestOutcome_OfAStatus(t *testing.T) {
 			}
 			if refusal := c.Refusal(res); !res.OK() && (refusal.Outcome() != want[k] || ociclient.OutcomeOf(refusal) != want[k] || redirected != (refusal.At != "")) {
 				t.Errorf("%d, redirected %v: the refusal is %s of %q", status, redirected, refusal.Outcome(), refusal.At)
+			}
+		}
+	}
+}
+
+// A 200 is no verdict if it shows that it is not about what was asked for, such
+// as that of a portal in between that has everybody log in first.
+func TestN11_AYesThatIsAboutSomethingElseIsNoVerdict(t *testing.T) {
+	d, other := digest.FromString("it"), digest.FromString("another")
+	for _, c := range []struct {
+		name, kind string
+		digest     oci.Digest
+		status     int
+		want       ociclient.Outcome
+	}{
+		{"a page", "text/html; charset=utf-8", "", 200, ociclient.Failed},
+		{"content that is HTML", "text/html", d, 200, ociclient.OK},
+		{"another digest", "application/octet-stream", other, 200, ociclient.Failed},
+		{"another algorithm", "application/octet-stream", digest.SHA512.FromString("it"), 200, ociclient.OK},
+		{"no digest and no type", "", "", 200, ociclient.OK},
+		{"the range", "application/octet-stream", "", 206, ociclient.OK},
+	} {
+		s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Content-Type"] = []string{c.kind}
+			if c.digest != "" {
+				w.Header().Set("Docker-Content-Digest", string(c.digest))
+			}
+			w.WriteHeader(c.status)
+		})
+		for _, head := range []bool{false, true} {
+			var rng *ociclient.Range
+			if c.status == 206 {
+				rng = &ociclient.Range{First: 1, Last: 2}
+			}
+			res, err := client(t, s.URL, nil).Blob(t.Context(), "app", d, rng, "", head)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = res.Body.Close()
+			if res.Outcome != c.want {
+				t.Errorf("%s: %s, want %s", c.name, res.Outcome, c.want)
+			}
+		}
+		if c.status == 200 {
+			res, err := client(t, s.URL, nil).Manifest(t.Context(), "app", string(d), nil, "", true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = res.Body.Close()
+			if res.Outcome != c.want {
+				t.Errorf("a manifest by digest, %s: %s, want %s", c.name, res.Outcome, c.want)
+			}
+			if res, err = client(t, s.URL, nil).Manifest(t.Context(), "app", "v1", nil, "", true); err != nil {
+				t.Fatal(err)
+			}
+			_ = res.Body.Close()
+			if html := c.name == "a page"; html != (res.Outcome != ociclient.OK) {
+				t.Errorf("a manifest by tag, %s: %s", c.name, res.Outcome)
 			}
 		}
 	}

@@ -146,6 +146,7 @@ type Response struct {
 	// nothing.
 	Outcome Outcome
 
+	odd    string // why it is not the answer to this question, whatever its status says; "": it is
 	own    bool   // the registry's own answer, and not that of a redirect's target
 	at     string // the host that answered
 	login  bool   // it took the credentials of a URL that a redirect led to
@@ -174,7 +175,7 @@ func (r *Response) Offset() (int64, error) {
 	first, _, dash := strings.Cut(text, "-")
 	n, err := strconv.ParseInt(strings.TrimSpace(first), 10, 64)
 	if !ok || !dash || err != nil || n < 0 {
-		return 0, fmt.Errorf("the upstream answers 206 with the Content-Range %.64q", r.Header.Get("Content-Range"))
+		return 0, fault.New(fault.Busy, "the upstream answers 206 with the Content-Range %.64q", r.Header.Get("Content-Range")).WithCode(oci.CodeUnknown)
 	}
 	return n, nil
 }
@@ -186,7 +187,11 @@ func (c *Client) Manifest(ctx context.Context, repo, ref string, accept []string
 	if len(accept) > 0 {
 		h["Accept"] = accept
 	}
-	return c.do(ctx, question{repo: repo, rest: "manifests/" + ref, kind: "manifest", head: head, idle: c.idle}, h, authorization)
+	d, err := oci.ParseDigest(ref)
+	if err != nil {
+		d = "" // a tag
+	}
+	return c.do(ctx, question{repo: repo, rest: "manifests/" + ref, kind: "manifest", digest: d, head: head, idle: c.idle}, h, authorization)
 }
 
 // Blob asks for a blob, or the range rng of it. An upstream may ignore the
@@ -196,7 +201,7 @@ func (c *Client) Blob(ctx context.Context, repo string, d oci.Digest, rng *Range
 	if rng != nil {
 		h["Range"] = []string{rng.header()}
 	}
-	return c.do(ctx, question{repo: repo, rest: "blobs/" + string(d), kind: "blob", head: head}, h, authorization)
+	return c.do(ctx, question{repo: repo, rest: "blobs/" + string(d), kind: "blob", digest: d, head: head}, h, authorization)
 }
 
 // Get asks for any other path below /v2/REPO/, such as "tags/list?n=5".
@@ -217,6 +222,7 @@ func (c *Client) URL(repo, rest string) *url.URL {
 type question struct {
 	repo, rest string
 	kind       string // of limit: registries count manifests and blobs apart
+	digest     oci.Digest
 	head       bool
 	idle       time.Duration
 }
@@ -341,6 +347,11 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 		Body: &guarded{ReadCloser: res.Body, ctx: asking, cancel: cancel, host: c.base.Host, idle: q.idle},
 	}
 	r.Outcome = outcomeOf(r.Status, r.own)
+	if r.Outcome == OK {
+		if r.odd = oddity(r, q, header); r.odd != "" {
+			r.Outcome = Failed
+		}
+	}
 	for asked := res.Request; asked != nil && asked.Response != nil; asked = asked.Response.Request {
 		r.login = r.login || asked.URL.User != nil
 	}
@@ -400,6 +411,7 @@ type StatusError struct {
 	At string
 
 	outcome Outcome // OK: that of the status
+	odd     string  // of the Response
 }
 
 // Outcome is what the answer means.
@@ -413,7 +425,13 @@ func (e *StatusError) Outcome() Outcome {
 // Error names the upstream and the status.
 func (e *StatusError) Error() string {
 	if e.At != "" {
+		if e.odd != "" {
+			return fmt.Sprintf("the upstream %s redirects to %s, which answers %d with %s", e.Upstream, e.At, e.Status, e.odd)
+		}
 		return fmt.Sprintf("the upstream %s redirects to %s, which answers %d", e.Upstream, e.At, e.Status)
+	}
+	if e.odd != "" {
+		return fmt.Sprintf("the upstream %s answers %d with %s", e.Upstream, e.Status, e.odd)
 	}
 	return fmt.Sprintf("the upstream %s answers %d", e.Upstream, e.Status)
 }
@@ -428,7 +446,7 @@ const refusalMax = 16 << 10
 
 // Refusal reads an answer that is not OK to its end, and closes it.
 func (c *Client) Refusal(res *Response) *StatusError {
-	e := &StatusError{Upstream: c.base.Host, Status: res.Status, outcome: res.Outcome, Header: http.Header{}}
+	e := &StatusError{Upstream: c.base.Host, Status: res.Status, outcome: res.Outcome, odd: res.odd, Header: http.Header{}}
 	if !res.own {
 		e.At = res.at
 	}

@@ -3,6 +3,7 @@ package ociclient
 import (
 	"context"
 	"errors"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -20,7 +21,7 @@ type Outcome uint8
 // has said whether the asker may have the content. After any other one nothing
 // more is known than before.
 const (
-	OK          Outcome = iota // 200 or 206
+	OK          Outcome = iota // 200, or 206 to a question for a range
 	Denied                     // 401, 403 or 451 by the registry, or its token service refuses the login
 	NotFound                   // 404 or 410 by the registry
 	RateLimited                // 429
@@ -54,6 +55,23 @@ func outcomeOf(status int, own bool) Outcome {
 		return NotFound
 	}
 	return Failed
+}
+
+// oddity says why an answer of 200 or 206 is not one to q, which was asked with
+// the header asked: a portal in between that has everybody log in first answers
+// 200 to everything. "" where nothing shows that.
+func oddity(r *Response, q question, asked http.Header) string {
+	d := r.Digest()
+	if r.Status == http.StatusPartialContent && len(asked["Range"]) == 0 {
+		return "a part of what was asked for as a whole"
+	}
+	if d != "" && q.digest != "" && d != q.digest && d.Algorithm() == q.digest.Algorithm() {
+		return "another digest than was asked for"
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err == nil && kind == "text/html" && d == "" {
+		return "a page of HTML"
+	}
+	return ""
 }
 
 // OutcomeOf reads the error of a question to an upstream.

@@ -1,8 +1,11 @@
 package ociclient
 
 import (
+	"errors"
 	"net/http"
 	"testing"
+
+	"github.com/fairway-registry/fairway/internal/fault"
 )
 
 func TestR16_TotalIsWhatTheUpstreamSaysOfTheWhole(t *testing.T) {
@@ -18,6 +21,16 @@ func TestR16_TotalIsWhatTheUpstreamSaysOfTheWhole(t *testing.T) {
 		r := Response{Status: c.status, Size: c.length, Header: http.Header{"Content-Range": {c.rng}}}
 		if got := r.Total(); got != c.want {
 			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}
+
+// A part that does not say where it belongs is the upstream's mistake, and not this node's.
+func TestOffset_OfAPartWithoutAPlaceIsTheUpstreamsMistake(t *testing.T) {
+	for _, rng := range []string{"", "bytes", "bytes -1-2/3", "bytes x-2/3", "items 0-1/2"} {
+		r := Response{Status: http.StatusPartialContent, Header: http.Header{"Content-Range": {rng}}}
+		if at, err := r.Offset(); !errors.Is(err, fault.Busy) {
+			t.Errorf("%q: %d, %v", rng, at, err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,10 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, a access, last
 	}
 	doc, err := m.document(r.Context(), a, d, accept)
 	if err != nil {
+		if ref.Digest == "" {
+			// The upstream has named what it has not got: the tag has moved since, or it errs.
+			m.tags.Remove(keyOf(a, ref.Tag, accept))
+		}
 		return err
 	}
 	if stale >= 0 {
@@ -242,6 +247,9 @@ func (m *Mirror) receive(ctx context.Context, a access, ref string, want oci.Dig
 	}
 	if want == "" {
 		if want = res.Digest(); want == "" {
+			if !json.Valid(content) {
+				return document{}, false, fmt.Errorf("manifest %s of %s is not JSON: %w", ref, a.repo, fetch.ErrMismatch)
+			}
 			want = digest.SHA256.FromBytes(content)
 		}
 	}

@@ -56,6 +56,22 @@ func troubles(u *upstream) map[string]func(http.ResponseWriter, *http.Request) {
 		"a 404 of another host": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, newMissing(u), http.StatusTemporaryRedirect)
 		},
+		"a page of HTML": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			_, _ = io.WriteString(w, "<html>log in first</html>")
+		},
+		"a page of another host": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, strings.Replace(u.URL, "127.0.0.1", "localhost", 1)+"/elsewhere/page", http.StatusFound)
+		},
+		"a 206 for the whole": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", "bytes 0-1/2")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, "{}")
+		},
+		"a page without a type": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Content-Type"] = nil
+			_, _ = io.WriteString(w, "please log in first")
+		},
 		"no header":                      func(_ http.ResponseWriter, r *http.Request) { u.stall(r) },
 		"a broken connection":            func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"a realm that is down":           challenge(dead.URL + "/token"),
@@ -89,6 +105,9 @@ func (u *upstream) tokens(w http.ResponseWriter, r *http.Request) bool {
 		u.stall(r)
 	case "/token/empty":
 		_, _ = io.WriteString(w, `{}`)
+	case "/elsewhere/page":
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, "<html>log in first</html>")
 	case "/elsewhere/404":
 		w.WriteHeader(404)
 	default:
@@ -237,6 +256,66 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 			n.pull("", "secret", "v1", i, "Authorization", alice)
 		})
 	}
+}
+
+// A yes to everything, such as that of a portal in between, opened what is private
+// to whoever asked.
+func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
+	for name, header := range map[string]string{
+		"another size":   "Content-Length",
+		"another digest": "Docker-Content-Digest",
+		"a page":         "Content-Type",
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t)
+			i := u.push("secret", "v1", "s", 1000)
+			u.repo("secret").auth = alice
+			n := start(t, nodeOptions{upstreams: []*upstream{u}})
+			n.pull("", "secret", "v1", i, "Authorization", alice)
+			content := map[string][]byte{string(i.layers[0]): i.bytes[0], string(i.digest): u.repo("secret").manifests[i.digest].content}
+			u.on(func(w http.ResponseWriter, r *http.Request) bool {
+				d := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+				w.Header().Set("Content-Type", "application/octet-stream")
+				w.Header().Set("Content-Length", strconv.Itoa(len(content[d])))
+				w.Header().Set(header, map[string]string{"Content-Length": "7", "Content-Type": "text/html",
+					"Docker-Content-Digest": string(sha([]byte("another")))}[header])
+				if r.Method == http.MethodGet {
+					panic(http.ErrAbortHandler)
+				}
+				return true
+			})
+			for d := range content {
+				kind := "blobs/"
+				if d == string(i.digest) {
+					kind = "manifests/"
+				}
+				for range 2 {
+					if a := n.get("/v2/secret/" + kind + d); a.status < 500 {
+						t.Errorf("%s: status %d with %d bytes that are private", kind, a.status, len(a.body))
+					}
+				}
+			}
+			n.pull("", "secret", string(i.digest), i, "Authorization", alice)
+		})
+	}
+}
+
+// A tag that named a manifest which nobody has was remembered, and could not be
+// pulled until that was forgotten.
+func TestN8_ATagWhoseManifestCannotBeHadIsAskedAgain(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("app", "v1", "a", 1000)
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodHead {
+			return false
+		}
+		w.Header().Set("Docker-Content-Digest", string(sha([]byte("gone"))))
+		return true
+	})
+	n.get("/v2/app/manifests/v1").want(404)
+	u.on(nil)
+	n.pull("", "app", "v1", i)
 }
 
 // TestR12_AnUpstreamThatSaysYesToAllOpensNothing: what is cached from one was

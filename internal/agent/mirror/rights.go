@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -424,6 +425,10 @@ func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint
 		return nil, m.heed(ctx, a, d, err)
 	}
 	_ = res.Body.Close()
+	if b, err := m.o.Index.Blob(ctx, d); err == nil && b.State != index.Partial && res.Size >= 0 && res.Size != b.Size {
+		// Whoever answers has something else, or says yes to everything.
+		return nil, fmt.Errorf("%s has %d bytes, and the upstream %s says that it has %d: %w", d, b.Size, a.ns, res.Size, fetch.ErrWrongLength)
+	}
 	return res, m.exists(ctx, a, d, res.Anonymous, res.Size)
 }
 

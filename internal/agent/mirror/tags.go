@@ -24,6 +24,10 @@ type tagKey struct {
 	accept string
 }
 
+func keyOf(a access, tag oci.Tag, accept []string) tagKey {
+	return tagKey{a.who, a.ns, a.repo, tag, strings.Join(slices.Sorted(slices.Values(accept)), ",")}
+}
+
 // resolved is what a tag stands for.
 type resolved struct {
 	digest oci.Digest
@@ -37,8 +41,7 @@ const tagsMax = 4096
 // resolve finds the digest of a tag. stale is how old it is if the upstream gave
 // no answer, and negative otherwise.
 func (m *Mirror) resolve(ctx context.Context, a access, tag oci.Tag, accept []string) (r resolved, stale time.Duration, err error) {
-	sorted := slices.Sorted(slices.Values(accept))
-	key := tagKey{a.who, a.ns, a.repo, tag, strings.Join(sorted, ",")}
+	key := keyOf(a, tag, accept)
 	if got, ok := m.tags.Get(key); ok && m.o.Now().Sub(got.at).Abs() < m.o.TagTTL {
 		return got, -1, nil
 	}
