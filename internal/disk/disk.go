@@ -177,13 +177,17 @@ func RealPath(path string) (string, error) {
 // at any moment the file has its old content or all of the new one. When it
 // returns without an error, the new content is on disk.
 func Replace(path string, content []byte, mode fs.FileMode) error {
+	return replace(path, content, mode, (*os.File).Sync)
+}
+
+func replace(path string, content []byte, mode fs.FileMode, sync func(*os.File) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
 	_, err = f.Write(content)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, f.Chmod(mode), sync(f), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
@@ -193,7 +197,7 @@ func Replace(path string, content []byte, mode fs.FileMode) error {
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+	if err := errors.Join(sync(d), d.Close()); err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
 	return nil

@@ -461,6 +461,7 @@ func TestR1_ThePushThatBreaksOffTakesNothingOfOthers(t *testing.T) {
 	served, left, other := image("served", layersOf(0, 300)...), image("left", layersOf(200, 600)...), image("other", layersOf(500, 900)...)
 	leftIndex, otherIndex := indexOf("left", children...), indexOf("other", children...)
 	d.push("a", served, "v1")
+	d.upload("a", "bare")
 	_, endLeft := d.stage("a", left)
 	_, endLeftIndex := d.stage("a", leftIndex)
 	_, endOther := d.stage("a", other)
@@ -474,14 +475,12 @@ func TestR1_ThePushThatBreaksOffTakesNothingOfOthers(t *testing.T) {
 		t.Error("what was left is still there, or what was not is gone")
 	}
 	d.needs("a", slices.Concat(layersOf(0, 300), layersOf(500, 900)))
-	windows := map[oci.Digest]int64{}
-	for i := range 900 {
-		ls, _, err := d.FindLinks(t.Context(), "a", digest.FromString(fmt.Sprint("layer", i)), 1)
+	for i, l := range append(layersOf(0, 900), "bare") {
+		ls, _, err := d.FindLinks(t.Context(), "a", digest.FromString(l), 1)
 		d.must(err)
 		f := must(d.Links(t.Context(), meta.Due{IDs: []int64{ls[0].ID}}))[0]
-		windows[f.Digest] = f.TouchedAt
-		if begins, bare := f.TouchedAt == d.clock.Load(), i >= 300 && i < 500; begins != bare {
-			t.Fatalf("layer %d: the window begins: %v, nothing needs it: %v", i, begins, bare)
+		if begins, want := f.TouchedAt == d.clock.Load(), i >= 300 && i < 500; begins != want {
+			t.Fatalf("the window of %s begins: %v, want %v", l, begins, want)
 		}
 	}
 
@@ -515,11 +514,11 @@ func TestR9_ABrokenPushThatCannotBeRemovedStopsNoOther(t *testing.T) {
 		d.must(pool.QueryRow("SELECT count(*) FROM manifest_children WHERE manifest_id = ?", id).Scan(&n))
 		return n
 	}
-	children := images(600) // that nobody pushes
-	stuck, next, going := indexOf("stuck", children...), indexOf("next", children...), indexOf("going", children...)
+	children := images(1200) // that nobody pushes
+	stuck, next, going := indexOf("stuck", children[:600]...), indexOf("next", children[:600]...), indexOf("going", children[600:]...)
+	goingID, endGoing := d.stage("going", going)
 	id, endStuck := d.stage("stuck", stuck)
 	_, endNext := d.stage("next", next)
-	goingID, endGoing := d.stage("going", going)
 	exec(fmt.Sprintf("CREATE TRIGGER failing BEFORE DELETE ON manifest_children WHEN old.manifest_id = %d BEGIN SELECT RAISE(ABORT, 'injected'); END", id))
 	endStuck()
 	endNext()
