@@ -96,6 +96,11 @@ func (c *Collector) Policy() meta.Policy { return c.opts.Policy }
 // due, and the cron schedules. It returns when ctx ends, after Close.
 func (c *Collector) Run(ctx context.Context) error {
 	defer c.Close()
+	// Also where no run is due for long, or no interval is set: until this is done, what
+	// a crash has left keeps things, and refuses their deletion.
+	if err := c.store.FinishKin(ctx); err != nil && ctx.Err() == nil {
+		c.opts.Log.Error("what a crash has left was not finished", "error", err)
+	}
 	var tick <-chan time.Time
 	if c.opts.Interval > 0 {
 		t := time.NewTicker(c.opts.Interval)

@@ -90,7 +90,7 @@ func TestExplainRefusesWhatItCannotRead(t *testing.T) {
 func TestR10_ExplainKnowsWhatIsOnItsWayIn(t *testing.T) {
 	h := newHouse(t)
 	d := h.image("a", []string{"layer"})
-	h.sql("UPDATE manifests SET trashed_at = 1, loose_at = NULL", "INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests")
+	h.sql("UPDATE manifests SET trashed_at = 1, loose_at = NULL", "INSERT INTO staged (manifest_id) SELECT id FROM manifests")
 	x := h.explains("a@"+string(d), gc.VerdictWaiting)
 	h.wants(strings.Contains(x.Summary, "being pushed"), "the manifest: %+v", x)
 	x = h.explains("a@"+string(digest.FromString("layer")), gc.VerdictKept)

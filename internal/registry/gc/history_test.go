@@ -276,3 +276,20 @@ func TestR7_BackgroundSettlesWhatACrashHasLeft(t *testing.T) {
 	cancel()
 	h.must(<-done)
 }
+
+// TestR7_AStartGoesOnWithWhatACrashHasLeft: also where no interval is set. Until
+// then a blob that only a broken push names could not be deleted.
+func TestR7_AStartGoesOnWithWhatACrashHasLeft(t *testing.T) {
+	h := newHouse(t)
+	h.image("a", []string{"layer"})
+	h.exec("UPDATE manifests SET trashed_at = 1, loose_at = NULL")
+	h.exec("INSERT INTO staged (manifest_id) SELECT id FROM manifests")
+	h.opts.Interval = 0
+	h.reopen()
+	ctx, cancel := context.WithCancel(h.ctx())
+	done := make(chan error, 1)
+	go func() { done <- h.gc.Run(ctx) }()
+	waitFor(t, func() bool { return h.count("SELECT count(*) FROM staged") == 0 })
+	cancel()
+	h.must(<-done)
+}

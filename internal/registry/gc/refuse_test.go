@@ -295,7 +295,7 @@ func TestR1_AStrandedManifestThatAnIndexOnItsWayInNamesIsSpared(t *testing.T) {
 	index := h.index("a", "", d)
 	h.exec("INSERT INTO stranded (repo_id, tag, manifest_id, subject, since) SELECT repo_id, name, manifest_id, 'sha256:x', 1 FROM tags")
 	h.exec("UPDATE manifests SET trashed_at = 1, loose_at = NULL WHERE digest = ?", string(index))
-	h.exec("INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests WHERE digest = ?", string(index))
+	h.exec("INSERT INTO staged (manifest_id) SELECT id FROM manifests WHERE digest = ?", string(index))
 	p := policy(0, 0, 0)
 	p.Stranded = 1
 	h.pass(window)

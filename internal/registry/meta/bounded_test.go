@@ -205,7 +205,8 @@ func killedAfter(t *testing.T, statement string, prepare func(*db), do func(*db)
 	killed := &db{T: t}
 	killed.clock.Store(d.clock.Load())
 	var err error
-	killed.Store, err = meta.Open(t.Context(), meta.Options{Path: filepath.Join(dead, "fairway.db"), Now: killed.clock.Load})
+	killed.path = filepath.Join(dead, "fairway.db")
+	killed.Store, err = meta.Open(t.Context(), meta.Options{Path: killed.path, Now: killed.clock.Load})
 	killed.must(err)
 	t.Cleanup(func() { killed.must(killed.Close()) })
 	return killed

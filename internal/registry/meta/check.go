@@ -287,8 +287,10 @@ func (s *Store) AffectedBy(ctx context.Context, blobID int64, n int) (as []Affec
 					CROSS JOIN manifest_children c ON c.repo_id = m.repo_id AND c.child_digest = m.digest
 				LIMIT ?2)
 			SELECT m.id, r.name AS repo, m.digest AS digest, m.trashed_at IS NOT NULL FROM above CROSS JOIN manifests m ON m.id = above.id JOIN repositories r ON r.id = m.repo_id
+				WHERE NOT EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id)
 			UNION ALL
-			SELECT 0, r.name, '', 0 FROM place CROSS JOIN links l ON l.id = place.id JOIN repositories r ON r.id = l.repo_id WHERE l.hidden = 0 AND NOT `+anyEdge+`
+			SELECT 0, r.name, '', 0 FROM place CROSS JOIN links l ON l.id = place.id JOIN repositories r ON r.id = l.repo_id
+				WHERE l.hidden = 0 AND NOT EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.link_id = l.id AND NOT EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = e.manifest_id))
 			ORDER BY repo, digest LIMIT ?2`, blobID, CountMax)
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
@@ -15,14 +16,18 @@ func TakeOverAndRemovePart(s *Store, p Push) error {
 	if err != nil {
 		return err
 	}
+	defer s.pushes.remove(st.id)
 	return s.db.Maintain(ctx, func(tx *sqldb.Tx) error { return s.dropStagedPart(tx, st.id) })
 }
 
 // Stage prepares the push of a large manifest, and returns the manifest's id and what
 // ends the push before it is served.
 func Stage(s *Store, p Push) (id int64, unstage func(), err error) {
-	st, err := s.stage(context.Background(), p)
-	return st.id, func() { s.unstage(context.Background(), st) }, err
+	st, err := s.beginStage(context.Background(), p)
+	if err == nil {
+		err = s.writeStage(context.Background(), p, st, p.refs())
+	}
+	return st.id, func() { s.endStage(context.Background(), st) }, err
 }
 
 // RemovePart is one transaction of the removal of a broken push.
@@ -43,4 +48,25 @@ func LeavesKin(s *Store, repo, id int64) (known bool, err error) {
 		return errors.Join(s.noKinLeft(tx), s.queueKinOf(tx, kinship{repoID: repo}, sqldb.List([]int64{id})))
 	})
 	return s.kinLeft.Load(), err
+}
+
+// NotedTooLate lists the digests that a staged push notes as wanted in a later part
+// than that in which it looks for them.
+func NotedTooLate(p Push) (late []oci.Digest) {
+	noted := map[string]int{}
+	for i, d := range p.wanted() {
+		if _, twice := noted[d]; !twice {
+			noted[d] = i / stageMax
+		}
+	}
+	looked := map[oci.Digest]int{} // for the last time
+	for i, r := range p.refs() {
+		looked[r.Digest] = i / stageMax
+	}
+	for d, i := range looked {
+		if part, wanted := noted[string(d)]; wanted && part > i {
+			late = append(late, d)
+		}
+	}
+	return late
 }

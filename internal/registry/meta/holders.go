@@ -90,7 +90,7 @@ func (s *Store) AtRisk(ctx context.Context, repo oci.Name, n int) (ms []Manifest
 		if err := tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests INDEXED BY manifests_untagged WHERE repo_id = ? AND loose_at IS NOT NULL ORDER BY id DESC LIMIT ?) ORDER BY m.id DESC", id, n); err != nil {
 			return err
 		}
-		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests INDEXED BY manifests_state WHERE repo_id = ? AND trashed_at IS NOT NULL ORDER BY trashed_at DESC LIMIT ?) ORDER BY m.trashed_at DESC, m.id DESC", id, n-len(ms))
+		return tx.All(scanManifestAt(&ms), manifestAtColumns+"WHERE m.id IN (SELECT id FROM manifests INDEXED BY manifests_state WHERE repo_id = ? AND trashed_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = manifests.id) ORDER BY trashed_at DESC LIMIT ?) ORDER BY m.trashed_at DESC, m.id DESC", id, n-len(ms))
 	})
 	return ms, living, tags, wrapFind(err)
 }

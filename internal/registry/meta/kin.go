@@ -213,13 +213,19 @@ func (s *Store) followUp(ctx context.Context, write func(context.Context, func(*
 	_ = s.finishKin(ctx, write)
 }
 
-// rootSet are the manifests whose push or restore is under way in this process.
-type rootSet struct {
+// idSet are manifests that something is under way with in this process, and how often.
+type idSet struct {
 	mu  sync.Mutex
 	ids map[int64]int
 }
 
-func (r *rootSet) add(id int64) {
+func (r *idSet) has(id int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ids[id] > 0
+}
+
+func (r *idSet) add(id int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ids == nil {
@@ -228,7 +234,7 @@ func (r *rootSet) add(id int64) {
 	r.ids[id]++
 }
 
-func (r *rootSet) remove(id int64) {
+func (r *idSet) remove(id int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ids[id]--; r.ids[id] <= 0 {
@@ -236,7 +242,7 @@ func (r *rootSet) remove(id int64) {
 	}
 }
 
-func (r *rootSet) list() string {
+func (r *idSet) list() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return sqldb.List(slices.Collect(maps.Keys(r.ids)))

@@ -131,23 +131,6 @@ func (s *Store) PutManifest(ctx context.Context, p Push) (created bool, err erro
 	return created, nil
 }
 
-// putLarge is PutManifest for what names too much for one transaction.
-func (s *Store) putLarge(ctx context.Context, p Push) (created bool, err error) {
-	for {
-		st, err := s.stage(ctx, p)
-		if err != nil {
-			return false, err
-		}
-		if created, err = s.putManifest(ctx, p, &st); err == nil {
-			return created, nil
-		}
-		s.unstage(ctx, st)
-		if !errors.Is(err, errStageAgain) {
-			return false, err
-		}
-	}
-}
-
 // putManifest is the transaction that has the manifest served. st is of one whose
 // references have been checked and written, or nil. The children of an index that
 // are in the trash come back, in further transactions if they are many: the answer
@@ -279,19 +262,21 @@ func (p Push) refs() []oci.Descriptor {
 // wanted lists what is to be bound when it comes: the children of an index,
 // blobs that may be missing, and what a manifest of an unknown type mentions,
 // which may be a blob or a manifest. A subject is not among these: it keeps its
-// referrers, and must not be kept by them.
+// referrers, and must not be kept by them. None has a later place here than in refs:
+// of a staged manifest it is noted by the time that it is looked for, so a blob that
+// comes in between is bound.
 func (p Push) wanted() (digests []string) {
+	for _, b := range p.Manifest.Blobs {
+		if b.Optional {
+			digests = append(digests, string(b.Digest))
+		}
+	}
 	for _, c := range p.Manifest.Children {
 		digests = append(digests, string(c.Digest))
 	}
 	for _, d := range p.Manifest.Mentions {
 		if d != p.Manifest.Subject {
 			digests = append(digests, string(d))
-		}
-	}
-	for _, b := range p.Manifest.Blobs {
-		if b.Optional {
-			digests = append(digests, string(b.Digest))
 		}
 	}
 	return digests

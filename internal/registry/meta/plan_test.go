@@ -296,7 +296,7 @@ func leaveStaged(d *db, path string) {
 	d.must(err)
 	_, err = pool.Exec("UPDATE manifests SET trashed_at = 1 WHERE digest = ?", string(digest.FromBytes(image("staged"))))
 	d.must(err)
-	_, err = pool.Exec("INSERT INTO staged (manifest_id, owner, users) SELECT id, 'gone', 1 FROM manifests WHERE digest = ?", string(digest.FromBytes(image("staged"))))
+	_, err = pool.Exec("INSERT INTO staged (manifest_id) SELECT id FROM manifests WHERE digest = ?", string(digest.FromBytes(image("staged"))))
 	d.must(err)
 	d.must(pool.Close())
 }

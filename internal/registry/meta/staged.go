@@ -17,14 +17,16 @@ import (
 // at a time, and the transaction of the push only has it served (R5).
 //
 // Until then its references protect as those of a living manifest do, and a claim
-// spares its children. A crash leaves a row in the table staged, of an owner that is
-// no more, and the next start or run removes it with all that was written.
+// spares its children. A row in the table staged that is not of a push which is under
+// way in this process is left of a crash or an error, and the next start or run
+// removes it with all that was written.
 const stageMax = 250
 
-// staging is what the pushes of one manifest know of it.
+// staging is what a push of a large manifest knows of it.
 type staging struct {
-	id    int64
-	since int64 // when its references began to be checked, ms
+	id      int64
+	since   int64 // when its references began to be checked, ms
+	counted bool  // in Store.pushes
 }
 
 // errStageAgain says that what was staged is gone, or is to be checked again.
@@ -37,9 +39,9 @@ func (p Push) isLarge() bool {
 	return len(p.Manifest.Blobs)+len(p.Manifest.Children)+len(p.Manifest.Mentions) > stageMax
 }
 
-// stage prepares the push of a large manifest. The caller ends it with unstage.
-func (s *Store) stage(ctx context.Context, p Push) (st staging, err error) {
-	refs, wanted := p.refs(), p.wanted()
+// putLarge is PutManifest for what names too much for one transaction.
+func (s *Store) putLarge(ctx context.Context, p Push) (created bool, err error) {
+	refs := p.refs()
 	// A push that would be refused is refused before anything is written, with all that
 	// is missing.
 	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
@@ -51,38 +53,59 @@ func (s *Store) stage(ctx context.Context, p Push) (st staging, err error) {
 		return err
 	})
 	if err != nil {
-		return staging{}, err
+		return false, err
 	}
 	for {
-		if st, err = s.beginStage(ctx, p); err != nil {
-			return st, err
-		}
-		var ref, want int
-		for err == nil && (ref < len(refs) || want < len(wanted)) {
-			if err = ctx.Err(); err != nil {
-				break
-			}
-			nextRef, nextWant := min(ref+stageMax, len(refs)), min(want+stageMax, len(wanted))
-			err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
-				return stagePart(tx, p, st, refs[ref:nextRef], wanted[want:nextWant])
-			})
-			ref, want = nextRef, nextWant
-		}
-		if err == nil {
-			return st, nil
-		}
-		s.unstage(ctx, st)
+		created, err = s.putStaged(ctx, p, refs)
 		if !errors.Is(err, errStageAgain) {
-			return staging{}, err
+			return created, err
 		}
 	}
 }
 
+// putStaged is one try of putLarge.
+func (s *Store) putStaged(ctx context.Context, p Push, refs []oci.Descriptor) (created bool, err error) {
+	st, err := s.beginStage(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	defer func() { s.endStage(ctx, st) }()
+	if err := s.writeStage(ctx, p, st, refs); err != nil {
+		return false, err
+	}
+	return s.putManifest(ctx, p, &st)
+}
+
+// writeStage checks and writes the references of a manifest, in parts.
+func (s *Store) writeStage(ctx context.Context, p Push, st staging, refs []oci.Descriptor) error {
+	wanted := p.wanted()
+	var ref, want int
+	for ref < len(refs) || want < len(wanted) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		nextRef, nextWant := min(ref+stageMax, len(refs)), min(want+stageMax, len(wanted))
+		if err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
+			return stagePart(tx, p, st, refs[ref:nextRef], wanted[want:nextWant])
+		}); err != nil {
+			return err
+		}
+		ref, want = nextRef, nextWant
+	}
+	return nil
+}
+
 // beginStage makes the row of the manifest if there is none. One of a push that was
 // broken off is taken over, even while it is being removed: all references are
-// written after this.
+// written after this. The caller ends it with endStage.
 func (s *Store) beginStage(ctx context.Context, p Push) (st staging, err error) {
+	leave := func() {
+		if st.counted {
+			s.pushes.remove(st.id)
+		}
+	}
 	err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
+		leave() // of a former try
 		st = staging{since: tx.Now()}
 		repo, err := ensureRepo(tx, p.Repo)
 		if err != nil {
@@ -92,16 +115,23 @@ func (s *Store) beginStage(ctx context.Context, p Push) (st staging, err error) 
 		err = tx.Row("SELECT m.id, x.manifest_id IS NOT NULL FROM manifests m LEFT JOIN staged x ON x.manifest_id = m.id WHERE m.repo_id = ? AND m.digest = ?", repo, string(p.Digest)).Scan(&st.id, &staged)
 		if errors.Is(err, sql.ErrNoRows) {
 			staged = true
-			st.id, err = insertManifest(tx, repo, p, tx.Now())
+			if st.id, err = insertManifest(tx, repo, p, tx.Now()); err == nil {
+				_, err = tx.Exec("INSERT INTO staged (manifest_id) VALUES (?)", st.id)
+			}
 		}
 		if err != nil || !staged { // it is served, or in the trash
 			return err
 		}
-		_, err = tx.Exec(`INSERT INTO staged (manifest_id, owner, users) VALUES (?, ?, 1)
-			ON CONFLICT (manifest_id) DO UPDATE SET users = CASE WHEN owner = excluded.owner THEN users + 1 ELSE 1 END, owner = excluded.owner`, st.id, s.owner)
-		return err
+		// While the writer is held: a removal looks here before each of its writes.
+		s.pushes.add(st.id)
+		st.counted = true
+		return nil
 	})
-	return st, err
+	if err != nil {
+		leave()
+		return staging{}, err
+	}
+	return st, nil
 }
 
 // stagePart checks and writes some references of a manifest.
@@ -124,32 +154,30 @@ func stagePart(tx *sqldb.Tx, p Push, st staging, refs []oci.Descriptor, wanted [
 }
 
 // checkStaged returns errStageAgain if what was staged is not what was checked any
-// more: the manifest has another row, or bytes of some blob were found missing since.
-// trashed says that it is in the trash: from there it has not kept clients from
-// deleting its blobs.
+// more: the manifest has another row, or bytes that it needs, or a child that is to
+// come back from the trash does, were found missing since. trashed says that it is in
+// the trash: from there it has not kept clients from deleting its blobs.
 func checkStaged(tx *sqldb.Tx, repo int64, p Push, st staging) (trashed bool, err error) {
 	var ok bool
-	err = tx.Row(`SELECT EXISTS (SELECT 1 FROM manifests WHERE id = ? AND repo_id = ? AND digest = ?) AND NOT EXISTS (SELECT 1 FROM blobs WHERE lost_at >= ?), EXISTS (SELECT 1 FROM trash WHERE manifest_id = ?)`,
-		st.id, repo, string(p.Digest), st.since, st.id).Scan(&ok, &trashed)
+	err = tx.Row(`SELECT EXISTS (SELECT 1 FROM manifests WHERE id = ?1 AND repo_id = ?2 AND digest = ?3) AND NOT EXISTS (
+			SELECT 1 FROM blobs b CROSS JOIN links l ON l.repo_id = ?2 AND l.blob_id = b.id WHERE b.lost_at >= ?4 AND (
+				EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.manifest_id = ?1 AND e.link_id = l.id)
+				OR EXISTS (SELECT 1 FROM manifest_blobs e CROSS JOIN manifests k ON k.id = e.manifest_id CROSS JOIN manifest_children c ON c.manifest_id = ?1 AND c.child_digest = k.digest
+					WHERE e.link_id = l.id AND e.living = 0))),
+		EXISTS (SELECT 1 FROM trash WHERE manifest_id = ?1)`, st.id, repo, string(p.Digest), st.since).Scan(&ok, &trashed)
 	if err == nil && !ok {
 		err = errStageAgain
 	}
 	return trashed, err
 }
 
-// unstage ends the push of a large manifest. If it has not come to be served and
-// nobody else is pushing it, it is removed.
-func (s *Store) unstage(ctx context.Context, st staging) {
-	ctx = context.WithoutCancel(ctx)
-	err := s.db.Relieve(ctx, func(tx *sqldb.Tx) error {
-		_, err := tx.Exec("UPDATE staged SET users = max(users - 1, 0) WHERE manifest_id = ? AND owner = ?", st.id, s.owner)
-		return err
-	})
-	if err == nil {
-		// What fails is left to the next run. If not even the row can be written, the
-		// next start takes it for that of a process which is no more.
-		_ = s.dropStaged(ctx, s.db.Relieve)
+// endStage ends a try to push a large manifest. If it has not come to be served and
+// nobody else is pushing it, it is removed. What fails of that is left to the next run.
+func (s *Store) endStage(ctx context.Context, st staging) {
+	if st.counted {
+		s.pushes.remove(st.id)
 	}
+	_ = s.dropStaged(context.WithoutCancel(ctx), s.db.Relieve)
 }
 
 // dropStaged removes manifests whose push broke off, in bounded transactions. One
@@ -160,7 +188,7 @@ func (s *Store) dropStaged(ctx context.Context, write func(context.Context, func
 	for {
 		var id int64
 		err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
-			err := tx.Row("SELECT manifest_id FROM staged WHERE manifest_id > ? AND (users = 0 OR owner <> ?) ORDER BY manifest_id LIMIT 1", failed, s.owner).Scan(&id)
+			err := tx.Row("SELECT manifest_id FROM staged WHERE manifest_id > ? AND manifest_id NOT IN (SELECT a FROM "+sqldb.Each+") ORDER BY manifest_id LIMIT 1", failed, s.pushes.list()).Scan(&id)
 			if errors.Is(err, sql.ErrNoRows) {
 				return nil
 			}
@@ -187,12 +215,14 @@ func (s *Store) dropStaged(ctx context.Context, write func(context.Context, func
 // the end the manifest. The window of its blobs counts from now: until now, a HEAD
 // of one took it for needed, and wrote nothing (R3).
 func (s *Store) dropStagedPart(tx *sqldb.Tx, id int64) error {
+	if s.pushes.has(id) {
+		return nil // it was taken over
+	}
 	var repo int64
 	var name oci.Name
-	err := tx.Row(`SELECT m.repo_id, r.name FROM staged x CROSS JOIN manifests m ON m.id = x.manifest_id JOIN repositories r ON r.id = m.repo_id
-		WHERE x.manifest_id = ? AND (x.users = 0 OR x.owner <> ?)`, id, s.owner).Scan(&repo, &name)
+	err := tx.Row("SELECT m.repo_id, r.name FROM staged x CROSS JOIN manifests m ON m.id = x.manifest_id JOIN repositories r ON r.id = m.repo_id WHERE x.manifest_id = ?", id).Scan(&repo, &name)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil // somebody else has
+		return nil // somebody else has removed it
 	}
 	if err != nil {
 		return err

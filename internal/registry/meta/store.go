@@ -2,7 +2,6 @@ package meta
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"embed"
 	"errors"
@@ -43,8 +42,8 @@ type Store struct {
 	stats     statsMemory[Stats]
 	nodeStats statsMemory[NodeStats]
 	kinLeft   atomic.Bool // the table kin may have rows
-	roots     rootSet
-	owner     string // of the rows in staged that this process has made
+	roots     idSet       // manifests whose push or restore has more to do
+	pushes    idSet       // manifests that are being staged
 }
 
 // Sizes of the exact caches, in bytes. Manifests of a few KiB: some thousands.
@@ -70,7 +69,6 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		blobs:     newCache(blobCacheBytes, func(*blobEntry) int { return 256 }),
 		tags:      newCache(tagCacheBytes, (*tagList).cost),
 		preheats:  newPreheatSignals(),
-		owner:     rand.Text(),
 	}
 	if err := errors.Join(s.interruptRuns(ctx), s.kinPending(ctx)); err != nil {
 		_ = db.Close() // the first error is the one that matters

@@ -22,6 +22,7 @@ type db struct {
 	*testing.T
 	*meta.Store
 	clock   atomic.Int64
+	path    string
 	onStage func() // is called when a large push begins
 }
 

@@ -188,7 +188,7 @@ func (s *Store) restoreRoot(tx *sqldb.Tx, repo oci.Name, repoID int64, d oci.Dig
 	err = tx.Row("SELECT m.id, m.size, t.tags FROM manifests m JOIN trash t ON t.manifest_id = m.id WHERE m.repo_id = ? AND m.digest = ?", repoID, string(d)).
 		Scan(&it.id, &it.size, &it.tags)
 	if errors.Is(err, sql.ErrNoRows) {
-		err = tx.Row("SELECT k.root FROM kin k CROSS JOIN manifests m ON m.id = k.root WHERE k.repo_id = ? AND m.digest = ? AND m.trashed_at IS NULL LIMIT 1", repoID, string(d)).Scan(&id)
+		err = tx.Row("SELECT k.root FROM kin k CROSS JOIN manifests m ON m.id = k.root WHERE k.repo_id = ? AND m.digest = ? AND m.trashed_at IS NULL AND k.mode = ? LIMIT 1", repoID, string(d), kinRestore).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = fault.New(fault.NotFound, "manifest %s of %s is not in the trash", d, repo).WithCode(oci.CodeManifestUnknown)
 		}

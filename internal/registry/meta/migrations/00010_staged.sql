@@ -13,12 +13,9 @@ CREATE INDEX kin_repo ON kin (repo_id);
 CREATE INDEX kin_root ON kin (root, manifest_id);
 
 -- Manifests that name too much for one transaction, on their way in. Each has a row
--- in manifests that is not served and not in the trash. users are the pushes of the
--- process owner that are under way; a row without any is removed.
+-- in manifests that is not served and not in the trash.
 CREATE TABLE staged (
-    manifest_id INTEGER PRIMARY KEY REFERENCES manifests (id),
-    owner       TEXT    NOT NULL,
-    users       INTEGER NOT NULL
+    manifest_id INTEGER PRIMARY KEY REFERENCES manifests (id)
 );
 
 CREATE INDEX blobs_lost ON blobs (lost_at) WHERE lost_at IS NOT NULL;
