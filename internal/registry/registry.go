@@ -91,7 +91,7 @@ func (r *Registry) open(ctx context.Context, version adminapi.Version) error {
 	if r.cors, err = httpserve.NewCORS(r.cfg.CORSOrigins); err != nil {
 		return setting.Errorf("cors_origins", "%v", err)
 	}
-	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer})
+	r.dist = distapi.New(r.store, r.blobs, uploads, distapi.Options{Observer: r.observer, Spool: r.files.Temp})
 	r.preheats = preheat.New(r.store, preheat.Options{Log: r.log, Metrics: r.metrics})
 	r.api = adminapi.New(adminapi.Options{
 		Store: r.store, Collector: r.collector, Checker: r.checker, Nodes: nodes.New(r.store, nodes.Options{Grace: time.Duration(r.cfg.GC.Node), Metrics: r.metrics}),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -26,6 +27,9 @@ type Options struct {
 	// PageMax bounds a page of a listing whose request says how long it is to
 	// be, and of the catalog and the referrers always; 0 = 1000.
 	PageMax int
+	// Spool makes a nameless file for the body of a large manifest that is on its way;
+	// nil: in the system's directory for temporary files.
+	Spool func() (*os.File, error)
 }
 
 // Handler serves /v2/. Give it every path that begins with /v2, as the client
@@ -38,7 +42,8 @@ type Handler struct {
 	pageMax int
 	routes  [endpoints]*httpserve.Route
 
-	manifests    *semaphore.Weighted // bytes of manifests that are being read
+	spool        func() (*os.File, error)
+	manifests    *semaphore.Weighted // bytes of large manifests that have come, and are being stored
 	manifestWait time.Duration
 }
 
@@ -47,11 +52,14 @@ const pageMaxDefault = 1000
 // New returns the handler of the OCI face.
 func New(store *meta.Store, blobs blob.Store, uploads *upload.Sessions, o Options) *Handler {
 	h := &Handler{
-		store: store, blobs: blobs, uploads: uploads, actor: o.Actor, pageMax: o.PageMax,
+		store: store, blobs: blobs, uploads: uploads, actor: o.Actor, pageMax: o.PageMax, spool: o.Spool,
 		manifests: semaphore.NewWeighted(manifestBudget), manifestWait: manifestWait,
 	}
 	if h.actor == nil {
 		h.actor = anonymous
+	}
+	if h.spool == nil {
+		h.spool = systemTemp
 	}
 	if h.pageMax <= 0 {
 		h.pageMax = pageMaxDefault

@@ -3,15 +3,19 @@ package distapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/blob"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
@@ -162,8 +166,11 @@ func pushTags(ref oci.Reference, params []string) ([]oci.Tag, error) {
 	return tags, nil
 }
 
-// Buffers of manifests grow with what arrives, since a stated length is a claim.
-// What they take beyond manifestSmall comes out of a budget of all requests.
+// The memory of manifests goes by what arrives, since a stated length is a claim, and
+// not by the pace of clients: up to manifestSmall a body is read into a buffer that
+// grows. One with more is kept on the disk until it is whole, and then in memory while
+// it is stored, out of a budget of all requests. So no client that sends slowly, or
+// not at all, keeps others from pushing (R17).
 const (
 	manifestSmall  = 64 << 10 // bytes
 	manifestBudget = 64 << 20 // bytes
@@ -174,39 +181,103 @@ const (
 // readManifest reads the body of a manifest PUT. release gives back its part of
 // the budget; it must be called.
 func (h *Handler) readManifest(r *http.Request) (content []byte, release func(), err error) {
-	tooLarge := &largeError{fault.New(fault.Invalid, "the manifest is larger than the %d bytes allowed", oci.ManifestMax).WithCode(oci.CodeManifestInvalid)}
-	var taken int64
-	release = func() { h.manifests.Release(taken) }
+	release = func() {}
 	if r.ContentLength > oci.ManifestMax {
-		return nil, release, tooLarge
+		return nil, release, manifestTooLarge()
 	}
-	limit := int64(oci.ManifestMax + 1)
-	if r.ContentLength >= 0 {
-		limit = r.ContentLength
-	}
-	content = make([]byte, 0, min(limit, 4<<10))
-	for {
-		if len(content) == cap(content) && int64(len(content)) < limit {
-			size := min(2*int64(cap(content)), limit)
-			if size > manifestSmall {
-				if err := h.takeBudget(r.Context(), size-taken); err != nil {
-					return nil, release, err
-				}
-				taken = size
-			}
-			content = append(make([]byte, 0, size), content...)
+	b := manifestBody{r.Body, r.ContentLength}
+	content = make([]byte, 0, 4<<10)
+	for len(content) < manifestSmall {
+		if len(content) == cap(content) {
+			content = append(make([]byte, 0, 2*cap(content)), content...)
 		}
-		n, err := r.Body.Read(content[len(content):min(int64(cap(content)), limit)])
-		content = content[:len(content)+n]
-		switch {
-		case len(content) > oci.ManifestMax:
-			return nil, release, tooLarge
-		case int64(len(content)) == r.ContentLength, errors.Is(err, io.EOF) && r.ContentLength < 0:
-			return content, release, nil
-		case err != nil:
-			return nil, release, fault.Wrap(fault.Invalid, err, "the manifest broke off before its end").WithCode(oci.CodeManifestInvalid)
+		n, whole, err := b.read(content[len(content):cap(content)], len(content))
+		if content = content[:len(content)+n]; err != nil || whole {
+			return content, release, err
 		}
 	}
+	return h.spoolManifest(r.Context(), b, content)
+}
+
+// spoolManifest reads the rest of a large manifest, of which head has come.
+func (h *Handler) spoolManifest(ctx context.Context, b manifestBody, head []byte) (content []byte, release func(), err error) {
+	release = func() {}
+	f, err := h.spool()
+	if err != nil {
+		return nil, release, spoolError(err)
+	}
+	defer func() { _ = f.Close() }() // what was written to it is not kept
+	if _, err := f.Write(head); err != nil {
+		return nil, release, spoolError(err)
+	}
+	size := len(head)
+	for whole := false; !whole; {
+		n, end, err := b.read(head[:cap(head)], size)
+		if err != nil {
+			return nil, release, err
+		}
+		if _, err := f.Write(head[:n]); err != nil {
+			return nil, release, spoolError(err)
+		}
+		size, whole = size+n, end
+	}
+	if err := h.takeBudget(ctx, int64(size)); err != nil {
+		return nil, release, err
+	}
+	release = func() { h.manifests.Release(int64(size)) }
+	content = make([]byte, size)
+	if _, err := f.ReadAt(content, 0); err != nil {
+		return nil, release, spoolError(err)
+	}
+	return content, release, nil
+}
+
+// manifestBody is a body of a stated length, or of -1.
+type manifestBody struct {
+	io.Reader
+	length int64
+}
+
+// read reads on after so many bytes. whole reports that it was the end.
+func (b manifestBody) read(p []byte, after int) (n int, whole bool, err error) {
+	if b.length >= 0 {
+		p = p[:min(int64(len(p)), b.length-int64(after))]
+	}
+	n, err = b.Read(p)
+	switch {
+	case after+n > oci.ManifestMax:
+		return n, false, manifestTooLarge()
+	case int64(after+n) == b.length, errors.Is(err, io.EOF) && b.length < 0:
+		return n, true, nil
+	case err != nil:
+		return n, false, fault.Wrap(fault.Invalid, err, "the manifest broke off before its end").WithCode(oci.CodeManifestInvalid)
+	}
+	return n, false, nil
+}
+
+func manifestTooLarge() error {
+	return &largeError{fault.New(fault.Invalid, "the manifest is larger than the %d bytes allowed", oci.ManifestMax).WithCode(oci.CodeManifestInvalid)}
+}
+
+// spoolError is of the disk that a large manifest is kept on.
+func spoolError(err error) error {
+	err = fmt.Errorf("keep a large manifest: %w", err)
+	if errors.Is(err, blob.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fault.Wrap(fault.Full, err, "the registry's disk is full: delete images that are not needed and run a collection, or add space, then try again").WithCode(oci.CodeStorageFull)
+	}
+	return err
+}
+
+// systemTemp makes a nameless file.
+func systemTemp() (*os.File, error) {
+	f, err := os.CreateTemp("", "fairway-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func (h *Handler) takeBudget(ctx context.Context, n int64) error {

@@ -226,6 +226,23 @@ func (s *Store) room() (int64, error) {
 	return free - s.minFree, nil
 }
 
+// Temp makes a file for bytes that need not outlive the process. It has no name, so
+// nothing is left of it when it is closed, or after a crash. The error is blob.ErrFull
+// where an upload would be refused.
+func (s *Store) Temp() (*os.File, error) {
+	if _, err := s.room(); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(s.dir, "temp-*")
+	if err != nil {
+		return nil, full(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // full turns the system's words for a full disk into blob.ErrFull.
 func full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {

@@ -403,3 +403,40 @@ func TestReserve_IsFilledByTheFirstUploadWhereOpenLeftIt(t *testing.T) {
 		t.Errorf("the reserve: %v, %v", fi, err)
 	}
 }
+
+// TestR7_ATemporaryFileHasNoName: a crash leaves nothing of it, and it takes no space
+// that uploads are refused.
+func TestR7_ATemporaryFileHasNoName(t *testing.T) {
+	dir := t.TempDir()
+	s, err := fsblob.Open(dir, fsblob.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.Temp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("manifest"); err != nil {
+		t.Error(err)
+	}
+	after, err := os.ReadDir(dir)
+	if err != nil || len(after) != len(before) {
+		t.Errorf("the directory has %d entries, before %d, %v", len(after), len(before), err)
+	}
+	if err := errors.Join(f.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = fsblob.Open(dir, fsblob.Options{MinFree: 1 << 60}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := s.Temp(); !errors.Is(err, blob.ErrFull) {
+		t.Errorf("on a full disk: %v, %v", f, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
