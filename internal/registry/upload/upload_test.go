@@ -634,3 +634,26 @@ func BenchmarkPut(bench *testing.B) {
 		})
 	}
 }
+
+// TestR17_AChunkWhoseHeadersDisagreeIsRefusedBeforeItsBytes: nobody sends a gigabyte to
+// learn that.
+func TestR17_AChunkWhoseHeadersDisagreeIsRefusedBeforeItsBytes(t *testing.T) {
+	b := open(t)
+	u := b.start("")
+	for name, c := range map[string]upload.Chunk{
+		"two lengths":  {Length: 7, Ranged: true, First: 0, Last: 99},
+		"wrong offset": {Length: 100, Ranged: true, First: 5, Last: 104},
+	} {
+		body := strings.NewReader(strings.Repeat("x", 100))
+		c.Body = body
+		if _, err := b.Append(t.Context(), u.Repo, u.ID, c); err == nil {
+			t.Errorf("%s: Append succeeded", name)
+		}
+		if _, err := b.Finish(t.Context(), u.Repo, u.ID, digest.FromString("x"), c); err == nil {
+			t.Errorf("%s: Finish succeeded", name)
+		}
+		if body.Len() != 100 {
+			t.Errorf("%s: %d of 100 bytes were read", name, 100-body.Len())
+		}
+	}
+}
