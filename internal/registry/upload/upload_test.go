@@ -657,3 +657,43 @@ func TestR17_AChunkWhoseHeadersDisagreeIsRefusedBeforeItsBytes(t *testing.T) {
 		}
 	}
 }
+
+// leaver is a body whose client leaves when all of it has come.
+type leaver struct {
+	io.Reader
+	leave func()
+}
+
+func (l leaver) Read(p []byte) (int, error) {
+	n, err := l.Reader.Read(p)
+	if err != nil {
+		l.leave()
+	}
+	return n, err
+}
+
+// TestR7_AWholeBlobWhoseClientLeavesIsThere: it need not be sent again.
+func TestR7_AWholeBlobWhoseClientLeavesIsThere(t *testing.T) {
+	b := open(t)
+	for i := range 10 {
+		p := random(1000 + i)
+		for name, finish := range map[string]func(context.Context, upload.Chunk) error{
+			"Finish": func(ctx context.Context, c upload.Chunk) error {
+				_, err := b.Finish(ctx, repo, b.start("").ID, digest.FromBytes(p), c)
+				return err
+			},
+			"Put": func(ctx context.Context, c upload.Chunk) error {
+				_, err := b.Put(ctx, repo, digest.FromBytes(p), c)
+				return err
+			},
+		} {
+			ctx, leave := context.WithCancel(t.Context())
+			c := whole(p)
+			c.Body = leaver{bytes.NewReader(p), leave}
+			if err := finish(ctx, c); err != nil || ctx.Err() == nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			b.wantBlob(digest.FromBytes(p), p)
+		}
+	}
+}
