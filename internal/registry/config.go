@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/nodeapi"
+	"github.com/fairway-registry/fairway/internal/ociclient"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/setting"
 	"github.com/fairway-registry/fairway/internal/unit"
@@ -129,7 +130,7 @@ func (c Config) databasePath() (string, error) {
 	}
 	path, ok := localPath(c.Database, "sqlite")
 	if !ok {
-		return "", setting.Errorf("database", "%q is not supported; this version knows sqlite:PATH, or nothing for fairway.db in the data directory", c.Database)
+		return "", setting.Errorf("database", "%q is not supported; this version knows sqlite:PATH, or nothing for fairway.db in the data directory", ociclient.Redact(c.Database))
 	}
 	return path, nil
 }
@@ -140,7 +141,7 @@ func (c Config) storageDir() (string, error) {
 	}
 	path, ok := localPath(c.Storage, "file")
 	if !ok {
-		return "", setting.Errorf("storage", "%q is not supported; this version knows file:DIR, or nothing for the data directory", c.Storage)
+		return "", setting.Errorf("storage", "%q is not supported; this version knows file:DIR, or nothing for the data directory", ociclient.Redact(c.Storage))
 	}
 	return path, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/fairway-registry/fairway/internal/sqldb"
@@ -26,5 +27,22 @@ func TestClose_MovesTheWALIntoTheDatabase(t *testing.T) {
 	}
 	if _, err := os.Stat(path + "-wal"); !os.IsNotExist(err) {
 		t.Errorf("the WAL is still there after Close: %v", err)
+	}
+}
+
+// A file that is something else is left as it is, however short it is.
+func TestR15_AFileThatIsNotADatabaseIsNotWritten(t *testing.T) {
+	for _, content := range []string{"x", "a list of things that somebody needs\n", strings.Repeat("y", 10000)} {
+		path := filepath.Join(t.TempDir(), "notes")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if db, err := sqldb.Open(context.Background(), sqldb.Options{Path: path, Migrations: migrations()}); err == nil {
+			t.Errorf("a file of %d bytes was opened as a database", len(content))
+			_ = db.Close()
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != content {
+			t.Errorf("a file of %d bytes has %d bytes now, %v", len(content), len(got), err)
+		}
 	}
 }

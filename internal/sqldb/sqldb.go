@@ -19,6 +19,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -115,12 +116,41 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 	}
 	given := o.Path
 	o.Path = path
-	db, err := openLocked(ctx, o)
+	var db *DB
+	if err = recognize(path); err == nil {
+		db, err = openLocked(ctx, o)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", given, err), lock.Close())
 	}
 	db.lock = lock
 	return db, nil
+}
+
+// magic begins every SQLite database that has a page.
+const magic = "SQLite format 3\x00"
+
+// recognize refuses a file with content that is not a database. SQLite takes a
+// file of less than a page for an empty database and writes over it.
+func recognize(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	head := make([]byte, len(magic))
+	switch n, err := io.ReadFull(f, head); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case string(head[:n]) != magic:
+		return errors.New("the file is not an SQLite database; name another one, or move it away")
+	}
+	return nil
 }
 
 func openLocked(ctx context.Context, o Options) (*DB, error) {
