@@ -196,6 +196,11 @@ func (e *Evictor) apply(ctx context.Context, g *gathered, j *Judgement, claims [
 
 // removed counts what became of a claim.
 func (e *Evictor) removed(ctx context.Context, g *gathered, j *Judgement, c claimed, done piece.Removed, r *Result) error {
+	v := &j.Verdicts[c.victim]
+	if done.Freed > 0 { // also where something of it stays
+		r.Freed += done.Freed
+		e.metrics.evicted.WithLabelValues(v.Tier.String(), v.Why).Add(float64(done.Freed))
+	}
 	if done.Err != nil {
 		if err := e.refused(ctx, r, c.Digest, done.Err); err != nil {
 			return err
@@ -208,11 +213,8 @@ func (e *Evictor) removed(ctx context.Context, g *gathered, j *Judgement, c clai
 	if g.usage.PullsUnseen {
 		e.gone[c.Digest] = e.o.Index.Now()
 	}
-	v := &j.Verdicts[c.victim]
 	e.o.Evicted(c.Digest)
 	r.Evicted++
-	r.Freed += done.Freed
-	e.metrics.evicted.WithLabelValues(v.Tier.String(), v.Why).Add(float64(done.Freed))
 	e.o.Log.Info("evicted", "digest", c.Digest, "bytes", done.Freed, "tier", v.Tier.String(), "reason", v.Reason, "idle", time.Duration(v.Idle)*time.Millisecond)
 	return nil
 }

@@ -192,8 +192,8 @@ func (s *Store) loadOrAdmit(ctx context.Context, e *entry, size int64, meta Meta
 	return s.materialize(ctx, e)
 }
 
-// errUnopened says that the files of a blob may be there and cannot be opened. Nothing
-// is known of them, so they and the row stay.
+// errUnopened says that the files of a blob may be there and cannot be opened or read.
+// Nothing is known of them, so they and the row stay.
 var errUnopened = errors.New("it may be there all the same")
 
 // load fills an entry with what is on disk, and wins it back from a claim.
@@ -232,8 +232,13 @@ func (s *Store) loadPieces(ctx context.Context, e *entry, complete bool) (err er
 	e.pieces, err = e.files.readSidecar(e.size)
 	e.checked = newBitmap(e.count())
 	e.hash = e.d.Algorithm().Hash()
+	if err != nil && !errors.Is(err, errSidecar) {
+		// What it says is not known, which is no reason to overwrite it.
+		s.log.Error("the checksums of a cached blob cannot be read; it is handed out from elsewhere", "digest", e.d, "error", err)
+		return fault.Wrap(fault.NotFound, errors.Join(errUnopened, err), "the cache cannot read the checksums of a blob")
+	}
 	if err != nil {
-		s.log.Warn("the checksums of a cached blob cannot be read", "digest", e.d, "error", err)
+		s.log.Warn("the checksums of a cached blob are not its own", "digest", e.d, "error", err)
 		if err := e.files.reset(e.size); err != nil {
 			return full(err)
 		}

@@ -97,9 +97,9 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 	for d, f := range there {
 		if anew && f.data && f.side {
 			err := s.takeBack(ctx, d)
-			if errors.Is(err, fault.Full) {
+			if errors.Is(err, fault.Full) || errors.Is(err, errUnopened) {
 				// A start must succeed, or nothing would ever be freed.
-				s.log.Error("a file of the cache is not taken back before the next start, since the disk is full", "digest", d, "error", err)
+				s.log.Error("a file of the cache is not taken back before the next start", "digest", d, "error", err)
 				s.index.LeftOut()
 			} else if err != nil {
 				return err
@@ -121,12 +121,12 @@ func (s *Store) recoverShard(ctx context.Context, alg, shard string) error {
 func (s *Store) takeBack(ctx context.Context, d oci.Digest) error {
 	head := make([]byte, headerLen)
 	f, err := os.Open(s.path(d) + sidecarSuffix)
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = io.ReadFull(f, head)
+		err = errors.Join(err, f.Close())
 	}
-	_, err = io.ReadFull(f, head)
-	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("take %s back: %w", d, err)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("take %s back: %w: %w", d, errUnopened, err)
 	}
 	size, ok := sizeIn(head)
 	if !ok || err != nil || size > SizeMax {
@@ -148,32 +148,38 @@ func (s *Store) TakenBack() []oci.Digest { return s.takenBack }
 
 // adopt counts a blob that has its files.
 func (s *Store) adopt(b index.Blob) {
-	var present int64
+	var partial held
 	if b.State != index.Complete {
-		present = s.presentOnDisk(b)
+		partial = s.heldOnDisk(b)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.totals.Blobs++
 	if b.State != index.Complete {
-		s.partial[b.Digest] = held{present: present, cost: cost(b.Size, present)}
+		s.partial[b.Digest] = partial
 	}
 	s.totals.Used += s.takes(b.Digest, b.Size)
 }
 
-// presentOnDisk is how much of a partial blob its sidecar says to be here. What
-// cannot be read counts as nothing; opening the blob looks closer.
-func (s *Store) presentOnDisk(b index.Blob) int64 {
+// heldOnDisk is how much of a partial blob its sidecar says to be here. Of one that
+// is damaged nothing is; opening the blob looks closer. One that cannot be read says
+// nothing, but what the blob takes on disk counts as used all the same.
+func (s *Store) heldOnDisk(b index.Blob) held {
+	var sc sidecar
 	f, err := os.Open(s.path(b.Digest) + sidecarSuffix)
-	if err != nil {
-		return 0
+	if err == nil {
+		sc, err = files{side: f}.readSidecar(b.Size)
+		_ = f.Close() // it was only read
 	}
-	defer func() { _ = f.Close() }() // it was only read
-	sc, err := files{side: f}.readSidecar(b.Size)
-	if err != nil {
-		return 0
+	switch {
+	case err == nil:
+		present := sc.present(b.Size)
+		return held{present: present, cost: cost(b.Size, present)}
+	case errors.Is(err, errSidecar):
+		return held{cost: cost(b.Size, 0)}
 	}
-	return sc.present(b.Size)
+	s.log.Error("the checksums of a cached blob cannot be read; how much of it is here is not known", "digest", b.Digest, "error", err)
+	return held{cost: min(max(s.onDisk(b.Digest), cost(b.Size, 0)), cost(b.Size, b.Size))}
 }
 
 // scan finds the files of blobs in a directory. It leaves alone what it would

@@ -115,8 +115,8 @@ func (s *Store) Remove(ctx context.Context, c Claim) (freed int64, err error) {
 	return one[0].Freed, one[0].Err
 }
 
-// Removed is what became of a claim: the bytes of disk that came free, or why the
-// blob stays.
+// Removed is what became of a claim: the bytes of disk that came free, and why the
+// blob, or a part of its files or its row, stays.
 type Removed struct {
 	Freed int64
 	Err   error
@@ -194,12 +194,11 @@ func (s *Store) RemoveAll(ctx context.Context, all []Claim, still func() bool) (
 // removeBytes removes the files of a blob whose row is gone.
 func (s *Store) removeBytes(d oci.Digest, size int64) (freed int64, err error) {
 	s.step("row removed")
-	freed = s.onDisk(d)
-	if err := s.removeFiles(d); err != nil {
+	if freed, err = s.freeFiles(d); err != nil {
 		// Without a row nobody takes them for a blob. They count as used until the
 		// next start removes them, and not as claimed: for the judge that is gone.
 		s.unclaimed(d, size)
-		return 0, fmt.Errorf("remove the files of %s: %w", d, err)
+		return freed, err
 	}
 	s.removed(d, size, true)
 	return freed, nil
@@ -216,19 +215,43 @@ func (s *Store) removeBytesFirst(ctx context.Context, c Claim, noted bool, still
 	if !still() {
 		return Removed{Err: ErrOutdated}
 	}
-	freed := s.onDisk(c.Digest)
-	if err := s.removeFiles(c.Digest); err != nil {
-		return Removed{Err: fmt.Errorf("remove the files of %s: %w", c.Digest, err)}
+	freed, err := s.freeFiles(c.Digest)
+	if err != nil {
+		return Removed{Freed: freed, Err: err}
 	}
 	s.step("data removed first")
 	if !noted {
 		s.forgetUnnoted(c.Digest, b.Size)
 	}
 	if err := s.index.Forget(ctx, c.Digest); err != nil {
-		return Removed{Err: err} // whoever opens it finds its files gone, and has the row go then
+		// Whoever opens it finds its files gone, and has the row go then.
+		s.emptied(c.Digest, b.Size, noted)
+		return Removed{Freed: freed, Err: err}
 	}
 	s.removed(c.Digest, b.Size, noted)
 	return Removed{Freed: freed}
+}
+
+// freeFiles removes the files of a blob and returns the bytes of disk that came free,
+// also if one of them stays.
+func (s *Store) freeFiles(d oci.Digest) (freed int64, err error) {
+	before := s.onDisk(d)
+	if err = s.removeFiles(d); err != nil {
+		err = fmt.Errorf("remove the files of %s: %w", d, err)
+	}
+	return max(before-s.onDisk(d), 0), err
+}
+
+// emptied takes the bytes of a blob whose files are gone out of the accounts. Its row
+// is still there.
+func (s *Store) emptied(d oci.Digest, size int64, claimed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if claimed {
+		s.totals.Claimed -= s.takes(d, size)
+	}
+	s.totals.Used -= s.takes(d, size)
+	s.partial[d] = held{}
 }
 
 // removed takes a blob that is gone out of the accounts.

@@ -1,11 +1,13 @@
 package piece_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -150,7 +152,8 @@ func TestN2_AFullDiskDoesNotLowerTheBarForAClaim(t *testing.T) {
 	if err := c.Unclaim(t.Context(), other); err != nil || c.Usage().Claimed != twoPieces {
 		t.Errorf("a claim of another version was given up: %v, %+v", err, c.Usage())
 	}
-	if r := removeAll(t, c, claims[2:], func() bool { return true })[0]; r.Err == nil || r.Freed != 0 || c.Usage().Used != 3*twoPieces {
+	// Its bytes are gone and count as that (R9).
+	if r := removeAll(t, c, claims[2:], func() bool { return true })[0]; r.Err == nil || r.Freed < 2*piece.Size || c.Usage().Used != 2*twoPieces || c.Usage().Claimed != 0 {
 		t.Errorf("a row that cannot go: %+v, %+v", r, c.Usage())
 	}
 	disk.Empty()
@@ -245,4 +248,85 @@ func TestN4_AClosedCacheClaimsNothing(t *testing.T) {
 	if err := c.index.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestR9_WhatCameFreeIsReportedThoughTheRestStays: of a claim that is in its row, whose
+// row cannot go, and of files of which one cannot be removed.
+func TestR9_WhatCameFreeIsReportedThoughTheRestStays(t *testing.T) {
+	disk := sqldbtest.NewDisk(t)
+	c, all := onDisk(t, disk, t.TempDir(), 3)
+	defer c.close(t)
+	noted := claim(t, c, all[0])
+	disk.Fill()
+	if r := removeAll(t, c, []piece.Claim{noted}, func() bool { return true })[0]; r.Err == nil || r.Freed < 2*piece.Size {
+		t.Errorf("a row that cannot go: %+v", r)
+	}
+	if u := c.Usage(); u.Used != 2*twoPieces || u.Claimed != 0 {
+		t.Errorf("its bytes are gone: %+v", u)
+	}
+	if err := c.Unclaim(t.Context(), noted); err != nil {
+		t.Error(err)
+	}
+	disk.Empty()
+	if _, err := c.Open(t.Context(), all[0]); !errors.Is(err, fault.NotFound) {
+		t.Errorf("opening it: %v", err)
+	}
+	if u := c.Usage(); u.Used != 2*twoPieces || u.Claimed != 0 || u.Blobs != 2 {
+		t.Errorf("its row is gone, too: %+v", u)
+	}
+	for i, full := range []bool{false, true} {
+		cl := claim(t, c, all[1+i])
+		side := c.Path(cl.Digest) + ".pieces"
+		if err := errors.Join(os.Remove(side), os.MkdirAll(filepath.Join(side, "x"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if full {
+			disk.Fill()
+		}
+		if r := removeAll(t, c, []piece.Claim{cl}, func() bool { return true })[0]; r.Err == nil || r.Freed < 2*piece.Size {
+			t.Errorf("full %v, a file that stays: %+v", full, r)
+		}
+		disk.Empty()
+		if err := os.RemoveAll(side); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestR7_AClaimIsGivenUpOnAFullDiskThoughAnotherTriesTheSame: who has the blob's place
+// when the claim is given up need not win it back.
+func TestR7_AClaimIsGivenUpOnAFullDiskThoughAnotherTriesTheSame(t *testing.T) {
+	c := openAt(t, t.TempDir(), piece.Options{})
+	defer c.close(t)
+	b, d := content(1, 2*piece.Size)
+	put(t, c, b, d)
+	cl := claim(t, c, d)
+	waits, done := make(chan struct{}, 1), make(chan error, 1)
+	c.SetStep(func(at string) {
+		if at == "unclaim waits" {
+			waits <- struct{}{}
+		}
+	})
+	_, err := c.RemoveAll(t.Context(), []piece.Claim{cl}, func() bool { // the place is occupied
+		go func() { done <- c.UnclaimFull(context.Background(), cl) }()
+		select {
+		case <-waits:
+		case err := <-done:
+			done <- err
+		}
+		return false
+	})
+	if !errors.Is(err, piece.ErrOutdated) {
+		t.Errorf("the removal: %v", err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if u := c.Usage(); u.Claimed != 0 {
+		t.Errorf("the claim stands: %+v", u)
+	}
+	if i := info(t, c, d); i.State != index.Complete {
+		t.Errorf("the blob is %s", i.State)
+	}
+	checkWhole(t, c, 1)
 }

@@ -74,14 +74,31 @@ func (s *Store) noteVoid(ctx context.Context) error {
 
 // unclaimFull ends a claim that a full disk keeps in its row.
 func (s *Store) unclaimFull(ctx context.Context, c Claim) error {
-	e, err := s.seize(c.Digest, false)
-	if errors.Is(err, fault.Conflict) {
-		return nil // whoever has it open has won it back
+	for {
+		e, err := s.seize(c.Digest, false)
+		if err == nil {
+			defer s.free(e)
+			break
+		}
+		if !errors.Is(err, fault.Conflict) {
+			return err
+		}
+		opened, busy := s.occupied(c.Digest)
+		switch {
+		case opened:
+			return nil // whoever opened it has won it back
+		case busy == nil:
+			continue
+		}
+		// Who has its place now may be opening it and fail, or claim it in vain, and
+		// would then leave the claim as it is.
+		s.step("unclaim waits")
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	if err != nil {
-		return err
-	}
-	defer s.free(e)
 	b, err := s.index.Blob(ctx, c.Digest)
 	if errors.Is(err, fault.NotFound) || err == nil && b.Version != c.Version {
 		return nil // it does not stand any more
@@ -90,4 +107,17 @@ func (s *Store) unclaimFull(ctx context.Context, c Claim) error {
 		s.avoid(b)
 	}
 	return err
+}
+
+// occupied reports whether a blob that was claimed was opened since, or else what is
+// closed when whoever has its place is done; nil: nobody has it.
+func (s *Store) occupied(d oci.Digest) (opened bool, busy <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.open[d]
+	if e != nil && e.busy != nil {
+		return false, e.busy
+	}
+	_, used := s.touched[d]
+	return e != nil || used, nil
 }
