@@ -128,11 +128,14 @@ func ReadManifest(contentType string, content []byte) (Manifest, error) {
 // Salvage is what a document names that ReadManifest refuses. It has no type, and
 // what it says of itself and of sizes is not to be believed.
 func Salvage(content []byte) Manifest {
-	var doc document
-	if len(content) > ManifestMax || json.Unmarshal(content, &doc) != nil {
+	if len(content) > ManifestMax {
 		return Manifest{}
 	}
-	var m Manifest
+	m := Manifest{Mentions: mentions(content)}
+	var doc document
+	if json.Unmarshal(content, &doc) != nil {
+		return m
+	}
 	_ = m.collect(&doc, false) // refuses nothing that is not strict
 	return m
 }

@@ -19,6 +19,7 @@
 //	preheats ── preheat_nodes; preheat_rules     images that nodes fetch ahead, and what pushes begin one
 //	kin                                          manifests some of whose children and referrers are to be settled or restored
 //	staged                                       manifests on their way in that name too much for one transaction
+//	unread                                       manifests of an earlier version whose mentions are to be noted at the start
 //	reviews                                      what an event has put at risk: link, blob or manifest
 //	purges                                       storage keys that no row names any more
 //	runs ── run_kept, run_events; deletions      what was done, by whom and why

@@ -315,7 +315,7 @@ func TestR7_KinOfAnEarlierVersionAreSettled(t *testing.T) {
 		old.must(err)
 		old.must(os.WriteFile(path+f, b, 0o600))
 	}
-	outside(t, path, "DROP INDEX kin_repo", "DROP INDEX kin_root", "DROP INDEX blobs_lost", "DROP TABLE staged",
+	outside(t, path, "DROP INDEX kin_repo", "DROP INDEX kin_root", "DROP INDEX blobs_lost", "DROP TABLE staged", "DROP TABLE unread",
 		"ALTER TABLE kin DROP COLUMN repo_id", "ALTER TABLE kin DROP COLUMN mode", "ALTER TABLE kin DROP COLUMN root", "ALTER TABLE kin DROP COLUMN renewed_at", "ALTER TABLE kin DROP COLUMN actor",
 		"DELETE FROM goose_db_version WHERE version_id >= 10")
 	d := &db{T: t}

@@ -70,7 +70,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		tags:      newCache(tagCacheBytes, (*tagList).cost),
 		preheats:  newPreheatSignals(),
 	}
-	if err := errors.Join(s.interruptRuns(ctx), s.kinPending(ctx)); err != nil {
+	if err := errors.Join(s.interruptRuns(ctx), s.readUnread(ctx), s.kinPending(ctx)); err != nil {
 		_ = db.Close() // the first error is the one that matters
 		return nil, err
 	}
