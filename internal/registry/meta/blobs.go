@@ -147,16 +147,28 @@ func (s *Store) linkBlob(tx *sqldb.Tx, repo oci.Name, repoID, blobID int64, d oc
 	if _, err := tx.Exec("DELETE FROM reviews WHERE kind = 'blob' AND target = ?", blobID); err != nil {
 		return err
 	}
-	// Manifests that name it may have come before it: an index of layers, a type
-	// whose blobs need not be here, or one whose subject is a blob.
-	if _, err := tx.Exec(`INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living)
-		SELECT c.manifest_id, ?1, m.trashed_at IS NULL OR EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id) FROM manifest_children c CROSS JOIN manifests m ON m.id = c.manifest_id
-		WHERE c.repo_id = ?2 AND c.child_digest = ?3
-		UNION ALL SELECT m.id, ?1, m.trashed_at IS NULL OR EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id) FROM manifests m WHERE m.repo_id = ?2 AND m.subject = ?3`, link, repoID, string(d)); err != nil {
-		return fmt.Errorf("bind manifests that wait for the blob: %w", err)
+	if err := bindWaiting(tx, []int64{link}); err != nil {
+		return err
 	}
 	_, err = reviewLinks(tx, []int64{link}, event, 0)
 	return err
+}
+
+// bindWaiting binds links that come to be served to the manifests that name their blobs
+// and may have come before them: an index of layers, a type whose blobs need not be
+// here, or one whose subject is a blob.
+func bindWaiting(tx *sqldb.Tx, links []int64) error {
+	const place = sqldb.Each + ` i CROSS JOIN links l ON l.id = i.a CROSS JOIN blobs b ON b.id = l.blob_id`
+	const living = `m.trashed_at IS NULL OR EXISTS (SELECT 1 FROM staged x WHERE x.manifest_id = m.id)`
+	for _, waiting := range []string{
+		`SELECT m.id, l.id, ` + living + ` FROM ` + place + ` CROSS JOIN manifest_children c ON c.repo_id = l.repo_id AND c.child_digest = b.digest CROSS JOIN manifests m ON m.id = c.manifest_id`,
+		`SELECT m.id, l.id, ` + living + ` FROM ` + place + ` CROSS JOIN manifests m INDEXED BY manifests_subject ON m.repo_id = l.repo_id AND m.subject = b.digest`,
+	} {
+		if _, err := tx.Exec("INSERT OR IGNORE INTO manifest_blobs (manifest_id, link_id, living) "+waiting+" WHERE true", sqldb.List(links)); err != nil {
+			return fmt.Errorf("bind manifests that wait for the blob: %w", err)
+		}
+	}
+	return nil
 }
 
 // reviewLinks puts those of the links up for review that no manifest, living

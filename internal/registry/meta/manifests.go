@@ -291,18 +291,21 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push, want []oci.Descriptor) (link
 	for i, d := range want {
 		digests[i] = string(d.Digest)
 	}
-	type found struct{ link, size int64 }
+	type found struct {
+		link, size int64
+		lost       bool
+	}
 	have := make(map[oci.Digest]found, len(want))
 	err = tx.All(func(rows *sql.Rows) error {
 		var d oci.Digest
 		var f found
-		if err := rows.Scan(&d, &f.link, &f.size); err != nil {
+		if err := rows.Scan(&d, &f.link, &f.size, &f.lost); err != nil {
 			return err
 		}
 		have[d] = f
 		return nil
-	}, `SELECT b.digest, l.id, b.size FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.digest = i.a CROSS JOIN links l ON l.repo_id = ? AND l.blob_id = b.id
-		WHERE l.hidden = 0 AND b.lost_at IS NULL`, sqldb.List(digests), repo)
+	}, `SELECT b.digest, l.id, b.size, b.lost_at IS NOT NULL FROM `+sqldb.Each+` i CROSS JOIN blobs b ON b.digest = i.a CROSS JOIN links l ON l.repo_id = ? AND l.blob_id = b.id
+		WHERE l.hidden = 0`, sqldb.List(digests), repo)
 	if err != nil {
 		return nil, fmt.Errorf("resolve blobs: %w", err)
 	}
@@ -311,9 +314,11 @@ func resolveBlobs(tx *sqldb.Tx, repo int64, p Push, want []oci.Descriptor) (link
 	for _, d := range want {
 		f, ok := have[d.Digest]
 		switch {
-		case !ok && !d.Optional:
+		case (!ok || f.lost) && !d.Optional:
 			missing = append(missing, map[string]string{"digest": string(d.Digest)})
 		case !ok:
+		case f.lost: // its bytes may come back, and are kept then
+			links = append(links, f.link)
 		case f.size != d.Size && d.Exact:
 			return nil, fault.New(fault.Invalid, "invalid manifest: it gives blob %s a size of %d bytes, the blob has %d", d.Digest, d.Size, f.size).WithCode(oci.CodeManifestInvalid)
 		default:

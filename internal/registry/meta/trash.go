@@ -290,9 +290,17 @@ func (s *Store) revive(tx *sqldb.Tx, k *kinship, items []trashedItem, out *Resto
 	if err := endTrash(tx, list); err != nil {
 		return err
 	}
+	var hidden []int64
+	if err := tx.All(scanInto(&hidden), `SELECT l.id FROM `+sqldb.Each+` i CROSS JOIN manifest_blobs e ON e.manifest_id = i.a CROSS JOIN links l ON l.id = e.link_id
+		WHERE l.hidden = 1`, list); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	if _, err := tx.Exec(`UPDATE links SET hidden = 0, touched_at = max(touched_at, ?), version = version + 1
 		WHERE id IN (SELECT link_id FROM manifest_blobs WHERE manifest_id IN (SELECT a FROM `+sqldb.Each+`))`, tx.Now(), list); err != nil {
 		return fmt.Errorf("restore: %w", err)
+	}
+	if err := bindWaiting(tx, hidden); err != nil {
+		return err
 	}
 	for _, it := range items {
 		if k.mode != kinRestore {
