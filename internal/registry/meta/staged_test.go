@@ -571,7 +571,7 @@ func TestR5_BlobsOfALargePushAreLookedUpInBoundedTransactions(t *testing.T) {
 			writing, looked = true, 0
 		case query == "COMMIT":
 			writing = false
-		case writing && strings.HasPrefix(query, "SELECT b.digest, l.id, b.size FROM"):
+		case writing && strings.HasPrefix(query, "SELECT b.digest, l.id, b.size, b.lost_at IS NOT NULL FROM"):
 			var list []json.RawMessage
 			if err := json.Unmarshal([]byte(args[0].(string)), &list); err != nil {
 				t.Error(err)
