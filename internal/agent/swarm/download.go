@@ -47,6 +47,7 @@ type download struct {
 	begged    map[plan.Node]bool // members that were asked without a hint
 	beggedAt  time.Duration
 	failure   error
+	doubted   bool  // the upstream was asked for the size, because a peer disagrees
 	rounds    int   // how often the content was found wrong
 	round     int   // of the store (piece.Blob.Round); changes while no order is at work
 	refusal   error // of the origin, the last one

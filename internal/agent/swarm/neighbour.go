@@ -58,6 +58,7 @@ func (d *download) watch(ctx context.Context, n plan.Node) {
 	if err == nil {
 		return // it has said all that it will say
 	}
+	d.doubt(err)
 	d.e.log.Debug("a neighbour is lost", "digest", d.b.Digest(), "peer", n, "err", err)
 	d.mu.Lock()
 	d.plan.Accuse(n)
@@ -72,7 +73,7 @@ func (d *download) listen(ctx context.Context, n plan.Node) error {
 	watchdog := time.AfterFunc(silent, cancel)
 	defer watchdog.Stop()
 	body, err := d.e.post(ctx, n, "/swarm/v1/blobs/"+string(d.b.Digest())+"/watch",
-		watchRequest{Zone: d.e.o.Self.Zone, Partial: true, Grant: d.grant()})
+		watchRequest{Zone: d.e.o.Self.Zone, Partial: true, Grant: d.grant(), Size: d.b.Size()})
 	if err != nil {
 		return err
 	}

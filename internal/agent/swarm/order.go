@@ -60,6 +60,7 @@ func (o *order) run() {
 		err = o.fromOrigin()
 	} else {
 		err = o.fromPeer()
+		o.d.doubt(err)
 	}
 	o.cancel()
 	d, now := o.d, o.d.e.now()
@@ -187,7 +188,7 @@ func (e *Engine) read(ctx context.Context, r io.Reader, p []byte, peer plan.Node
 func (o *order) fromPeer() error {
 	d := o.d
 	d.mu.Lock()
-	req := request{Progress: d.plan.Progress(), Low: d.w.Background, Grant: d.grant()}
+	req := request{Progress: d.plan.Progress(), Low: d.w.Background, Grant: d.grant(), Size: d.b.Size()}
 	for i := range o.open {
 		req.Pieces = append(req.Pieces, i)
 	}
@@ -273,6 +274,38 @@ func (d *download) grant() grant {
 	return grant{}
 }
 
+// errOtherSize says that a peer takes a blob for one of another size.
+var errOtherSize = errors.New("the blob has another size there")
+
+// doubt has the upstream say how large the blob is, once, if a peer disagrees. If
+// this node is wrong, the download ends before bytes of a blob that there is not are
+// handed out; otherwise the peer is only one that does not help.
+func (d *download) doubt(err error) {
+	if !errors.Is(err, errOtherSize) {
+		return
+	}
+	d.mu.Lock()
+	known := d.doubted
+	d.doubted = true
+	d.mu.Unlock()
+	if known {
+		return
+	}
+	d.talk.Go(func() {
+		body, err := d.e.o.Origin.Range(d.ctx, d.w, 0, 1)
+		switch _, sized := fetch.SizeOf(err); {
+		case err == nil:
+			_ = body.Close() // its header was enough
+		case sized:
+			d.fail(err)
+		default: // whoever disagrees next has it asked again
+			d.mu.Lock()
+			d.doubted = false
+			d.mu.Unlock()
+		}
+	})
+}
+
 // post sends a message to a member and returns the body of its answer.
 func (e *Engine) post(ctx context.Context, to plan.Node, path string, v any) (io.ReadCloser, error) {
 	msg, err := json.Marshal(v)
@@ -286,6 +319,10 @@ func (e *Engine) post(ctx context.Context, to plan.Node, path string, v any) (io
 	res, err := e.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", to, err)
+	}
+	if res.StatusCode == http.StatusConflict {
+		_ = res.Body.Close()
+		return nil, fmt.Errorf("ask %s: %w", to, errOtherSize)
 	}
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 200)) // the status says enough without it

@@ -158,7 +158,7 @@ func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(
 	defer cancel()
 	watchdog := time.AfterFunc(silent, cancel)
 	defer watchdog.Stop()
-	req := request{Pieces: pieces}
+	req := request{Pieces: pieces, Size: r.w.Size}
 	if r.w.Private {
 		req.Grant = r.e.grantFor(r.w.Namespace, r.w.Digest) // it may have run out since Range looked
 	}

@@ -154,6 +154,9 @@ func (e *Engine) servePieces(w http.ResponseWriter, r *http.Request, peer plan.N
 		return err
 	}
 	defer b.Close()
+	if err := sameSize(req.Size, b); err != nil {
+		return err
+	}
 	if err := req.check(b.Pieces()); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ const (
 type watchRequest struct {
 	Zone  string `json:"zone,omitempty"`
 	Grant grant  `json:"grant,omitzero"`
+	Size  int64  `json:"size,omitempty"` // as in request
 	// Partial says that the asker downloads too, so that a watch back pays.
 	Partial bool `json:"partial,omitempty"`
 }
@@ -33,6 +34,9 @@ func (e *Engine) serveWatch(w http.ResponseWriter, r *http.Request, peer plan.No
 		return err
 	}
 	defer b.Close()
+	if err := sameSize(req.Size, b); err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	s := &sender{e: e, b: b, w: w, rc: http.NewResponseController(w), peer: peer}
 	d := e.active(b.Digest())

@@ -100,6 +100,7 @@ type request struct {
 	Pieces   []int `json:"pieces"`
 	Progress int   `json:"progress,omitempty"` // what the asker has, in 32nds
 	Low      bool  `json:"low,omitempty"`      // a preheat
+	Size     int64 `json:"size,omitempty"`     // bytes of the blob, as the asker believes; 0: not stated
 	Grant    grant `json:"grant,omitzero"`
 }
 
@@ -149,6 +150,15 @@ func decode(r io.Reader, limit int64, v any) error {
 	}
 	if err := json.Unmarshal(p, v); err != nil {
 		return fault.Wrap(fault.Invalid, err, "a message that is not what was expected")
+	}
+	return nil
+}
+
+// sameSize refuses a peer that takes a blob for one of another size: one of the two
+// believes a manifest, and the pieces would not make up its blob.
+func sameSize(stated int64, b *piece.Blob) error {
+	if stated != 0 && stated != b.Size() {
+		return fault.New(fault.Conflict, "%s has %d bytes here, and not %d", b.Digest(), b.Size(), stated)
 	}
 	return nil
 }
