@@ -53,8 +53,10 @@ type Collector struct {
 	active  map[int64]*activeRun
 	ended   map[int64]meta.Run // runs that are over of which no row says so yet: the database takes no writes
 	purging map[string]bool    // keys whose objects a run is deleting
-	nextAt  time.Time
-	runs    sync.WaitGroup
+	// contended says that clients are writing.
+	contended func() bool
+	nextAt    time.Time
+	runs      sync.WaitGroup
 }
 
 type activeRun struct {
@@ -73,7 +75,7 @@ func New(s *meta.Store, b blob.Store, o Options) *Collector {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}, ended: map[int64]meta.Run{}, purging: map[string]bool{}}
+	c := &Collector{store: s, blobs: b, opts: o, active: map[int64]*activeRun{}, ended: map[int64]meta.Run{}, purging: map[string]bool{}, contended: s.Contended}
 	c.metrics = newMetrics(o.Metrics, s)
 	c.life, c.end = context.WithCancel(context.Background())
 	return c

@@ -18,9 +18,13 @@ import (
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
-// batchMax is how many items are judged and applied together: enough that one
-// commit is shared, few enough that a client's write does not wait long for it.
-const batchMax = 128
+// batchMax is how many items are judged and applied together where no client writes:
+// a commit writes each page once that they have in common. A run with a limit takes
+// fewer at a time, and so do deletes, which a stop waits for.
+const (
+	batchMax   = 512
+	limitedMax = 128
+)
 
 // purgeMax is how many objects are deleted after one wait for the disk.
 const purgeMax = 1024
@@ -52,8 +56,11 @@ func (c *Collector) limiter() *rate.Limiter {
 	if c.opts.Rate <= 0 {
 		return rate.NewLimiter(rate.Inf, batchMax)
 	}
-	return rate.NewLimiter(rate.Limit(c.opts.Rate), batchMax)
+	return rate.NewLimiter(rate.Limit(c.opts.Rate), limitedMax)
 }
+
+// atOnce is how many items this run takes at a time.
+func (r *runner) atOnce() int { return r.limiter.Burst() }
 
 // batch is verdicts on their way to becoming one Work.
 type batch struct {
@@ -148,7 +155,7 @@ func (r *runner) judgeAll(ctx context.Context) error {
 // due says what to read: in the first pass what was due at the beginning, in
 // later ones what this run has uncovered and is due by now.
 func (r *runner) due(first bool, duration int64) meta.Due {
-	d := meta.Due{Scope: r.scope, Limit: batchMax, Window: r.limits.Window}
+	d := meta.Due{Scope: r.scope, Limit: r.atOnce(), Window: r.limits.Window}
 	if first {
 		// Bounded even where no window applies, so that a run does not follow for
 		// ever what is deleted while it works.
@@ -203,7 +210,7 @@ func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (item
 func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 	for left, more := b.Work, true; more; {
 		step := left
-		if more = r.store.Contended(); more {
+		if more = r.contended(); more {
 			step, left, more = cut(left, stepMax)
 		}
 		before := r.store.Upkeep()
@@ -224,7 +231,7 @@ func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
 // of itself, however long it goes on (R5). What a step has waited for, such as its
 // turn, is no work.
 func (c *Collector) rest(ctx context.Context, work time.Duration) error {
-	if !c.store.Contended() {
+	if !c.contended() {
 		return nil
 	}
 	t := time.NewTimer(min(restFactor*work, restMax))
@@ -339,7 +346,7 @@ func (r *runner) uploads(ctx context.Context, first bool) (int, error) {
 	var after meta.UploadFacts
 	return r.each(ctx, func(b *batch) (int, error) {
 		l := r.now()
-		fs, err := r.store.IdleUploads(ctx, min(r.limits.cutoff(l.Uploads), r.limits.Now), r.scope, after, batchMax)
+		fs, err := r.store.IdleUploads(ctx, min(r.limits.cutoff(l.Uploads), r.limits.Now), r.scope, after, r.atOnce())
 		for _, f := range fs {
 			after = f
 			v := JudgeUpload(f, r.opts.Busy(f.ID), l)
@@ -464,7 +471,7 @@ func (r *runner) trash(ctx context.Context, first bool) (int, error) {
 		ids := r.trashed
 		r.trashed = nil
 		return r.each(ctx, func(b *batch) (int, error) {
-			n := min(batchMax, len(ids))
+			n := min(r.atOnce(), len(ids))
 			if n == 0 {
 				return 0, nil
 			}
@@ -585,8 +592,8 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := batchMax
-		if r.store.Contended() {
+		n := limitedMax
+		if r.contended() {
 			n = stepMax
 		}
 		n = min(n, len(left))
