@@ -127,6 +127,9 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 	return db, nil
 }
 
+// ErrNotDatabase is returned by Open for a file that has something else in it.
+var ErrNotDatabase = errors.New("the file is not an SQLite database; name another one, or move it away")
+
 // magic begins every SQLite database that has a page.
 const magic = "SQLite format 3\x00"
 
@@ -148,7 +151,7 @@ func recognize(path string) error {
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
 		return err
 	case string(head[:n]) != magic:
-		return errors.New("the file is not an SQLite database; name another one, or move it away")
+		return ErrNotDatabase
 	}
 	return nil
 }

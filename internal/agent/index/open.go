@@ -81,7 +81,7 @@ var errBroken = errors.New("the database is corrupt")
 // isCorrupt tells a database that nothing can be done with from one that cannot
 // be opened for another reason, which is somebody's to repair.
 func isCorrupt(err error) bool {
-	if errors.Is(err, errBroken) {
+	if errors.Is(err, errBroken) || errors.Is(err, sqldb.ErrNotDatabase) {
 		return true
 	}
 	var e *sqlite.Error
