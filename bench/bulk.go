@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -172,13 +171,18 @@ func (b *bench) bigPull(r *report) error {
 	blob := "/v2/bench/large/blobs/" + d.String()
 	paths := []string{blob, blob, "/layer"}
 
-	r.textf("\n## Pull of one large layer\n\n%d MiB out of the page cache, thrown away by the reader. Target: ≥ 0.9 of nginx with one reader.\n\n", u.blocks)
+	r.textf("\n## Pull of one large layer\n\n%d MiB out of the page cache, thrown away by the reader, which may hash it before (SHA-256). Target: ≥ 0.9 of nginx with one reader.\n\n", u.blocks)
 	r.textf("| MiB/s in all | Fairway | Distribution | nginx | of nginx | × Distribution | CPU ms a GiB: Fairway | Distribution | nginx |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	for _, readers := range []int{1, 4} {
+	for _, by := range []struct {
+		what    string
+		readers int
+		hashing bool
+	}{{"1 reader", 1, false}, {"1 that hashes", 1, true}, {"4 readers", 4, false}} {
+		readers := by.readers
 		var speeds, cpu [3][]float64
 		for round := range b.rounds + 1 {
 			for i, s := range servers {
-				m, err := s.measure(func() (time.Duration, error) { return pullAll(s.addr, paths[i], u.size(), readers) })
+				m, err := s.measure(func() (time.Duration, error) { return pullAll(s.addr, paths[i], u.size(), readers, by.hashing) })
 				if err != nil {
 					return err
 				}
@@ -190,27 +194,26 @@ func (b *bench) bigPull(r *report) error {
 			}
 		}
 		f, d, n := median(speeds[0]), median(speeds[1]), median(speeds[2])
-		r.textf("| %d reader%s | %s | %s | %s | %.2f | %.1f | %.0f | %.0f | %.0f |\n", readers, strings.Repeat("s", min(1, readers-1)),
-			thousands(f), thousands(d), thousands(n), f/n, f/d, median(cpu[0]), median(cpu[1]), median(cpu[2]))
-		if readers == 1 {
+		r.textf("| %s | %s | %s | %s | %.2f | %.1f | %.0f | %.0f | %.0f |\n", by.what, thousands(f), thousands(d), thousands(n), f/n, f/d, median(cpu[0]), median(cpu[1]), median(cpu[2]))
+		if readers == 1 && !by.hashing {
 			r.atLeast("large pull with one reader, of nginx", f/n, 0.9)
 		}
 	}
 	return nil
 }
 
-func pullAll(addr, path string, size, readers int) (time.Duration, error) {
+func pullAll(addr, path string, size, readers int, hashing bool) (time.Duration, error) {
 	var wg sync.WaitGroup
 	errs := make([]error, readers)
 	began := time.Now()
 	for i := range readers {
-		wg.Go(func() { errs[i] = pullOne(addr, path, size) })
+		wg.Go(func() { errs[i] = pullOne(addr, path, size, hashing) })
 	}
 	wg.Wait()
 	return time.Since(began), errors.Join(errs...)
 }
 
-func pullOne(addr, path string, size int) error {
+func pullOne(addr, path string, size int, hashing bool) error {
 	c, err := dial(addr)
 	if err != nil {
 		return err
@@ -230,8 +233,12 @@ func pullOne(addr, path string, size int) error {
 	// connection, in large pieces.
 	left := size - c.r.Buffered()
 	buf := make([]byte, 256<<10)
+	h := sha256.New() // of what this reads; nobody compares it
 	for left > 0 {
 		n, err := c.conn.Read(buf)
+		if hashing {
+			_, _ = h.Write(buf[:n]) // it never fails
+		}
 		if left -= n; err != nil {
 			return err
 		}

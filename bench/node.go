@@ -93,7 +93,7 @@ func measurePull(s *server, path string, size, readers int) (speed, cpu float64,
 	if err != nil {
 		return 0, 0, err
 	}
-	took, err := pullAll(s.addr, path, size, readers)
+	took, err := pullAll(s.addr, path, size, readers, false)
 	if err != nil {
 		return 0, 0, err
 	}
