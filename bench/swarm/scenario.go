@@ -287,7 +287,7 @@ func between(from, to [2]float64) (idle float64, work time.Duration) {
 
 func cores() int { return runtime.NumCPU() }
 
-// firstByte compares a cold pull through an agent of a swarm with one straight
+// firstByte compares cold pulls through an agent of a swarm with some straight
 // from the registry's link, on connections that are open.
 func (b *bench) firstByte() error {
 	if !b.only.MatchString("first byte") {
@@ -300,39 +300,49 @@ func (b *bench) firstByte() error {
 		return err
 	}
 	defer s.close()
-	var through, straight []float64
-	const layers = 40
 	n := s.crowd.All()[0]
 	dial := new(net.Dialer).DialContext
 	if n.Host != nil {
 		dial = n.Host.Dial
 	}
 	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}}
-	for i := range layers {
-		im, err := s.origin.Push(b.ctx, "first/"+strconv.Itoa(i), "1", crowd.Noise(2<<20, uint64(100+i)))
-		if err != nil {
-			return err
+	fmt.Printf("\nFirst byte of a cold layer that nobody has, on a link of %d MB/s:\n\n| layer | layers | straight from the registry, median | through an agent of a swarm |\n|--:|--:|--:|--:|\n", b.rate/1e6)
+	// A layer of up to 8 MiB is verified before its first byte is handed out, a larger
+	// one if that takes no longer than a second.
+	for _, l := range []struct{ size, count int }{{256 << 10, 40}, {2 << 20, 40}, {16 << 20, 10}} {
+		var through, straight []float64
+		for i := range l.count {
+			im, err := s.origin.Push(b.ctx, "first/"+strconv.Itoa(l.size)+"-"+strconv.Itoa(i), "1", crowd.Noise(l.size, uint64(100+i)))
+			if err != nil {
+				return err
+			}
+			first, err := firstOf(client, s.origin.URL+"/v2/"+im.Repo+"/blobs/"+im.Layers[0].Digest.String())
+			if err != nil {
+				return err
+			}
+			straight = append(straight, float64(first.Microseconds())/1000)
+			p := n.Pull(b.ctx, im, "")
+			if p.Err != nil {
+				return p.Err
+			}
+			through = append(through, float64(p.First.Microseconds())/1000)
 		}
-		began := time.Now()
-		resp, err := client.Get(s.origin.URL + "/v2/" + im.Repo + "/blobs/" + im.Layers[0].Digest.String())
-		if err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
-			return err
-		}
-		straight = append(straight, float64(time.Since(began).Microseconds())/1000)
-		_, err = io.Copy(io.Discard, resp.Body)
-		if err := errors.Join(err, resp.Body.Close()); err != nil {
-			return err
-		}
-		p := n.Pull(b.ctx, im, "")
-		if p.Err != nil {
-			return p.Err
-		}
-		through = append(through, float64(p.First.Microseconds())/1000)
+		fmt.Printf("| %d KiB | %d | %.1f ms | %.1f ms |\n", l.size>>10, l.count, median(straight), median(through))
 	}
-	fmt.Printf("\nFirst byte of a cold layer that nobody has, median of %d: %.1f ms straight from the registry, %.1f ms through an agent of a swarm.\n",
-		layers, median(straight), median(through))
 	return nil
+}
+
+// firstOf reads all of a blob, and returns the time until its first byte.
+func firstOf(client *http.Client, url string) (time.Duration, error) {
+	began := time.Now()
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, err
+	}
+	_, err = io.ReadFull(resp.Body, make([]byte, 1))
+	first := time.Since(began)
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	}
+	return first, errors.Join(err, resp.Body.Close())
 }
