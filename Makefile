@@ -34,7 +34,7 @@ run: build ## Build and serve on 127.0.0.1:5000 with the data in ./data
 
 .PHONY: test
 test: lint-tools e2e-tools fmt vet lint ## Install what is missing, then check and test everything
-	@$(UNIT); go run ./scripts/testcount $(RACE) -timeout 20m $$unit , -timeout 10m ./sim , -count=1 -timeout 10m ./e2e , -count=1 -timeout 15m ./e2e/node , -count=1 -timeout 10m ./e2e/swarm
+	@$(UNIT); go run ./scripts/testcount $(RACE) -timeout 20m $$unit + -timeout 20m ./sim , -count=1 -timeout 10m ./e2e , -count=1 -timeout 15m ./e2e/node , -count=1 -timeout 10m ./e2e/swarm
 
 .PHONY: test-unit
 test-unit: ## Test everything but the end-to-end tests; needs Go only

@@ -1,10 +1,10 @@
 // Command testcount runs `go test -json` and says in its last line what came
 // of it: "N passed, N failed, N skipped".
 //
-//	testcount ARGS... [, ARGS...]
+//	testcount ARGS... [+ ARGS...] [, ARGS...]
 //
-// Groups of arguments, separated by a comma that stands alone, run one after
-// another. A test without subtests counts once, a test with subtests counts
+// Groups of arguments run one after another where a comma that stands alone separates
+// them, and at the same time where a plus does. A test without subtests counts once, a test with subtests counts
 // through them (and once more if it failed by itself). A package that does not
 // build, dies, or ends without a verdict is a failure. Skipped tests are listed
 // with their reason. The exit status is 0 only if something passed and nothing
@@ -13,6 +13,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"os/exec"
 	"sort"
 	"strings"
+	"sync"
 )
 
 func main() {
@@ -27,31 +29,54 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	c := newCounter(stdout)
-	for _, group := range split(args) {
-		cmd := exec.Command("go", append([]string{"test", "-json"}, group...)...)
-		cmd.Stderr = stderr
-		out, err := cmd.StdoutPipe()
-		if err == nil {
-			err = cmd.Start()
+	var sum counter
+	sum.w = stdout
+	var mu sync.Mutex // of stdout and sum
+	for _, stage := range split(args, ",") {
+		var groups sync.WaitGroup
+		for _, group := range split(stage, "+") {
+			groups.Go(func() {
+				var out bytes.Buffer
+				c := newCounter(&out)
+				c.told = func() {
+					mu.Lock()
+					defer mu.Unlock()
+					_, _ = out.WriteTo(stdout) // nobody reads what cannot be written
+				}
+				c.test(group, stderr)
+				c.told()
+				mu.Lock()
+				defer mu.Unlock()
+				sum.take(c)
+			})
 		}
-		if err != nil {
-			c.fail("go test: " + err.Error())
-			continue
-		}
-		before := c.failed
-		c.read(out)
-		if err := cmd.Wait(); err != nil && c.failed == before {
-			c.fail("go test " + strings.Join(group, " ") + ": " + err.Error())
-		}
+		groups.Wait()
 	}
-	return c.finish()
+	return sum.finish()
 }
 
-func split(args []string) [][]string {
+// test runs one `go test` and counts.
+func (c *counter) test(args []string, stderr io.Writer) {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	cmd.Stderr = stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		c.fail("go test: " + err.Error())
+		return
+	}
+	c.read(out)
+	if err := cmd.Wait(); err != nil && c.failed == 0 {
+		c.fail("go test " + strings.Join(args, " ") + ": " + err.Error())
+	}
+}
+
+func split(args []string, separator string) [][]string {
 	groups := [][]string{nil}
 	for _, a := range args {
-		if a == "," {
+		if a == separator {
 			groups = append(groups, nil)
 			continue
 		}
@@ -81,6 +106,7 @@ type pkg struct {
 
 type counter struct {
 	w                       io.Writer
+	told                    func() // after the end of a package
 	passed, failed, skipped int
 	pkgs                    map[string]*pkg
 	output                  map[test][]string
@@ -92,7 +118,7 @@ type counter struct {
 
 func newCounter(w io.Writer) *counter {
 	return &counter{
-		w: w, pkgs: map[string]*pkg{}, output: map[test][]string{},
+		w: w, told: func() {}, pkgs: map[string]*pkg{}, output: map[test][]string{},
 		verdict: map[test]string{}, parents: map[test]bool{}, builds: map[string][]string{},
 	}
 }
@@ -241,8 +267,17 @@ func (c *counter) addPackage(e event) {
 		if p.failed > 0 {
 			word = "FAIL"
 		}
+		defer c.told()
 		fmt.Fprintf(c.w, "%s %s  %d passed, %d failed, %d skipped  (%.1fs)\n", word, e.Package, p.passed, p.failed, p.skipped, e.Elapsed)
 	}
+}
+
+// take adds what another has counted.
+func (c *counter) take(o *counter) {
+	c.passed += o.passed
+	c.failed += o.failed
+	c.skipped += o.skipped
+	c.skips = append(c.skips, o.skips...)
 }
 
 func (c *counter) finish() int {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"strings"
 	"testing"
 )
@@ -86,8 +87,18 @@ func TestRun_AFailingCommandIsAFailure(t *testing.T) {
 	}
 }
 
+// TestRun_AllGroupsCount, those that run at the same time too.
+func TestRun_AllGroupsCount(t *testing.T) {
+	for _, separator := range []string{",", "+"} {
+		var out bytes.Buffer
+		if status := run([]string{"-no-such-flag", separator, "-no-such-flag"}, &out, io.Discard); status != 1 || !strings.HasSuffix(out.String(), "0 passed, 2 failed, 0 skipped\n") {
+			t.Errorf("with %s: status %d, output %q", separator, status, &out)
+		}
+	}
+}
+
 func TestSplit(t *testing.T) {
-	got := split([]string{"-race", "./a", ",", "./b"})
+	got := split([]string{"-race", "./a", ",", "./b"}, ",")
 	if len(got) != 2 || len(got[0]) != 2 || got[1][0] != "./b" {
 		t.Errorf("got %q", got)
 	}
