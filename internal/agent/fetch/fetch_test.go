@@ -61,6 +61,7 @@ func honest(name string, content []byte) *source {
 type scene struct {
 	*fetch.Fetcher
 	t     *testing.T
+	dir   string
 	store *piece.Store
 	index *index.Index
 	reg   *prometheus.Registry
@@ -69,7 +70,7 @@ type scene struct {
 func open(t *testing.T, o fetch.Options) *scene {
 	t.Helper()
 	dir := t.TempDir()
-	s := &scene{t: t, reg: prometheus.NewRegistry()}
+	s := &scene{t: t, dir: dir, reg: prometheus.NewRegistry()}
 	var err error
 	if s.index, err = index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db")}); err != nil {
 		t.Fatal(err)

@@ -53,6 +53,11 @@ type flight struct {
 	cancel  context.CancelFunc
 	release func()
 	head    *head
+	// own says that everything here of b is content of want's upstream; lacked are the
+	// pieces that were missing when this was decided. Both are guarded by Fetcher.mu.
+	own     bool
+	lacked  []int
+	noted   bool                   // the index has it so; of fly only
 	source  atomic.Pointer[string] // of the Filler at work
 	waiting int                    // guarded by Fetcher.mu
 	landed  bool                   // guarded by Fetcher.mu
@@ -83,6 +88,7 @@ func (f *Fetcher) join(ctx context.Context, w Want, reader *piece.Blob) error {
 			fl.release = release
 		}
 		fl.ctx, fl.cancel = context.WithCancel(f.ctx)
+		f.claim(ctx, fl)
 		f.flights[w.Digest] = fl
 		f.running.Go(func() { f.fly(fl) })
 	}
@@ -137,43 +143,80 @@ func (f *Fetcher) fly(fl *flight) {
 		} else if isStatus(err) {
 			err = &refusedError{err, fl.want}
 		}
+		if err != nil && !fl.noted {
+			f.begin(fl) // the pieces that have come stay
+		}
 		if f.land(fl, err) {
 			return
 		}
 	}
 }
 
+// claim decides whether the pieces that are here already are content of the upstream
+// that the download is made from now on. They may be another upstream's: until all of
+// the blob is verified, an answer of this one proves nothing about them (N10). f.mu is held.
+func (f *Fetcher) claim(ctx context.Context, fl *flight) {
+	fl.lacked = fl.b.Missing()
+	fl.own, fl.noted = f.o.Index == nil || len(fl.lacked) == fl.b.Pieces(), false
+	if fl.own {
+		return
+	}
+	own, err := f.o.Index.IsOrigin(ctx, fl.want.Digest, fl.want.Namespace)
+	if err != nil {
+		f.o.Log.Warn("it is not known where the pieces of a blob came from", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "err", err)
+	}
+	fl.own = own && err == nil
+}
+
 // begin notes as whose content the bytes come, before the first of them does.
 // Without the note they are handed out to nobody who needs more than everybody's
-// right.
+// right. What this upstream adds to another's pieces is neither's.
 func (f *Fetcher) begin(fl *flight) {
-	if len(fl.b.Missing()) < fl.b.Pieces() {
-		return // they are another's, or noted already
+	if fl.own {
+		f.noteOrigin(fl, fl.want.Namespace)
+	} else {
+		f.noteOrigin(fl, "")
 	}
-	f.noteOrigin(fl)
 }
 
 // noteOrigin takes the note of anybody else back: what others have begun, or said
-// that they have, is not proved by what this one has brought.
-func (f *Fetcher) noteOrigin(fl *flight) {
+// that they have, is not proved by what this one has brought. "" notes nobody.
+func (f *Fetcher) noteOrigin(fl *flight, namespace string) {
 	if f.o.Index == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
 	defer cancel()
-	if err := f.o.Index.SetOrigin(ctx, fl.want.Digest, fl.want.Namespace); err != nil {
-		f.o.Log.Warn("it could not be noted where a blob comes from", "digest", fl.want.Digest, "upstream", fl.want.Namespace, "err", err)
+	err := f.o.Index.SetOrigin(ctx, fl.want.Digest, namespace)
+	if err != nil {
+		f.o.Log.Warn("it could not be noted where a blob comes from", "digest", fl.want.Digest, "upstream", namespace, "err", err)
 	}
+	fl.noted = err == nil
+}
+
+// proved reports whether a verified blob is content of its download's upstream: all
+// of it came as that, or the upstream itself sent everything that was missing.
+func (fl *flight) proved() bool {
+	for _, i := range fl.lacked {
+		if fl.own {
+			break
+		}
+		if fl.b.Sources(int64(i)*piece.Size, 1)[upstreamName] != 1 {
+			return false
+		}
+	}
+	return fl.own || len(fl.lacked) > 0
 }
 
 // Behalf is the upstream as whose content a blob is being brought, "" if it is not.
-func (f *Fetcher) Behalf(d oci.Digest) string {
+// own is false if some of the blob was here before and may be another upstream's.
+func (f *Fetcher) Behalf(d oci.Digest) (namespace string, own bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl, ok := f.flights[d]; ok {
-		return fl.want.Namespace
+		return fl.want.Namespace, fl.own
 	}
-	return ""
+	return "", false
 }
 
 // next goes on on behalf of another who waits, if what went wrong was that the
@@ -201,6 +244,7 @@ func (f *Fetcher) next(fl *flight, err error) bool {
 			return false
 		}
 		fl.want = w
+		f.claim(fl.ctx, fl)
 		return true
 	}
 	return false
@@ -292,7 +336,9 @@ func (f *Fetcher) note(fl *flight, began time.Time) {
 	f.metrics.seconds.Observe(took.Seconds())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), noteTimeout)
 	defer cancel()
-	f.noteOrigin(fl)
+	if fl.proved() {
+		f.noteOrigin(fl, fl.want.Namespace)
+	}
 	if err := f.learn(ctx, fl.b); err != nil {
 		f.o.Log.Warn("the layers of a config could not be noted", "digest", fl.want.Digest, "err", err)
 	}

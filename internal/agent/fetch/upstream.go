@@ -89,8 +89,10 @@ func NewUpstream(o UpstreamOptions) *Upstream {
 	return u
 }
 
+const upstreamName = "upstream"
+
 // Name is the source's label.
-func (u *Upstream) Name() string { return "upstream" }
+func (u *Upstream) Name() string { return upstreamName }
 
 // Range opens the bytes from to to (exclusive; −1: the end) at the upstream.
 // It is fault.Busy, or a *ociclient.StatusError, if the upstream does not give them.

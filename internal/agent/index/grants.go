@@ -116,10 +116,10 @@ func (x *Index) PutOrigin(ctx context.Context, d oci.Digest, namespace string) e
 }
 
 // SetOrigin notes that the bytes of d come here as content of an upstream, and of
-// no other.
+// no other; "" takes the notes of all back.
 func (x *Index) SetOrigin(ctx context.Context, d oci.Digest, namespace string) error {
 	return x.note(ctx, "set the origin of "+string(d), func(tx *sqldb.Tx) error {
-		if _, err := tx.Exec("DELETE FROM origins WHERE digest = ? AND namespace <> ?", string(d), namespace); err != nil {
+		if _, err := tx.Exec("DELETE FROM origins WHERE digest = ? AND namespace <> ?", string(d), namespace); err != nil || namespace == "" {
 			return err
 		}
 		_, err := tx.Exec("INSERT INTO origins (digest, namespace) VALUES (?,?) ON CONFLICT DO NOTHING", string(d), namespace)

@@ -1,12 +1,15 @@
 package mirror_test
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/fetch"
+	"github.com/fairway-registry/fairway/internal/agent/piece"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
@@ -157,5 +160,53 @@ func TestN10_WhatBecomesPrivateIsPrivateInMemoryToo(t *testing.T) {
 	b.Close()
 	if g, err := n.mirror.Given(t.Context(), u.name(), "app", i.digest, false); err == nil {
 		t.Errorf("a node without a right was given %d bytes of the manifest", len(g.Content))
+	}
+}
+
+// TestR12_ADownloadDoesNotOpenThePiecesThatWereThere: an upstream that says yes to everything
+// is asked by the node itself, as in a preheat, for what another one has brought half of.
+func TestR12_ADownloadDoesNotOpenThePiecesThatWereThere(t *testing.T) {
+	const size = 4 * piece.Size
+	u, yes := newUpstream(t), newUpstream(t)
+	i := u.push("secret", "v1", "s", size)
+	u.repo("secret").auth = alice
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if !isBlob(r) || r.Method != http.MethodGet {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		_, _ = w.Write(i.bytes[0][:2*piece.Size+1])
+		panic(http.ErrAbortHandler)
+	})
+	asked := make(chan struct{}, 10)
+	yes.on(func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		if r.Method == http.MethodHead {
+			return true
+		}
+		if r.Header.Get("Range") != "" {
+			asked <- struct{}{}
+			yes.stall(r) // the node's own download
+			return true
+		}
+		_, _ = w.Write(make([]byte, size))
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u, yes}})
+	n.get("/v2/secret/manifests/v1", "Authorization", alice).want(200)
+	n.get("/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice)
+	eventually(t, "some of it is here, and nobody brings more", func() bool {
+		info, err := n.store.Info(t.Context(), i.layers[0])
+		return err == nil && info.Present >= 2*piece.Size && info.Writers == 0
+	})
+	b, err := n.fetch.Get(t.Context(), fetch.Want{Digest: i.layers[0], Size: size, Namespace: yes.name(), Repo: "any", Private: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	<-asked
+	a := n.begin("/v2/any/blobs/"+string(i.layers[0])+"?ns="+yes.name(), "", piece.Size)
+	if bytes.Equal(a.body, i.bytes[0][:piece.Size]) {
+		t.Errorf("he got hers, from %q", a.header.Get("Fairway-Source"))
 	}
 }

@@ -325,13 +325,13 @@ func (m *Mirror) facts(ctx context.Context, a access, d oci.Digest) (f facts, si
 		return f, size, mediaType, err
 	}
 	f.shares = m.o.Shares
-	behalf := m.o.Fetch.Behalf(d) // before the look at the row, which comes before the download
+	behalf, own := m.o.Fetch.Behalf(d) // before the look at the row, which comes before the download
 	b, err := m.o.Index.Blob(ctx, d)
 	switch {
 	case errors.Is(err, fault.NotFound):
 		if behalf != "" { // somebody's download that has brought nothing yet
 			if coming, err := m.o.Store.Open(ctx, d); err == nil {
-				f.present, f.open, f.origin = true, !coming.Private(), behalf == a.ns
+				f.present, f.open, f.origin = true, !coming.Private(), own && behalf == a.ns
 				coming.Close()
 			} else if !errors.Is(err, fault.NotFound) {
 				return f, size, mediaType, err
@@ -348,10 +348,9 @@ func (m *Mirror) facts(ctx context.Context, a access, d oci.Digest) (f facts, si
 		}
 	}
 	f.present, f.open = true, !b.Private
-	if !f.open && behalf != a.ns {
+	f.origin = own && behalf == a.ns
+	if !f.open && !f.origin {
 		f.origin, err = m.o.Index.IsOrigin(ctx, d, a.ns)
-	} else {
-		f.origin = behalf == a.ns
 	}
 	return f, size, mediaType, err
 }
