@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -62,7 +63,11 @@ func mustClose(t *testing.T, r *Registry) {
 // unpair makes a pair as a version without identities left it.
 func unpair(t *testing.T, cfg Config) {
 	t.Helper()
-	db, err := sql.Open("sqlite", filepath.Join(cfg.Data, "fairway.db"))
+	path, err := cfg.databasePath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +156,46 @@ func TestR15_AnOlderPairWithNothingButAnUploadIsAdopted(t *testing.T) {
 	blobtest.Put(t, r.files, u.Key, []byte("x"))
 	mustClose(t, r)
 	unpair(t, cfg)
+	mustOpen(t, cfg)
+}
+
+// TestR15_AnOlderPairWithAnObjectThatNobodyNamesIsAdopted: a check removes such an
+// object. One object that the database names proves that the two belong together.
+func TestR15_AnOlderPairWithAnObjectThatNobodyNamesIsAdopted(t *testing.T) {
+	cfg := testConfig(t)
+	r := mustOpen(t, cfg)
+	u, err := r.store.CreateUpload(t.Context(), "app", "sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobtest.Put(t, r.files, u.Key, []byte("x"))
+	blobtest.Put(t, r.files, blobtest.Key(1), []byte("orphan"))
+	mustClose(t, r)
+	unpair(t, cfg)
+	mustOpen(t, cfg)
+}
+
+// TestR15_ABlobThatCannotBeOpenedIsNotTakenForMissing: the storage may be the right one,
+// so the message is that of the disk.
+func TestR15_ABlobThatCannotBeOpenedIsNotTakenForMissing(t *testing.T) {
+	cfg := testConfig(t)
+	r := mustOpen(t, cfg)
+	mustPush(t, r, "x")
+	mustClose(t, r)
+	unpair(t, cfg)
+	found, err := filepath.Glob(filepath.Join(cfg.Data, "blobs", "??", "*"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("objects %q, %v", found, err)
+	}
+	if err := errors.Join(os.Rename(found[0], found[0]+".away"), os.Symlink(found[0], found[0])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, cfg); err == nil || errors.Is(err, ErrMismatch) || !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("error %v, want the one of the disk", err)
+	}
+	if err := errors.Join(os.Remove(found[0]), os.Rename(found[0]+".away", found[0])); err != nil {
+		t.Fatal(err)
+	}
 	mustOpen(t, cfg)
 }
 

@@ -65,6 +65,47 @@ func killed(t *testing.T, to string, walBytes int) {
 	}
 }
 
+// fill takes all room that is left in a directory.
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for part := make([]byte, 4096); err == nil; {
+		_, err = f.Write(part)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A server must start to free any room.
+func TestR7_AnOpenOnAFullDiskUsesTheReserve(t *testing.T) {
+	dir := smallDisk(t, 16<<20)
+	path, reserve := filepath.Join(dir, "t.db"), filepath.Join(dir, "reserve")
+	if err := os.WriteFile(reserve, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, dir)
+	o := sqldb.Options{Path: path, Migrations: migrations()}
+	if db, err := sqldb.Open(t.Context(), o); err == nil {
+		t.Error("a full disk has room for a database")
+		_ = db.Close()
+	}
+	o.Release = func() bool { return false }
+	if db, err := sqldb.Open(t.Context(), o); err == nil {
+		t.Error("a full disk without a reserve has room for a database")
+		_ = db.Close()
+	}
+	released := 0
+	o.Release = func() bool { released++; return os.Remove(reserve) == nil }
+	db := open(t, o)
+	if err := db.Write(t.Context(), insert(1, "x")); err != nil || released != 1 {
+		t.Errorf("a write after the start: %v, released %d times", err, released)
+	}
+}
+
 // A log that a killed server has left takes no room when it is written again,
 // so what finds the disk full is its index in shared memory. SQLite calls that
 // an I/O error.
@@ -77,16 +118,7 @@ func TestR7_ALogWhoseIndexFindsNoRoomUsesTheReserve(t *testing.T) {
 	}
 	released := 0
 	db := open(t, sqldb.Options{Path: path, Release: func() bool { released++; return os.Remove(reserve) == nil }})
-	fill, err := os.Create(filepath.Join(dir, "fill"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for part := make([]byte, 4096); err == nil; {
-		_, err = fill.Write(part)
-	}
-	if err := fill.Close(); err != nil {
-		t.Fatal(err)
-	}
+	fill(t, dir)
 	big := strings.Repeat("x", 18<<20) // more pages than the first part of the index has
 	if err := db.Write(context.Background(), insert(10, big)); !sqldb.IsFull(err) || released != 0 {
 		t.Fatalf("a write on a full disk: %v, released %d times", err, released)

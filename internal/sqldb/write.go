@@ -305,21 +305,22 @@ func (db *DB) checkpointLoop() {
 	for {
 		select {
 		case <-tick.C:
-			db.checkpoint(c)
+			_, _ = db.checkpoint(c) // the next tick tries again; the WAL only grows meanwhile
 		case <-db.stop:
 			return
 		}
 	}
 }
 
-func (db *DB) checkpoint(c *conn) {
+// checkpoint moves what it can of a WAL that is long enough. busy reports that it has
+// waited for a reader or a writer.
+func (db *DB) checkpoint(c *conn) (busy bool, err error) {
 	if walSize(db.opts.Path) < checkpointKB<<10 {
-		return
+		return false, nil
 	}
 	// PASSIVE waits for nobody and nobody waits for it; what it cannot move now
 	// it moves at a later tick.
-	var busy, log, done int
-	if err := c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &done); err != nil {
-		return // the next tick tries again; the WAL only grows meanwhile
-	}
+	var log, done int
+	err = c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &done)
+	return busy, err
 }

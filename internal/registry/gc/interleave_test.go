@@ -1,9 +1,11 @@
 package gc_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -279,6 +281,43 @@ func TestR13_TwoRunsAtOnceCollectEachItemOnce(t *testing.T) {
 	for d, k := range seen {
 		h.wants(k == 1, "the log names %s %d times", d, k)
 	}
+}
+
+// afterDelete is a store whose Delete calls after before it returns.
+type afterDelete struct {
+	blob.Store
+	after func()
+}
+
+func (a *afterDelete) Delete(ctx context.Context, key string) (int64, error) {
+	freed, err := a.Store.Delete(ctx, key)
+	a.after()
+	return freed, err
+}
+
+// TestR13_AnObjectThatOneRunIsDeletingIsLeftToIt: a second run would find the bytes gone,
+// and would count the object with nothing freed.
+func TestR13_AnObjectThatOneRunIsDeletingIsLeftToIt(t *testing.T) {
+	h := newHouse(t)
+	h.push("a", "garbage")
+	inside, release := make(chan struct{}), make(chan struct{})
+	var deletes atomic.Int64
+	h.withStore(&afterDelete{h.files, func() {
+		if deletes.Add(1) == 1 {
+			close(inside)
+			<-release
+		}
+	}})
+	first, err := h.gc.Start(h.ctx(), policy(0, 0, 0), gc.TriggerManual, "tester")
+	h.must(err)
+	<-inside
+	second := h.collect(policy(0, 0, 0))
+	close(release)
+	first, err = h.gc.Wait(h.ctx(), first.ID)
+	h.must(err)
+	h.wants(deletes.Load() == 1, "the object was deleted %d times", deletes.Load())
+	h.wants(first.Purged == 1 && first.FreedBytes == int64(len("garbage")), "the run that deleted it: %+v", first.Counts)
+	h.wants(second.Purged == 0 && second.FreedBytes == 0, "the other run: %+v", second.Counts)
 }
 
 func TestR7_CrashAfterClaimAndAfterByteDelete(t *testing.T) {

@@ -70,3 +70,17 @@ func NotedTooLate(p Push) (late []oci.Digest) {
 	}
 	return late
 }
+
+// StageMax is how many digests a manifest names that is pushed in one transaction.
+const StageMax = stageMax
+
+// Parts is how much a staged push looks for, and how much it notes.
+func Parts(p Push) (refs, wanted int) { return len(p.refs()), len(p.wanted()) }
+
+// CountWanted is how many digests are noted that a manifest wants.
+func (s *Store) CountWanted(ctx context.Context, id int64) (n int, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row("SELECT count(*) FROM manifest_children WHERE manifest_id = ?", id).Scan(&n)
+	})
+	return n, err
+}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
@@ -80,7 +81,7 @@ func (s *Store) putStaged(ctx context.Context, p Push, refs []oci.Descriptor) (c
 func (s *Store) writeStage(ctx context.Context, p Push, st staging, refs []oci.Descriptor) error {
 	wanted := p.wanted()
 	var ref, want int
-	for ref < len(refs) || want < len(wanted) {
+	for ref < len(refs) { // there is no more in wanted
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -154,21 +155,49 @@ func stagePart(tx *sqldb.Tx, p Push, st staging, refs []oci.Descriptor, wanted [
 }
 
 // checkStaged returns errStageAgain if what was staged is not what was checked any
-// more: the manifest has another row, or bytes that it needs, or a child that is to
-// come back from the trash does, were found missing since. trashed says that it is in
-// the trash: from there it has not kept clients from deleting its blobs.
+// more: the manifest has another row, or bytes that it cannot do without, or a child
+// that is to come back from the trash cannot, were found missing since. A blob that it
+// can do without is bound whether it is lost or not. What it cannot do without was not
+// lost when it was checked, so that one in the very millisecond in which the push began
+// was lost after that. trashed says that it is in the trash: from there it has not kept
+// clients from deleting its blobs.
 func checkStaged(tx *sqldb.Tx, repo int64, p Push, st staging) (trashed bool, err error) {
 	var ok bool
-	err = tx.Row(`SELECT EXISTS (SELECT 1 FROM manifests WHERE id = ?1 AND repo_id = ?2 AND digest = ?3) AND NOT EXISTS (
-			SELECT 1 FROM blobs b CROSS JOIN links l ON l.repo_id = ?2 AND l.blob_id = b.id WHERE b.lost_at >= ?4 AND (
-				EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.manifest_id = ?1 AND e.link_id = l.id)
-				OR EXISTS (SELECT 1 FROM manifest_blobs e CROSS JOIN manifests k ON k.id = e.manifest_id CROSS JOIN manifest_children c ON c.manifest_id = ?1 AND c.child_digest = k.digest
-					WHERE e.link_id = l.id AND e.living = 0))),
-		EXISTS (SELECT 1 FROM trash WHERE manifest_id = ?1)`, st.id, repo, string(p.Digest), st.since).Scan(&ok, &trashed)
-	if err == nil && !ok {
-		err = errStageAgain
+	err = tx.Row(`SELECT EXISTS (SELECT 1 FROM manifests WHERE id = ?1 AND repo_id = ?2 AND digest = ?3), EXISTS (SELECT 1 FROM trash WHERE manifest_id = ?1)`,
+		st.id, repo, string(p.Digest)).Scan(&ok, &trashed)
+	if err != nil {
+		return false, err
 	}
-	return trashed, err
+	if !ok {
+		return trashed, errStageAgain
+	}
+	isIndex := oci.IsIndex(p.Manifest.MediaType)
+	required := sync.OnceValue(p.required) // mostly nothing is lost
+	return trashed, tx.All(func(rows *sql.Rows) error {
+		var d oci.Digest
+		var named, below bool
+		if err := rows.Scan(&d, &named, &below); err != nil {
+			return err
+		}
+		if below && isIndex || named && required()[d] {
+			return errStageAgain
+		}
+		return nil
+	}, `SELECT b.digest, EXISTS (SELECT 1 FROM manifest_blobs e WHERE e.manifest_id = ?1 AND e.link_id = l.id),
+			EXISTS (SELECT 1 FROM manifest_blobs e CROSS JOIN manifests k ON k.id = e.manifest_id CROSS JOIN manifest_children c ON c.manifest_id = ?1 AND c.child_digest = k.digest
+				WHERE e.link_id = l.id AND e.living = 0)
+		FROM blobs b CROSS JOIN links l ON l.repo_id = ?2 AND l.blob_id = b.id WHERE b.lost_at >= ?3`, st.id, repo, st.since)
+}
+
+// required are the blobs that the manifest cannot be pushed without.
+func (p Push) required() map[oci.Digest]bool {
+	required := map[oci.Digest]bool{}
+	for _, b := range p.Manifest.Blobs {
+		if !b.Optional {
+			required[b.Digest] = true
+		}
+	}
+	return required
 }
 
 // endStage ends a try to push a large manifest. If it has not come to be served and
