@@ -8,8 +8,11 @@ import (
 
 // Total is the size of the whole that an answer is, or is a part of, in bytes, as
 // the upstream says: by its Content-Length, or by the Content-Range of a part or
-// of a 416 (RFC 9110 §14.4). −1 if it does not say.
+// of a 416 (RFC 9110 §14.4). −1 if it does not say, or is about something else.
 func (r *Response) Total() int64 {
+	if r.odd != "" {
+		return -1
+	}
 	switch r.Status {
 	case http.StatusOK:
 		return max(r.Size, -1)

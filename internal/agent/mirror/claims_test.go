@@ -97,6 +97,57 @@ func TestR16_APartOfAnotherSizeIsReplaced(t *testing.T) {
 	})
 }
 
+// The length of a portal's page was taken for that of the blob, and the part of the
+// blob that was here was given up for it.
+func TestR16_AnAnswerAboutSomethingElseSaysNothingOfTheSize(t *testing.T) {
+	const size, part = 1_500_000, 1 << 20
+	for name, answer := range map[string]func(http.ResponseWriter){
+		"a page": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "text/html")
+			w.Header().Set("Content-Length", "700000")
+			_, _ = w.Write(make([]byte, 700_000)) // an answer that nobody reads to its end
+		},
+		"another digest": func(w http.ResponseWriter) {
+			w.Header().Set("Docker-Content-Digest", string(sha([]byte("another"))))
+			w.Header().Set("Content-Length", "7")
+			_, _ = w.Write([]byte("another"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t)
+			i := u.push("app", "v1", "a", size)
+			n := start(t, nodeOptions{quota: 8 << 20, upstreams: []*upstream{u}})
+			n.get("/v2/app/manifests/v1").want(200)
+			u.on(func(w http.ResponseWriter, r *http.Request) bool {
+				if !isBlob(r) {
+					return false
+				}
+				if r.Header.Get("Range") != "" {
+					panic(http.ErrAbortHandler)
+				}
+				w.Header().Set("Content-Length", strconv.Itoa(size))
+				_, _ = w.Write(i.bytes[0][:part])
+				panic(http.ErrAbortHandler)
+			})
+			n.get(layerPath(i))
+			before, err := n.store.Info(t.Context(), i.layers[0])
+			if err != nil || before.Present == 0 {
+				t.Fatalf("%+v, %v", before, err)
+			}
+			u.on(func(w http.ResponseWriter, _ *http.Request) bool { answer(w); return true })
+			if a := n.get(layerPath(i)); a.status == 200 && a.err == nil {
+				t.Fatalf("a whole answer of %d bytes", len(a.body))
+			}
+			after, err := n.store.Info(t.Context(), i.layers[0])
+			if err != nil || after.Size != size || after.Present < before.Present {
+				t.Errorf("%+v, %v; it was %+v", after, err, before)
+			}
+			u.on(nil)
+			n.get(layerPath(i)).want(200).wantBody(i.bytes[0])
+		})
+	}
+}
+
 // TestN12_DownloadsThatDoNotStartLeaveTheCacheAsItWas: with the registry down,
 // with one that stalls before the first byte, and with one that has nothing.
 func TestN12_DownloadsThatDoNotStartLeaveTheCacheAsItWas(t *testing.T) {
