@@ -148,8 +148,14 @@ func (c *Checker) due(ctx context.Context, rows []meta.CheckRow, interval time.D
 	return extent.CreatedAt + interval.Milliseconds(), err
 }
 
-// recover marks what a process that ended without ado left running.
+// recover marks what a process that ended without ado left running, and what ended
+// here while the database took no writes.
 func (c *Checker) recover(ctx context.Context) error {
+	if c.isRecovered() {
+		return nil
+	}
+	c.starting.Lock() // the row of one that is being started is not one of these
+	defer c.starting.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.recovered {
@@ -160,7 +166,7 @@ func (c *Checker) recover(ctx context.Context) error {
 		return err
 	}
 	for _, old := range rows {
-		if old.State != StateRunning {
+		if old.State != StateRunning || c.current != nil && c.current.id == old.ID {
 			continue
 		}
 		rep, err := c.read(old)
@@ -174,6 +180,12 @@ func (c *Checker) recover(ctx context.Context) error {
 	}
 	c.recovered = true
 	return nil
+}
+
+func (c *Checker) isRecovered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.recovered
 }
 
 func (c *Checker) save(ctx context.Context, rep Report, cursor string) error {

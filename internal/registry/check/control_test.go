@@ -511,3 +511,40 @@ func TestR7_ACheckIsOverAlsoWhereNoRowCanSaySo(t *testing.T) {
 		t.Errorf("the next check: %s, %v", text(rep), err)
 	}
 }
+
+// The end of a check that made way could not be recorded, and the check that took its
+// place was written down as interrupted too, while it ran.
+func TestR7_ACheckThatRunsIsNotTakenForAnInterruptedOne(t *testing.T) {
+	w := openWorld(t, t.TempDir(), 25*time.Hour)
+	for i := range 3 {
+		w.upload("app", blobtest.Bytes(i, 100))
+	}
+	g := gate(w.blobs)
+	c := check.New(w.meta, g, check.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error)
+	go func() { over <- c.Run(ctx, 24*time.Hour) }()
+	<-g.at // the first in the background looks at a blob
+	w.exec("CREATE TRIGGER full BEFORE UPDATE ON checks WHEN old.id = 1 BEGIN SELECT raise(ABORT, 'full'); END")
+	rep, err := c.Start(t.Context(), check.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-g.at // it runs
+	w.exec("DROP TRIGGER full")
+	if first, err := c.Get(t.Context(), 1); err != nil || first.State != check.StateInterrupted {
+		t.Errorf("the first check: %s, %v", text(first), err)
+	}
+	if row, err := w.meta.Check(t.Context(), rep.ID); err != nil || row.State != check.StateRunning {
+		t.Errorf("the row of the check that runs: %s, %v", row.State, err)
+	}
+	g.free.Store(true)
+	g.pass <- struct{}{}
+	if rep, err = c.Wait(t.Context(), rep.ID); err != nil || rep.State != check.StateDone || rep.Blobs != 3 {
+		t.Errorf("%s, %v", text(rep), err)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Fatal(err)
+	}
+}
