@@ -130,30 +130,42 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 // ErrNotDatabase is returned by Open for a file that has something else in it.
 var ErrNotDatabase = errors.New("the file is not an SQLite database; name another one, or move it away")
 
-// magic begins every SQLite database that has a page.
-const magic = "SQLite format 3\x00"
+// magic begins every SQLite database that has a page, journalMagic a journal by
+// which SQLite takes back what a crash has left half written.
+const (
+	magic        = "SQLite format 3\x00"
+	journalMagic = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+)
 
 // recognize refuses a file with content that is not a database. SQLite takes a
 // file of less than a page for an empty database and writes over it.
 func recognize(path string) error {
+	some, is, err := begins(path, magic)
+	if err != nil || is || !some {
+		return err
+	}
+	if _, journal, err := begins(path+"-journal", journalMagic); err != nil || journal {
+		return err
+	}
+	return ErrNotDatabase
+}
+
+// begins reports whether a file has any content, and whether that begins with text.
+func begins(path, text string) (some, is bool, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, false, nil
 	}
 	if err != nil {
-		return err
+		return false, false, err
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	head := make([]byte, len(magic))
-	switch n, err := io.ReadFull(f, head); {
-	case errors.Is(err, io.EOF):
-		return nil
-	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
-		return err
-	case string(head[:n]) != magic:
-		return ErrNotDatabase
+	head := make([]byte, len(text))
+	n, err := io.ReadFull(f, head)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
 	}
-	return nil
+	return n > 0, string(head[:n]) == text, err
 }
 
 func openLocked(ctx context.Context, o Options) (*DB, error) {
