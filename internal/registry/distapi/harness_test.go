@@ -40,6 +40,7 @@ type server struct {
 }
 
 type options struct {
+	alone    bool // while no other test runs
 	pageMax  int
 	listener func(net.Listener) net.Listener
 	blobs    func(blob.Store) blob.Store
@@ -53,7 +54,7 @@ func serve(t testing.TB) *server { t.Helper(); return serveWith(t, options{}) }
 
 func serveWith(t testing.TB, o options) *server {
 	t.Helper()
-	if t, ok := t.(*testing.T); ok {
+	if t, ok := t.(*testing.T); ok && !o.alone {
 		t.Parallel()
 	}
 	s := &server{t: t, dir: t.TempDir(), opts: o}

@@ -276,7 +276,7 @@ func TestSpec_ListingReferrers_PagesByLinkCoverAll(t *testing.T) {
 // TestR17_ReferrersWithLargeAnnotationsAreStreamed: the response has room for one
 // of them, so the rest may cost no memory.
 func TestR17_ReferrersWithLargeAnnotationsAreStreamed(t *testing.T) {
-	s := serve(t)
+	s := serveWith(t, options{alone: true}) // what others allocate counts too
 	subject := s.pushImage("a", "v1", "subject", "")
 	const few, more, size = 3, 6, 5 << 19
 	push := func(i int) {
