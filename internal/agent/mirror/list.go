@@ -24,11 +24,17 @@ const (
 	listBudget = 4 * listMax
 	listSmall  = 64 << 10
 	listWait   = 10 * time.Second
+	// listGrace and listRate bound how long an upstream that sends little holds a share of
+	// the budget: after n bytes of a large list the next must come within the grace and n at
+	// this rate, in bytes per second. A client that takes little has the time that httpserve
+	// gives to one Write.
+	listGrace = 10 * time.Second
+	listRate  = 256 << 10
 )
 
 // readList reads a list to its end, which is an error beyond listMax. The memory is to be
 // given back with release, also after an error.
-func (m *Mirror) readList(ctx context.Context, body io.Reader) (content []byte, release func(), err error) {
+func (m *Mirror) readList(ctx context.Context, body io.ReadCloser) (content []byte, release func(), err error) {
 	release = func() {}
 	content, err = io.ReadAll(io.LimitReader(body, listSmall+1))
 	if err != nil || len(content) <= listSmall {
@@ -42,8 +48,30 @@ func (m *Mirror) readList(ctx context.Context, body io.Reader) (content []byte, 
 			return nil, release, fault.Wrap(fault.Busy, err, "too many large lists are being handed on at once; try again").WithCode(oci.CodeUnknown)
 		}
 	}
-	rest, err := io.ReadAll(io.LimitReader(body, listMax+1-int64(len(content))))
+	src := &paced{body: body, began: time.Now()}
+	rest, err := io.ReadAll(io.LimitReader(src, listMax+1-int64(len(content))))
 	return append(content, rest...), func() { m.lists.Release(listMax) }, err
+}
+
+// paced is a body that is closed, and fails, when it brings too little.
+type paced struct {
+	body  io.ReadCloser
+	began time.Time
+	n     int64
+}
+
+var errSlowList = fault.New(fault.Busy, "the upstream sends a large list too slowly; try again").WithCode(oci.CodeUnknown)
+
+func (p *paced) Read(b []byte) (int, error) {
+	due := listGrace + time.Duration(p.n)*time.Second/listRate
+	// The time in which others had the processor counts; the grace is far more than that.
+	late := time.AfterFunc(due-time.Since(p.began), func() { _ = p.body.Close() }) // Read reports it
+	n, err := p.body.Read(b)
+	if !late.Stop() {
+		return n, errSlowList
+	}
+	p.n += int64(n)
+	return n, err
 }
 
 // list hands on dist-spec v1.1 §Listing Tags and §Listing Referrers: they change,
