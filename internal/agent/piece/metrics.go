@@ -27,6 +27,14 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	gauge("claimed_bytes", "Disk taken by blobs that are about to be removed, in bytes; a part of fairway_node_cache_bytes.", func(u Usage) int64 { return u.Claimed })
 	gauge("quota_bytes", "Disk that the cache may take, in bytes; 0: as much as there is.", func(u Usage) int64 { return u.Quota })
 	gauge("blobs", "Number of cached blobs.", func(u Usage) int64 { return u.Blobs })
+	m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "fairway", Subsystem: "node_cache", Name: "identity_mismatch",
+		Help: "1 if the directory of the cached blobs is not the one that was opened, or cannot be read; then nothing is cached or removed."},
+		func() float64 {
+			if s.strayed() {
+				return 1
+			}
+			return 0
+		}))
 	if reg == nil {
 		return m, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/disk"
@@ -183,4 +184,36 @@ func (s *Store) paired() error {
 		return fmt.Errorf("%w: %s has changed since the start: %w; mount the right disk again", ErrMismatch, s.dir, err)
 	}
 	return nil
+}
+
+const markEvery = 10 * time.Second // how often the mark is looked at while nothing is removed
+
+// markLoop looks at the mark now and then, so that a disk that was exchanged is reported
+// before anything is removed or made.
+func (s *Store) markLoop() {
+	tick := time.NewTicker(markEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.strayed()
+		case <-s.stop:
+			return
+		}
+	}
+}
+
+// strayed reports whether the directory is not the one that was opened, and logs it when
+// that begins and when it ends.
+func (s *Store) strayed() bool {
+	err := s.paired()
+	if was := s.astray.Swap(err != nil); was == (err != nil) {
+		return was
+	}
+	if err != nil {
+		s.log.Error("the directory of the cache's pieces is not the one that was opened; nothing is cached or removed", "dir", s.dir, "error", err)
+		return true
+	}
+	s.log.Info("the directory of the cache's pieces is there again", "dir", s.dir)
+	return false
 }

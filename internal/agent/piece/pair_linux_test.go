@@ -5,10 +5,15 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
@@ -435,4 +440,59 @@ func TestR7_AStartOnAFullDiskTakesBackWhatItCan(t *testing.T) {
 		t.Error(err)
 	}
 	takenBack(t, "with room again", dir, all...)
+}
+
+// TestR15_ADirectoryThatDisappearsIsReported while nothing is removed or made: by a metric,
+// and by one line of the log when it begins and when it ends.
+func TestR15_ADirectoryThatDisappearsIsReported(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, dir string) (undo func()){
+		"nothing": func(t *testing.T, dir string) func() {
+			rename(t, dir, dir+".aside")
+			return func() { rename(t, dir+".aside", dir) }
+		},
+		"another": func(t *testing.T, dir string) func() {
+			copyFile(t, filepath.Join(dir, "identity"), filepath.Join(dir, "mine"))
+			if err := os.WriteFile(filepath.Join(dir, "identity"), []byte("another run\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return func() { rename(t, filepath.Join(dir, "mine"), filepath.Join(dir, "identity")) }
+		},
+	} {
+		var log bytes.Buffer
+		reg, dir := prometheus.NewRegistry(), t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			c := openAt(t, dir, piece.Options{Metrics: reg, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			defer c.close(t)
+			reports := func(when, text string, n int) {
+				t.Helper()
+				synctest.Wait()
+				if got := strings.Count(log.String(), text); got != n {
+					t.Errorf("%s is there, %s: %d lines say %q, want %d: %s", name, when, got, text, n, log.String())
+				}
+			}
+			value := func(when string, want float64) {
+				t.Helper()
+				all, err := reg.Gather()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range all {
+					if f.GetName() == "fairway_node_cache_identity_mismatch" && f.GetMetric()[0].GetGauge().GetValue() == want {
+						return
+					}
+				}
+				t.Errorf("%s is there, %s: the metric is not %v", name, when, want)
+			}
+			value("at first", 0)
+			undo := change(t, filepath.Join(dir, "blobs"))
+			time.Sleep(time.Minute)
+			reports("after a minute", "is not the one that was opened", 1)
+			value("then", 1)
+			undo()
+			time.Sleep(time.Minute)
+			reports("after another", "is there again", 1)
+			value("in the end", 0)
+			reports("in the end", "is not the one that was opened", 1)
+		})
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
@@ -28,6 +29,7 @@ type Store struct {
 	step     func(string) // called between any two changes of the disk; see export_test.go
 	buffers  sync.Pool    // of *[Size]byte
 	identity identity     // of the directory, since it was opened
+	astray   atomic.Bool  // the last look at the mark found another, or none
 	// takenBack is written by recover only.
 	takenBack []oci.Digest
 
@@ -97,6 +99,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open the cache: %w", err), s.lock.Close())
 	}
 	s.done.Go(s.flushLoop)
+	s.done.Go(s.markLoop)
 	return s, nil
 }
 
