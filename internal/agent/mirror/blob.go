@@ -122,7 +122,7 @@ func (p *pull) size(ctx context.Context) error {
 		return err
 	}
 	_ = res.Body.Close() // an answer to HEAD
-	p.want.Size = res.Size
+	p.want.Size = fetch.Claimed(p.want.Digest, res.Size)
 	return nil
 }
 

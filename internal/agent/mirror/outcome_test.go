@@ -261,10 +261,11 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 // A yes to everything, such as that of a portal in between, opened what is private
 // to whoever asked.
 func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
-	for name, header := range map[string]string{
-		"another size":   "Content-Length",
-		"another digest": "Docker-Content-Digest",
-		"a page":         "Content-Type",
+	for name, header := range map[string][2]string{
+		"another size":   {"Content-Length", "7"},
+		"no content":     {"Content-Length", "0"},
+		"another digest": {"Docker-Content-Digest", string(sha([]byte("another")))},
+		"a page":         {"Content-Type", "text/html"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newUpstream(t)
@@ -277,8 +278,7 @@ func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
 				d := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 				w.Header().Set("Content-Type", "application/octet-stream")
 				w.Header().Set("Content-Length", strconv.Itoa(len(content[d])))
-				w.Header().Set(header, map[string]string{"Content-Length": "7", "Content-Type": "text/html",
-					"Docker-Content-Digest": string(sha([]byte("another")))}[header])
+				w.Header().Set(header[0], header[1])
 				if r.Method == http.MethodGet {
 					panic(http.ErrAbortHandler)
 				}

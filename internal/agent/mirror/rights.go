@@ -424,9 +424,13 @@ func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint
 		return nil, m.heed(ctx, a, d, err)
 	}
 	_ = res.Body.Close()
-	if b, err := m.o.Index.Blob(ctx, d); err == nil && b.State != index.Partial && res.Size >= 0 && res.Size != b.Size {
+	size := res.Size
+	if size == 0 && res.Digest() == d {
+		size = -1 // that of an answer without a body, which is about d all the same
+	}
+	if b, err := m.o.Index.Blob(ctx, d); err == nil && b.State != index.Partial && size >= 0 && size != b.Size {
 		// Whoever answers has something else, or says yes to everything.
-		return nil, fmt.Errorf("%s has %d bytes, and the upstream %s says that it has %d: %w", d, b.Size, a.ns, res.Size, fetch.ErrWrongLength)
+		return nil, fmt.Errorf("%s has %d bytes, and the upstream %s says that it has %d: %w", d, b.Size, a.ns, size, fetch.ErrWrongLength)
 	}
 	return res, m.exists(ctx, a, d, res.Anonymous, res.Size)
 }

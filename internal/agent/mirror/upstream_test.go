@@ -259,3 +259,31 @@ func content(seed string, n int) []byte {
 	}
 	return b[:n]
 }
+
+// Proxies answer HEAD with a Content-Length of 0, which is that of the body that they
+// send and not of the content.
+func TestN8_AHEADWithALengthOfZeroSaysNothingOfTheSize(t *testing.T) {
+	u := newUpstream(t)
+	i := u.push("secret", "v1", "s", 100_000)
+	u.repo("secret").auth = alice
+	u.on(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodHead || r.Header.Get("Authorization") != alice {
+			return false
+		}
+		last := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+		if last == "v1" {
+			last = string(i.digest)
+		}
+		w.Header().Set("Docker-Content-Digest", last)
+		w.Header().Set("Content-Length", "0")
+		return true
+	})
+	n := start(t, nodeOptions{upstreams: []*upstream{u}})
+	n.get("/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice).want(200).wantBody(i.bytes[0])
+	n.pull("", "secret", "v1", i, "Authorization", alice)
+	n.clock.advance(time.Hour) // the grants are to be confirmed
+	n.pull("", "secret", "v1", i, "Authorization", alice)
+	n.do(http.MethodHead, "/v2/secret/blobs/"+string(i.layers[0]), "Authorization", alice).want(200).wantHeader("Content-Length", "100000")
+	n.restart()
+	n.pull("", "secret", string(i.digest), i, "Authorization", alice)
+}
