@@ -296,9 +296,14 @@ func (m *model) link(name oci.Name, d oci.Digest, now int64) {
 	}
 	r.links[d].hidden = false
 	r.links[d].confirmed = now
+	r.bindWaiting(d)
+}
+
+// bindWaiting binds a blob that comes to be served to what names it and came before.
+func (r *repoModel) bindWaiting(d oci.Digest) {
 	for _, x := range r.manifests {
 		if x.names(d) || x.wants(d) {
-			x.edges[d] = true // it came after the manifest that names it
+			x.edges[d] = true
 		}
 	}
 }
@@ -394,6 +399,9 @@ func (r *repoModel) reviveBelow(d oci.Digest, now int64) {
 func (x *manifestModel) revive(r *repoModel, now int64) {
 	x.living, x.touched = true, now
 	for b := range x.edges {
+		if r.links[b].hidden {
+			r.bindWaiting(b)
+		}
 		r.links[b].hidden = false
 		r.links[b].confirmed = now
 	}
