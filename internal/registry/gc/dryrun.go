@@ -102,6 +102,16 @@ func (d *dryRun) examined(v Verdict) bool {
 	return v.Go
 }
 
+// spared reports that a manifest that was judged to go is a child of one that is being
+// pushed: a run does not get it, and counts it as one that has changed meanwhile.
+func (d *dryRun) spared(ctx context.Context, id int64) (bool, error) {
+	spared, err := d.store.NamedByStaged(ctx, id)
+	if spared {
+		d.run.Kept[KeptRaced]++
+	}
+	return spared, err
+}
+
 func (d *dryRun) act(del meta.Deletion) {
 	if len(d.items) < d.itemsMax {
 		del.At, del.Actor = d.run.StartedAt, "dry run"
@@ -274,6 +284,9 @@ func (d *dryRun) stranded(ctx context.Context) error {
 
 // trashes notes what follows if the run moves a living manifest to the trash.
 func (d *dryRun) trashes(ctx context.Context, f meta.ManifestFacts, reason string) error {
+	if spared, err := d.spared(ctx, f.ID); spared || err != nil {
+		return err
+	}
 	d.run.Trashed++
 	d.inTrash[f.ID] = true
 	below, err := d.store.TrashedBelow(ctx, f.ID)
@@ -351,6 +364,11 @@ func (d *dryRun) judgeTrash(ctx context.Context, fs []meta.TrashFacts) error {
 		}
 		v := JudgeTrash(f, d.limits)
 		if !d.examined(v) {
+			continue
+		}
+		if spared, err := d.spared(ctx, f.ID); err != nil {
+			return err
+		} else if spared {
 			continue
 		}
 		d.run.Collected++

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/fairway-registry/fairway/internal/oci"
+	"github.com/fairway-registry/fairway/internal/registry/gc"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
@@ -308,4 +309,39 @@ func TestR1_AStrandedManifestThatAnIndexOnItsWayInNamesIsSpared(t *testing.T) {
 	h.must(h.store.FinishKin(h.ctx())) // the index never came
 	c := h.claim(claim())
 	h.wants(c.Trashed == 1, "it stays when the index is gone: %+v", c)
+}
+
+// TestR10_ADryRunSparesChildrenOfAnIndexOnItsWayIn: it predicts what the claims of a run
+// do, for those that are served and for those in the trash.
+func TestR10_ADryRunSparesChildrenOfAnIndexOnItsWayIn(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		h := newHouse(t)
+		d := h.image("a", []string{"layer"})
+		index := h.index("a", "", d)
+		h.exec("UPDATE manifests SET trashed_at = 1, loose_at = NULL WHERE digest = ?", string(index))
+		h.exec("INSERT INTO staged (manifest_id) SELECT id FROM manifests WHERE digest = ?", string(index))
+		h.exec("UPDATE manifests SET loose_at = 1 WHERE digest = ?", string(d))
+		if deleted {
+			h.delete("a", d)
+		}
+		h.pass(10 * trash)
+		p := policy(window, trash, window)
+		run, _, err := h.gc.DryRun(h.ctx(), p, 100, nil)
+		h.must(err)
+		h.wants(run.Trashed+run.Collected == 0 && run.Kept[gc.KeptRaced] == 1, "deleted %v: a dry run beside the push: %+v", deleted, run.Counts)
+		w := meta.Work{Policy: p}
+		if deleted {
+			f := h.trashOf("a", d)
+			w.Remove = []meta.Claim{{ID: f.ID, Version: f.Version, Before: meta.NoLimit}}
+		} else {
+			f := h.manifestOf("a", d)
+			w.Trash = []meta.TrashClaim{{Claim: meta.Claim{ID: f.ID, Version: f.Version, Before: meta.NoLimit}, Repo: f.Repo, RepoID: f.RepoID, Digest: f.Digest}}
+		}
+		c := h.claim(w)
+		h.wants(c.Trashed+c.Collected == 0 && c.Kept[gc.KeptRaced] == 1, "deleted %v: a claim beside the push: %+v", deleted, c)
+		h.must(h.store.FinishKin(h.ctx())) // the index never came
+		run, _, err = h.gc.DryRun(h.ctx(), p, 100, nil)
+		h.must(err)
+		h.wants(run.Trashed+run.Collected > 0 && run.Kept[gc.KeptRaced] == 0, "deleted %v: a dry run after the push broke off: %+v", deleted, run.Counts)
+	}
 }

@@ -637,6 +637,8 @@ func collection(d *db) {
 	d.must(err)
 	_, err = d.NeededByMore(ctx, 1, 1)
 	d.must(err)
+	_, err = d.NamedByStaged(ctx, 1)
+	d.must(err)
 	_, _, err = d.Above(ctx, 1)
 	d.must(err)
 	d.must(d.FinishRun(ctx, run.ID, meta.RunDone, ""))

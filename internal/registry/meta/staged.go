@@ -36,6 +36,18 @@ var errStageAgain = errors.New("what was staged is not there any more")
 // stagedAbove says that manifest m is a child of one that is being pushed.
 const stagedAbove = `EXISTS (SELECT 1 FROM manifest_children c CROSS JOIN staged x ON x.manifest_id = c.manifest_id WHERE c.repo_id = m.repo_id AND c.child_digest = m.digest)`
 
+// NamedByStaged reports that a manifest is a child of one that is being pushed, so that
+// a claim would spare it.
+func (s *Store) NamedByStaged(ctx context.Context, id int64) (named bool, err error) {
+	err = s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.Row("SELECT "+stagedAbove+" FROM manifests m WHERE m.id = ?", id).Scan(&named)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return named, wrapFacts("what is being pushed", err)
+}
+
 func (p Push) isLarge() bool {
 	return len(p.Manifest.Blobs)+len(p.Manifest.Children)+len(p.Manifest.Mentions) > stageMax
 }
