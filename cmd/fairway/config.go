@@ -148,14 +148,14 @@ func (p *fileParser) mapping(prefix string, n *yaml.Node) error {
 		keyNode, v := n.Content[i], resolved(n.Content[i+1])
 		key := prefix + keyNode.Value
 		section := slices.ContainsFunc(p.known, func(s *setting) bool { return strings.HasPrefix(s.key, key+".") })
-		setting := slices.ContainsFunc(p.known, func(s *setting) bool { return s.key == key })
+		at := slices.IndexFunc(p.known, func(s *setting) bool { return s.key == key })
 		var err error
 		switch {
 		case section && isNull(v):
 		case section:
 			err = p.mapping(key+".", v)
-		case setting:
-			err = p.scalar(key, keyNode, v)
+		case at >= 0:
+			err = p.value(p.known[at], keyNode, v)
 		default:
 			err = p.errorf(keyNode, "there is no setting %q%s", key, didYouMean(key, p.keys()))
 		}
@@ -166,7 +166,8 @@ func (p *fileParser) mapping(prefix string, n *yaml.Node) error {
 	return nil
 }
 
-func (p *fileParser) scalar(key string, at, v *yaml.Node) error {
+func (p *fileParser) value(s *setting, at, v *yaml.Node) error {
+	key := s.key
 	if first, twice := p.found[key]; twice {
 		return p.errorf(at, "%q is set twice, first at %s", key, first.where)
 	}
@@ -176,7 +177,7 @@ func (p *fileParser) scalar(key string, at, v *yaml.Node) error {
 		return p.errorf(at, "%q has no value", key)
 	case v.Kind == yaml.ScalarNode:
 		p.found[key] = value{v.Value, where}
-	case v.Kind == yaml.SequenceNode:
+	case v.Kind == yaml.SequenceNode && s.isList():
 		var items []string
 		for _, item := range v.Content {
 			if item = resolved(item); item.Kind != yaml.ScalarNode {

@@ -139,6 +139,38 @@ func settingOf[C interface{ Validate() error }](h house[C], cfg C, key string) s
 	return "?"
 }
 
+// TestConfig_OnlyAListIsSetByAList: [1] is not one second.
+func TestConfig_OnlyAListIsSetByAList(t *testing.T) {
+	base := registry.Default()
+	for _, s := range registryHouse().settings(&base) {
+		file := s.key + ": [a.test]"
+		if section, key, ok := strings.Cut(s.key, "."); ok {
+			file = section + ":\n  " + key + ": [1]"
+		}
+		_, _, err := load(t, file, nil)
+		list := s.key == "hosts" || s.key == "cors_origins"
+		if wanted := err != nil && strings.Contains(err.Error(), "wants a single value"); wanted == list {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+func TestConfig_WorkersAreBounded(t *testing.T) {
+	for n, ok := range map[string]bool{"0": false, "1": true, "1024": true, "1025": false, "100000000": false} {
+		_, _, err := load(t, "", nil, "--gc-workers="+n)
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "1 to 1024") {
+			t.Errorf("--gc-workers %s: %v", n, err)
+		}
+	}
+}
+
+func TestConfig_ARuntimeBesidesNoneIsNamed(t *testing.T) {
+	_, _, err := loadHouse(t, nodeHouse(), "", nil, "--registry=http://r.test", "--runtime=none", "--runtime=containerd://")
+	if err == nil || !strings.Contains(err.Error(), `"none" says that this node has no runtime, and "containerd://" is named too`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestConfig_ListsOnTheCommandLineGrow(t *testing.T) {
 	cfg, _, err := loadHouse(t, nodeHouse(), "runtime: docker:///of/file.sock\n", nil, "--runtime=cri:///a.sock", "--runtime", "docker:///b.sock", "--quota=1", "--quota=2")
 	if err != nil || cfg.Runtime.String() != "cri:///a.sock,docker:///b.sock" || cfg.Quota != 2 {
@@ -200,7 +232,7 @@ func TestConfig_MistakesAreNamedWithTheirPlace(t *testing.T) {
 		"bad value in the environment":    {environ: "FAIRWAY_GC_WORKERS=many", want: []string{"FAIRWAY_GC_WORKERS", "no whole number"}},
 		"bad value that a flag overrides": {environ: "FAIRWAY_GC_WINDOW=x", args: []string{"--gc-window=1h"}, want: []string{"FAIRWAY_GC_WINDOW"}},
 		"not one of the choices":          {environ: "FAIRWAY_LOG_FORMAT=xml", want: []string{"FAIRWAY_LOG_FORMAT", "auto, text, json"}},
-		"a list where one value is":       {file: "gc:\n  workers: [1, 2]\n", want: []string{"f.yaml:2", "no whole number"}},
+		"a list where one value is":       {file: "gc:\n  workers: [1, 2]\n", want: []string{"f.yaml:2", "wants a single value"}},
 		"address without port":            {args: []string{"--listen=localhost"}, want: []string{"--listen", "HOST:PORT"}},
 		"address open to the network":     {environ: "FAIRWAY_LISTEN=0.0.0.0:5000", want: []string{"FAIRWAY_LISTEN", "--allow-anyone-on-the-network"}},
 		"address without host":            {args: []string{"--listen=:5000"}, want: []string{"--allow-anyone-on-the-network"}},
@@ -208,7 +240,7 @@ func TestConfig_MistakesAreNamedWithTheirPlace(t *testing.T) {
 		"database of a later version":     {args: []string{"--database=postgres://h/db"}, want: []string{"--database", "sqlite:PATH"}},
 		"database without its slash":      {args: []string{"--database=sqlite://x.db"}, want: []string{"sqlite:PATH"}},
 		"storage of a later version":      {file: "storage: s3://bucket", want: []string{"f.yaml:1", "file:DIR"}},
-		"no workers":                      {args: []string{"--gc-workers=0"}, want: []string{"--gc-workers", "at least 1"}},
+		"no workers":                      {args: []string{"--gc-workers=0"}, want: []string{"--gc-workers", "1 to 1024"}},
 		"no data directory":               {args: []string{"--data="}, want: []string{"--data"}},
 		"a host with a port":              {environ: "FAIRWAY_HOSTS=a.test:80", want: []string{"FAIRWAY_HOSTS", "without scheme and port"}},
 	} {

@@ -81,7 +81,7 @@ type flagValue struct {
 
 // Set reads a value from text; a list that was given before grows.
 func (v *flagValue) Set(text string) error {
-	if v.given && v.field.Kind() == reflect.Slice {
+	if v.given && v.isList() {
 		text = v.String() + "," + text
 	}
 	v.given = true
@@ -132,6 +132,9 @@ func (s *setting) flag() string { return strings.NewReplacer(".", "-", "_", "-")
 func (s *setting) env() string {
 	return s.prefix + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
 }
+
+// isList reports that the setting takes several values.
+func (s *setting) isList() bool { return s.field.Kind() == reflect.Slice }
 
 // Set reads a value from text.
 func (s *setting) Set(text string) error {

@@ -173,10 +173,7 @@ func (a *Agent) openCache(ctx context.Context) error {
 	if limits.MinFree >= total {
 		return setting.Errorf("margin", "%s is more than the disk has", a.cfg.Margin)
 	}
-	if limits.Quota < smallQuota {
-		a.log.Warn("the quota is smaller than most layers, which are then passed on without being cached; a size without a unit is in bytes: 10GB is ten gigabytes",
-			"quota_bytes", limits.Quota)
-	}
+	a.warnOfQuota(limits.Quota)
 	owner := fmt.Sprintf("node %s on %s", a.name, a.listener.Addr())
 	if a.index, err = index.Open(ctx, index.Options{Path: filepath.Join(a.cfg.Data, "index.db"), Log: a.log, Owner: owner}); err != nil {
 		return err

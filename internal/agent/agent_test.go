@@ -306,7 +306,9 @@ func TestQuota_ATinyOneIsWarnedOf(t *testing.T) {
 		cfg := testConfig(t)
 		cfg.Quota = quota
 		a, _ := start(t, cfg)
-		return slices.ContainsFunc(a.latestEvents(), func(e nodeapi.Event) bool { return strings.Contains(e.Text, "smaller than most layers") })
+		return slices.ContainsFunc(a.latestEvents(), func(e nodeapi.Event) bool {
+			return strings.Contains(e.Text, "smaller than most layers") && strings.Contains(e.Text, "16MiB")
+		})
 	}
 	if !warned(10) || warned(1<<30) {
 		t.Error("want a warning of 10 bytes, and none of 1 GiB")

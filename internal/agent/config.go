@@ -122,7 +122,8 @@ func (c Config) Validate() error {
 		}
 	}
 	if len(c.Runtime) > 1 && slices.Contains(c.Runtime, endpoint.None) {
-		return setting.Errorf("runtime", "%s says that there is no runtime, but others are named too", endpoint.None)
+		others := slices.DeleteFunc(slices.Clone(c.Runtime), func(e string) bool { return e == endpoint.None })
+		return setting.Errorf("runtime", "%q says that this node has no runtime, and %q is named too; give one or the other", endpoint.None, others[0])
 	}
 	return nil
 }

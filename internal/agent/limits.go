@@ -15,7 +15,7 @@ import (
 // and the margin that a registry keeps.
 const (
 	// smallQuota is one that was hardly meant.
-	smallQuota = 16 << 20
+	smallQuota = 16 << 20 // named by warnOfQuota
 
 	quotaPercent  = 80
 	marginMost    = 64 << 20
@@ -79,6 +79,16 @@ func (a *Agent) SetLimits(r nodeapi.LimitsRequest) (nodeapi.Limits, error) {
 	}
 	a.store.SetLimits(l)
 	a.evictor.Kick()
+	a.warnOfQuota(l.Quota)
 	a.log.Info("the limits of the cache were set", "quota_bytes", l.Quota, "high", l.High, "low", l.Low, "margin_bytes", l.MinFree)
 	return a.Limits(), nil
+}
+
+// warnOfQuota warns of a quota that was hardly meant. It is not refused: what does not
+// fit is passed on.
+func (a *Agent) warnOfQuota(quota int64) {
+	if quota < smallQuota {
+		a.log.Warn("the quota is smaller than most layers, which are then passed on without being cached; use 16MiB or more. A size without a unit is in bytes: 10GB is ten gigabytes",
+			"quota_bytes", quota)
+	}
 }

@@ -10,6 +10,8 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Kind says what went wrong in terms a face can turn into a status code.
@@ -55,11 +57,26 @@ func (e *Error) Is(target error) bool {
 	return ok && k == e.Kind
 }
 
-// New returns an error of kind k whose formatted text is public. A %w operand
-// becomes the cause and is rendered into the public text as well, so wrap only
+// valueMax is how many bytes of a text a message repeats at most: a digest, and not a
+// value that a client has sent to fill logs and terminals.
+const valueMax = 140
+
+// cut shortens what a message repeats of texts.
+func cut(args []any) []any {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if s, ok := a.(string); ok && len(s) > valueMax {
+			args[i] = strings.ToValidUTF8(s[:valueMax], "") + "…"
+		}
+	}
+	return args
+}
+
+// New returns an error of kind k whose formatted text is public; of long texts among
+// args it has the beginning. A %w operand becomes the cause and is rendered into the public text as well, so wrap only
 // errors whose text a client may read.
 func New(k Kind, format string, args ...any) *Error {
-	err := fmt.Errorf(format, args...)
+	err := fmt.Errorf(format, cut(args)...)
 	return &Error{Kind: k, Public: err.Error(), Err: errors.Unwrap(err)}
 }
 

@@ -94,6 +94,10 @@ func (c Config) jumpMax() time.Duration {
 	return longest
 }
 
+// workersMax bounds how many blobs are removed at a time: each takes a thread while its
+// file system works.
+const workersMax = 1024
+
 // Validate returns a *setting.Error for the first value that cannot be used.
 func (c Config) Validate() error {
 	if c.Data == "" {
@@ -114,8 +118,8 @@ func (c Config) Validate() error {
 		return err
 	}
 	switch {
-	case c.GC.Workers < 1:
-		return setting.Errorf("gc.workers", "at least 1 is needed")
+	case c.GC.Workers < 1 || c.GC.Workers > workersMax:
+		return setting.Errorf("gc.workers", "%d is not possible; use 1 to %d", c.GC.Workers, workersMax)
 	case time.Duration(c.GC.Node) > nodeapi.GraceMax:
 		return setting.Errorf("gc.node_grace", "at most %s is possible; to keep images for longer, tag them or give them a lease", unit.Duration(nodeapi.GraceMax))
 	case c.GC.Rate < 0:

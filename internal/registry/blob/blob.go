@@ -80,6 +80,9 @@ type Info struct {
 // nothing: the writer begins again with Append at the last durable offset.
 type Appender interface {
 	io.Writer
+	// Announce says that n more bytes are to come. ErrFull where there is no room for
+	// them now; otherwise nothing is promised.
+	Announce(n int64) error
 	// Commit makes all bytes written so far, and the object's name, durable and
 	// closes the appender. After an error from Write it fails.
 	Commit() error

@@ -3,12 +3,14 @@ package upload_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
 	"github.com/fairway-registry/fairway/internal/registry/blob/fsblob"
@@ -98,5 +100,60 @@ func TestR7_AnUploadIsCancelledOnAFullDisk(t *testing.T) {
 	exhaust()
 	if err := store.DisownUpload(t.Context(), blobtest.Key(9), 1); err != nil {
 		t.Fatalf("disown a key on a full disk: %v", err)
+	}
+}
+
+// unread is a body that must not be read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body is read")
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestR7_AChunkThatTheDiskHasNoRoomForIsRefusedUnread: its client would send all that the
+// disk takes, and others would find it full. What was there stays.
+func TestR7_AChunkThatTheDiskHasNoRoomForIsRefusedUnread(t *testing.T) {
+	dir := blobtest.SmallDisk(t, 24*mib)
+	files, err := fsblob.Open(dir, fsblob.Options{Reserve: 2 * mib, MinFree: 8 * mib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := meta.Open(t.Context(), meta.Options{Path: filepath.Join(t.TempDir(), "fairway.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(store.Close(), files.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	s := upload.New(store, files, upload.Options{})
+	u, err := s.Start(t.Context(), repo, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := blobtest.Bytes(1, 2*mib)
+	if _, err := s.Append(t.Context(), repo, u.ID, whole(part[:mib])); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(part)
+	for _, n := range []int64{14 * mib, 1 << 40} { // 13 are free, 8 of these to be kept
+		announced := upload.Chunk{Body: unread{t}, Length: n}
+		_, patch := s.Append(t.Context(), repo, u.ID, announced)
+		_, finish := s.Finish(t.Context(), repo, u.ID, d, announced)
+		_, put := s.Put(t.Context(), repo, d, announced)
+		for what, err := range map[string]error{"PATCH": patch, "PUT": finish, "POST": put} {
+			if !errors.Is(err, fault.Full) {
+				t.Errorf("%s of %d bytes: %v", what, n, err)
+			}
+		}
+	}
+	ranged := upload.Chunk{Body: unread{t}, Length: -1, Ranged: true, First: mib, Last: 20 * mib}
+	if _, err := s.Append(t.Context(), repo, u.ID, ranged); !errors.Is(err, fault.Full) {
+		t.Errorf("PATCH with a range: %v", err)
+	}
+	if _, err := s.Finish(t.Context(), repo, u.ID, d, whole(part[mib:])); err != nil {
+		t.Errorf("what there is room for: %v", err)
 	}
 }

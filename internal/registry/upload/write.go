@@ -216,6 +216,10 @@ func (s *Sessions) receive(ctx context.Context, u meta.Upload, h hash.Hash, c Ch
 	if err != nil {
 		return nil, 0, full(fmt.Errorf("append to upload %s: %w", u.ID, err))
 	}
+	if err := a.Announce(max(limit, 0)); err != nil {
+		_ = a.Close() // nothing was written
+		return nil, 0, s.storeFailed(ctx, u, err)
+	}
 	body := c.Body
 	if body == nil {
 		body = strings.NewReader("")

@@ -268,6 +268,8 @@ type faultyAppender struct {
 	failed bool
 }
 
+func (a *faultyAppender) Announce(n int64) error { return a.a.Announce(n) }
+
 func (a *faultyAppender) Write(p []byte) (n int, err error) {
 	err = a.f.do(OpWrite, a.key, func(half bool) (err error) {
 		if half {

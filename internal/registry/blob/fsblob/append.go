@@ -94,6 +94,21 @@ type appender struct {
 	err     error // of the first Write that failed, for good
 }
 
+// Announce implements blob.Appender.
+func (a *appender) Announce(n int64) error {
+	if a.end+n <= a.room {
+		return nil
+	}
+	room, err := a.s.room()
+	if err == nil && room < n {
+		err = fmt.Errorf("%w: %d bytes are free to be written, %d are announced", blob.ErrFull, room, n)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", a.key, err)
+	}
+	return nil
+}
+
 // Write implements io.Writer.
 func (a *appender) Write(p []byte) (int, error) {
 	if a.f == nil {
