@@ -12,8 +12,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/oci"
 )
 
 // wantParts checks an answer of several parts of content.
@@ -172,5 +174,50 @@ func TestN9_APartIsNotAskedForInVain(t *testing.T) {
 	n.get(layerPath(i), "Range", "bytes=1000-1009").want(206).wantBody(i.bytes[0][1000:1010])
 	if got := u.count("GET", "/blobs/"+string(i.layers[0])); got != 1 {
 		t.Errorf("the upstream was asked %d times", got)
+	}
+}
+
+// TestN8_ARangeThatTheUpstreamRefusesIsItsFailure: it breaks off and refuses the range by
+// which the node goes on, or a part that it has. The client's request was right.
+func TestN8_ARangeThatTheUpstreamRefusesIsItsFailure(t *testing.T) {
+	for _, status := range []int{http.StatusRequestedRangeNotSatisfiable, http.StatusPreconditionFailed, http.StatusExpectationFailed} {
+		for name, o := range map[string]nodeOptions{"kept": {hold: time.Minute}, "streamed through": {quota: 1 << 20}} {
+			const size = 3 << 20
+			u := newUpstream(t)
+			i := u.push("app", "v1", "a", size, 1000)
+			o.upstreams = []*upstream{u}
+			n := start(t, o)
+			n.get("/v2/app/manifests/v1").want(200)
+			u.on(func(w http.ResponseWriter, r *http.Request) bool {
+				if !isBlob(r) || r.Method != http.MethodGet {
+					return false
+				}
+				if r.Header.Get("Range") != "" {
+					w.WriteHeader(status)
+					return true
+				}
+				body := i.bytes[0]
+				if !strings.HasSuffix(r.URL.Path, string(i.layers[0])) {
+					body = i.bytes[1]
+				}
+				w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+				_, _ = w.Write(body[:len(body)/2])
+				panic(http.ErrAbortHandler)
+			})
+			for at, all := range i.bytes[:2] {
+				path := "/v2/app/blobs/" + string(i.layers[at])
+				for _, rng := range []string{"", "bytes=100-199"} {
+					a := n.get(path, "Range", rng)
+					switch {
+					case a.status == http.StatusPartialContent && a.err == nil:
+						a.wantBody(all[100:200]) // the download had brought it
+					case name == "kept" && rng == "" || a.status >= 300:
+						a.wantError(502, oci.CodeUnknown)
+					case a.err == nil:
+						t.Errorf("%d, %s, %q: %d bytes as if that were all", status, name, rng, len(a.body))
+					}
+				}
+			}
+		}
 	}
 }

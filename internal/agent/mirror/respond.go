@@ -43,7 +43,7 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Del(key)
 	}
 	var refusal *ociclient.StatusError
-	if errors.As(err, &refusal) && refusal.Status >= 400 && refusal.Status < 500 && refusal.At == "" {
+	if errors.As(err, &refusal) && refusal.Status >= 400 && refusal.Status < 500 && refusal.At == "" && !ownHeaders(refusal.Status) {
 		handOn(w, r, refusal)
 		return
 	}
@@ -55,6 +55,17 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", refusal.Header.Get("Retry-After"))
 	}
 	writeError(w, r, status, code, message)
+}
+
+// ownHeaders reports whether a status is about headers of the node's question that the
+// client may not have sent: the node asks for the rest of a blob by a range of its own, and
+// the client's range was checked here. Such an upstream has failed.
+func ownHeaders(status int) bool {
+	switch status {
+	case http.StatusRequestedRangeNotSatisfiable, http.StatusPreconditionFailed, http.StatusExpectationFailed:
+		return true
+	}
+	return false
 }
 
 // explain chooses the answer to an error of this node or of what is behind it.
