@@ -25,6 +25,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/adminclient"
 	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/agent/piece"
+	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/setting"
@@ -519,4 +520,34 @@ func TestN1_WhatAKillKeptFromTheMapIsLearnedBeforeTheFirstEviction(t *testing.T)
 		found, err := b.index.ConfigsOfChain(t.Context(), layer)
 		return err == nil && len(found) == 1 && found[0] == c
 	})
+}
+
+// TestN5_ALoweredQuotaIsKeptWithoutWaiting for the next pass of the eviction.
+func TestN5_ALoweredQuotaIsKeptWithoutWaiting(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.evictEvery = time.Hour
+	a, _ := start(t, cfg)
+	for n := range 20 {
+		put(t, a, fmt.Sprintf("%0100000d", n))
+	}
+	quota := int64(1_000_000)
+	eventually(t, "the cache is below its quota", func() bool { // what was put just now is not evicted for a second
+		if _, err := a.SetLimits(nodeapi.LimitsRequest{QuotaBytes: &quota}); err != nil {
+			t.Fatal(err)
+		}
+		return a.store.Usage().Used < quota
+	})
+}
+
+// TestLimits_ARefusalOfTheSwarmsChangesNone of the others that came with them.
+func TestLimits_ARefusalOfTheSwarmsChangesNone(t *testing.T) {
+	a, _ := start(t, testConfig(t))
+	before, quota, upload := a.Limits(), int64(1<<30), int64(1<<20)
+	r := nodeapi.LimitsRequest{QuotaBytes: &quota, SwarmLimitsRequest: nodeapi.SwarmLimitsRequest{Upload: &upload}}
+	if _, err := a.SetLimits(r); !errors.Is(err, fault.Invalid) {
+		t.Errorf("a limit of the swarm on a node without one: %v", err)
+	}
+	if got := a.Limits(); got != before {
+		t.Errorf("the limits are %+v, and were %+v", got, before)
+	}
 }
