@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-registry/fairway/internal/agent/index"
 	"github.com/fairway-registry/fairway/internal/fault"
 	"github.com/fairway-registry/fairway/internal/oci"
 )
@@ -261,6 +262,11 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 // A yes to everything, such as that of a portal in between, opened what is private
 // to whoever asked.
 func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
+	t.Run("of what is complete", func(t *testing.T) { opensNothing(t, false) })
+	t.Run("before the index says so", func(t *testing.T) { opensNothing(t, true) })
+}
+
+func opensNothing(t *testing.T, late bool) {
 	for name, header := range map[string][2]string{
 		"another size":   {"Content-Length", "7"},
 		"no content":     {"Content-Length", "0"},
@@ -273,6 +279,14 @@ func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
 			u.repo("secret").auth = alice
 			n := start(t, nodeOptions{upstreams: []*upstream{u}})
 			n.pull("", "secret", "v1", i, "Authorization", alice)
+			for _, d := range []oci.Digest{i.layers[0], i.digest} {
+				eventually(t, "it is complete", func() bool { b, err := n.index.Blob(t.Context(), d); return err == nil && b.State == index.Complete })
+				if late {
+					if err := n.index.Become(t.Context(), d, index.Partial, 0, ""); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 			content := map[string][]byte{string(i.layers[0]): i.bytes[0], string(i.digest): u.repo("secret").manifests[i.digest].content}
 			u.on(func(w http.ResponseWriter, r *http.Request) bool {
 				d := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]

@@ -379,7 +379,9 @@ func (m *Mirror) judge(ctx context.Context, a access, d oci.Digest, e endpoint, 
 		} else {
 			f.asked = true
 			var res *ociclient.Response
-			res, answer = m.confirm(ctx, a, d, e)
+			var other bool
+			res, other, answer = m.confirm(ctx, a, d, e)
+			f.origin = f.origin && !other
 			if ctx.Err() != nil {
 				return right{}, ctx.Err()
 			}
@@ -413,26 +415,33 @@ func (m *Mirror) mayReadHeld(ctx context.Context, a access, d oci.Digest, e endp
 	return m.judge(ctx, a, d, e, func(f *facts) { f.present, f.open, f.origin = true, false, proved || v.From(a.ns) })
 }
 
-// confirm asks the upstream about this very digest, and heeds the answer.
-func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint) (*ociclient.Response, error) {
+// confirm asks the upstream about this very digest, and heeds the answer. other says
+// that it may be about something else than what is on its way here: it has another size,
+// which is not verified yet.
+func (m *Mirror) confirm(ctx context.Context, a access, d oci.Digest, e endpoint) (res *ociclient.Response, other bool, err error) {
 	client, ok := m.o.Upstreams.Client(a.ns)
 	if !ok {
-		return nil, notConfigured(a.ns)
+		return nil, false, notConfigured(a.ns)
 	}
-	res, err := m.ask(ctx, client, a, func() (*ociclient.Response, error) { return head(ctx, client, a, d, e) })
+	res, err = m.ask(ctx, client, a, func() (*ociclient.Response, error) { return head(ctx, client, a, d, e) })
 	if err != nil {
-		return nil, m.heed(ctx, a, d, err)
+		return nil, false, m.heed(ctx, a, d, err)
 	}
 	_ = res.Body.Close()
 	size := res.Size
 	if size == 0 && res.Digest() == d {
 		size = -1 // that of an answer without a body, which is about d all the same
 	}
-	if b, err := m.o.Index.Blob(ctx, d); err == nil && b.State != index.Partial && size >= 0 && size != b.Size {
+	b, err := m.o.Index.Blob(ctx, d)
+	other = err == nil && size >= 0 && size != b.Size
+	if other && b.State != index.Partial {
 		// Whoever answers has something else, or says yes to everything.
-		return nil, fmt.Errorf("%s has %d bytes, and the upstream %s says that it has %d: %w", d, b.Size, a.ns, size, fetch.ErrWrongLength)
+		return nil, false, fmt.Errorf("%s has %d bytes, and the upstream %s says that it has %d: %w", d, b.Size, a.ns, size, fetch.ErrWrongLength)
 	}
-	return res, m.exists(ctx, a, d, res.Anonymous, res.Size)
+	if other {
+		return res, true, nil // what it sends will tell; until then it gives no right
+	}
+	return res, false, m.exists(ctx, a, d, res.Anonymous, res.Size)
 }
 
 // exists notes that the upstream has d and gave it to a. An image that was
