@@ -46,12 +46,12 @@ func TestN13_OnlyARuntimeThatIsGoneIsForgotten(t *testing.T) {
 	select {
 	case <-changed:
 	default:
-		t.Error("nobody was told of it")
+		t.Error("no event was sent")
 	}
 	if tracker.Source("b") != nil || tracker.Source("a") == nil {
 		t.Error("it has a source, or the other has none")
 	}
-	// It was installed again: reports tell runtimes apart by their names.
+	// The same runtime is installed again. Reports identify a runtime by its name.
 	again := inusetest.NewFake("b")
 	f.appear(again)
 	if u := ask(t, tracker); len(u.Sources) != 2 || u.Sources[1].Name != "b" {

@@ -13,7 +13,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/ociclient"
 )
 
-// giving is a node that gives whoever states a right what it is asked for.
+// giving is a node that sends what is asked for to every client that states a right.
 type giving struct {
 	*hearsay
 	mine    map[oci.Digest][]byte

@@ -259,8 +259,8 @@ func TestR12_AForgedManifestAndAnOutageOpenNothing(t *testing.T) {
 	}
 }
 
-// A yes to everything, such as that of a portal in between, opened what is private
-// to whoever asked.
+// A portal that answers 200 to every request made private content readable for
+// every client.
 func TestR12_AYesThatIsNotAboutTheDigestOpensNothing(t *testing.T) {
 	t.Run("of what is complete", func(t *testing.T) { opensNothing(t, false) })
 	t.Run("before the index says so", func(t *testing.T) { opensNothing(t, true) })

@@ -66,7 +66,7 @@ func TestN13_ARuntimeWhoseSocketIsThereIsNotForgotten(t *testing.T) {
 		t.Errorf("%v, known are %v", err, d.Endpoints())
 	}
 	_ = l.Close() // its socket goes with it
-	// Nobody can tell what is behind a link to itself.
+	// A link to itself cannot be resolved.
 	if err := os.Symlink(at, at); err != nil {
 		t.Fatal(err)
 	}
