@@ -35,10 +35,11 @@ const joinEvery = 15 * time.Second
 
 // Gossip is membership by hashicorp/memberlist, encrypted with the cluster's key.
 type Gossip struct {
-	o    GossipOptions
-	list *memberlist.Memberlist
-	meta []byte
-	say  *gossipLog
+	o     GossipOptions
+	list  *memberlist.Memberlist
+	guard *guard
+	meta  []byte
+	say   *gossipLog
 
 	mu      sync.Mutex
 	members map[string]member // by name; memberlist changes its own nodes while others read them
@@ -63,6 +64,9 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 	if err != nil || len(meta) > memberlist.MetaMaxSize {
 		return nil, fmt.Errorf("describe this node in %d bytes: %w", memberlist.MetaMaxSize, err)
 	}
+	if len(o.Self.Node) > guardName {
+		return nil, fmt.Errorf("the node's name has %d bytes; in a swarm it may have %d", len(o.Self.Node), guardName)
+	}
 	g := &Gossip{o: o, meta: meta, say: newGossipLog(o.Log), members: map[string]member{}, changed: make(chan struct{})}
 	c := memberlist.DefaultLANConfig()
 	// The default of 4 leaves one node in forty of a small cluster ignorant of a
@@ -83,10 +87,36 @@ func NewGossip(o GossipOptions) (*Gossip, error) {
 			return nil, err
 		}
 	}
-	if g.list, err = memberlist.Create(c); err != nil {
+	base, err := listenGossip(c)
+	if err != nil {
 		return nil, fmt.Errorf("listen for gossip on %s: %w", o.Bind, err)
 	}
+	if g.guard, err = newGuard(base, o.Keys.Gossip, g.say.refused); err != nil {
+		_ = base.Shutdown() // nothing was heard yet
+		return nil, err
+	}
+	c.Transport, c.Alive = g.guard, g
+	if g.list, err = memberlist.Create(c); err != nil {
+		_ = g.guard.Shutdown() // nobody was spoken to yet
+		return nil, fmt.Errorf("begin to gossip on %s: %w", o.Bind, err)
+	}
 	return g, nil
+}
+
+// listenGossip binds the port of c for TCP and UDP. Where the kernel chooses it, it may be
+// free for one of the two only.
+func listenGossip(c *memberlist.Config) (base *memberlist.NetTransport, err error) {
+	for range 10 {
+		base, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{c.BindAddr}, BindPort: c.BindPort, Logger: c.Logger})
+		if err == nil && c.BindPort == 0 {
+			c.BindPort = base.GetAutoBindPort()
+			c.AdvertisePort = c.BindPort
+		}
+		if err == nil || c.BindPort != 0 {
+			return base, err
+		}
+	}
+	return nil, err
 }
 
 func hostPort(addr string) (string, int, error) {

@@ -3,7 +3,9 @@ package swarm
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -52,6 +54,11 @@ func (l *gossipLog) Write(line []byte) (int, error) {
 		l.warn("secret", "somebody with another secret talks to this agent; agents share only if swarm.secret is the same", "gossip", text)
 	}
 	return len(line), nil
+}
+
+// refused logs what was not handed to memberlist, as memberlist would.
+func (l *gossipLog) refused(err error, from net.Addr) {
+	_, _ = fmt.Fprintf(l, "[ERR] agent: a packet was dropped: %v from=%v", err, from) // it only logs
 }
 
 // otherSecret tells what memberlist says of a message under another key.
