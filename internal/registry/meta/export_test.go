@@ -84,3 +84,6 @@ func (s *Store) CountWanted(ctx context.Context, id int64) (n int, err error) {
 	})
 	return n, err
 }
+
+// ListChunk is how many rows a listing looks at in one go.
+const ListChunk = listChunk

@@ -1,6 +1,7 @@
 // Package sqldbtest owns faults of the disk below a database, for the tests of
-// packages that keep one. It wraps the real driver and injects an error that SQLite
-// itself has returned. It never changes what is written.
+// packages that keep one. It wraps the real driver and injects errors: that of a full
+// disk, which SQLite itself has returned, and those that a test chooses. It never
+// changes what is written.
 package sqldbtest
 
 import (
@@ -9,6 +10,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync/atomic"
 	"testing"
 
@@ -23,6 +25,7 @@ type Disk struct {
 	err    error // SQLite's own for a full disk
 	full   atomic.Bool
 	failed atomic.Pointer[func()]
+	breaks atomic.Pointer[func(query string) error]
 }
 
 var disks atomic.Int64 // database/sql never forgets a driver, so each has a name of its own
@@ -65,6 +68,26 @@ func (d *Disk) Empty() { d.full.Store(false) }
 // WhenFull has fn called at each commit that fails, before its error is returned.
 func (d *Disk) WhenFull(fn func()) { d.failed.Store(&fn) }
 
+// Break has fn called before each statement but those of transactions themselves; if
+// it returns an error, the statement fails with that. nil ends this.
+func (d *Disk) Break(fn func(query string) error) {
+	if fn == nil {
+		d.breaks.Store(nil)
+		return
+	}
+	d.breaks.Store(&fn)
+}
+
+func (d *Disk) broken(query string) error {
+	fn := d.breaks.Load()
+	if fn == nil || control.MatchString(query) {
+		return nil
+	}
+	return (*fn)(query)
+}
+
+var control = regexp.MustCompile("^(BEGIN|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|PRAGMA)")
+
 // Open is of driver.Driver.
 func (d *Disk) Open(dsn string) (driver.Conn, error) {
 	c, err := d.real.Open(dsn)
@@ -93,6 +116,9 @@ func (c *conn) changes() (n int64, err error) {
 }
 
 func (c *conn) exec(query string, run func() (driver.Result, error)) (driver.Result, error) {
+	if err := c.disk.broken(query); err != nil {
+		return nil, err
+	}
 	switch query {
 	case "BEGIN", "BEGIN IMMEDIATE":
 		var err error
@@ -137,6 +163,9 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 
 // QueryContext is of driver.QueryerContext.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if err := c.disk.broken(query); err != nil {
+		return nil, err
+	}
 	return c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
 }
 
@@ -168,5 +197,8 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 
 // QueryContext is of driver.StmtQueryContext.
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if err := s.c.disk.broken(s.query); err != nil {
+		return nil, err
+	}
 	return s.Stmt.(driver.StmtQueryContext).QueryContext(ctx, args)
 }
