@@ -145,7 +145,7 @@ type holder struct {
 // traced reports whether the holder is known to use content: what leads to the
 // cache's, or what its runtime lists besides the roots.
 func (h *holder) traced(leads bool) bool {
-	return leads || !h.anything && slices.ContainsFunc(h.blobs, func(d oci.Digest) bool { return !slices.Contains(h.roots, d) })
+	return leads || slices.ContainsFunc(h.blobs, func(d oci.Digest) bool { return !slices.Contains(h.roots, d) })
 }
 
 // key is the same for holders with the same roots.
@@ -182,7 +182,7 @@ func containerText(c *inuse.Container) string {
 	return t
 }
 
-// holdersOf lists who uses content, the strongest first.
+// holdersOf lists who uses content.
 func holdersOf(u *inuse.Usage, pins []index.Pin) []holder {
 	var all []holder
 	for i := range u.Containers {
@@ -204,7 +204,6 @@ func holdersOf(u *inuse.Usage, pins []index.Pin) []holder {
 		m := &u.Images[i]
 		all = append(all, holder{use: &Use{Why: Image, Text: "image " + m.Name + " in " + m.Runtime}, roots: m.Digests, blobs: m.Blobs})
 	}
-	slices.SortStableFunc(all, func(a, b holder) int { return strength(b.use.Why) - strength(a.use.Why) })
 	return all
 }
 

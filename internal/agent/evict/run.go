@@ -266,7 +266,7 @@ func (e *Evictor) again(ctx context.Context, l Limits, g *gathered, j *Judgement
 		before := j.Verdicts[c.victim]
 		v := tierOf(&now.facts[now.find(c.Digest)], &now.situation, &l)
 		switch {
-		case v.Tier > before.Tier, v.Tier == Active:
+		case v.Tier > before.Tier: // a victim was not active
 			keep[n] = v.Reason
 		case before.Why == Expired && v.Why != Expired:
 			keep[n] = "its image is there again"
