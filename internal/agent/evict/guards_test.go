@@ -786,3 +786,23 @@ func TestN2_AReaderThatComesBetweenJudgementAndClaimWins(t *testing.T) {
 		t.Errorf("%+v; what is read is there: %v", r, h.has(first))
 	}
 }
+
+// TestDeleted_ACircleEnds: what an upstream has said may be anything.
+func TestDeleted_ACircleEnds(t *testing.T) {
+	c := quota(40 * mib)
+	c.options.DeletedTTL = time.Hour
+	h := open(t, c)
+	a, b := h.pull("a", nil, 1000), h.pull("b", nil, 1000)
+	for _, e := range [][2]oci.Digest{{a.manifest, b.manifest}, {b.manifest, a.manifest}} {
+		if err := h.index.PutEdges(t.Context(), e[0], []index.Edge{{Parent: e[0], Child: e[1], Role: index.RoleManifest}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.index.SetDeleted(t.Context(), []oci.Digest{a.manifest, b.manifest}, h.index.Now()); err != nil {
+		t.Fatal(err)
+	}
+	h.later(2 * time.Hour)
+	if r := h.evicts(); r.Failed != 0 || r.Examined != 6 {
+		t.Errorf("%+v", r)
+	}
+}

@@ -111,6 +111,7 @@ func (c *Checker) tick(ctx context.Context, interval time.Duration) (time.Durati
 		return retryAfter, nil
 	}
 	if interval <= 0 {
+		c.log.Debug("checks in the background are off")
 		return never, nil
 	}
 	due, err := c.due(ctx, rows, interval)

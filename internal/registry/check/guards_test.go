@@ -1,0 +1,134 @@
+package check_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairway-registry/fairway/internal/registry/blob/blobtest"
+	"github.com/fairway-registry/fairway/internal/registry/check"
+)
+
+// says runs the checker until its first line of log, and returns that.
+func says(t *testing.T, w *world, o check.Options, interval time.Duration) string {
+	t.Helper()
+	log := make(lines, 100)
+	o.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error)
+	go func() { over <- check.New(w.meta, w.blobs, o).Run(ctx, interval) }()
+	line := <-log
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	return line
+}
+
+func TestBackground_AnIntervalOfZeroIsNever(t *testing.T) {
+	w := openWorld(t, t.TempDir(), 1000*time.Hour)
+	if line := says(t, w, check.Options{}, 0); !strings.Contains(line, "off") {
+		t.Error(line)
+	}
+	if reps, err := check.New(w.meta, w.blobs, check.Options{}).History(t.Context(), 0, 10); err != nil || len(reps) != 0 {
+		t.Errorf("%d checks, %v", len(reps), err)
+	}
+}
+
+// TestBackground_ACheckByRequestDoesNotPutItOff: it may have been one that repairs nothing.
+func TestBackground_ACheckByRequestDoesNotPutItOff(t *testing.T) {
+	w := openWorld(t, t.TempDir(), 23*time.Hour)
+	w.check(check.Request{})
+	if line := says(t, w, check.Options{}, 24*time.Hour); !strings.Contains(line, "next_in=59m") {
+		t.Error(line)
+	}
+}
+
+// TestBackground_LooksAgainWithinADay: the interval may be years.
+func TestBackground_LooksAgainWithinADay(t *testing.T) {
+	w := newWorld(t)
+	if line := says(t, w, check.Options{}, 10_000*time.Hour); !strings.Contains(line, "next_in=9999h") {
+		t.Error(line)
+	}
+}
+
+func TestRates_AreTheServersUnlessTheRequestSaysOthers(t *testing.T) {
+	for _, tt := range []struct {
+		options                check.Options
+		request                check.Request
+		objects, bytes, behind float64
+	}{
+		{check.Options{}, check.Request{}, 5000, 200 << 20, 500},
+		{check.Options{ObjectsPerSecond: 700, BytesPerSecond: 1 << 20}, check.Request{}, 700, 1 << 20, 500},
+		{check.Options{ObjectsPerSecond: 300, BytesPerSecond: 1 << 20}, check.Request{ObjectsPerSecond: 900, BytesPerSecond: 3 << 20}, 900, 3 << 20, 300},
+	} {
+		w := openWorld(t, t.TempDir(), 25*time.Hour)
+		c := check.New(w.meta, w.blobs, tt.options)
+		if rep := finish(t, c, tt.request); rep.Request.ObjectsPerSecond != tt.objects || rep.Request.BytesPerSecond != tt.bytes {
+			t.Errorf("%+v: %+v", tt, rep.Request)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- c.Run(ctx, 24*time.Hour) }()
+		eventually(t, "a check in the background", func() bool { return lastBackground(t, c).ID > 0 })
+		if rep := lastBackground(t, c); rep.Request.ObjectsPerSecond != tt.behind || rep.Request.BytesPerSecond != tt.options.BytesPerSecond && tt.options.BytesPerSecond > 0 {
+			t.Errorf("%+v: in the background %+v", tt, rep.Request)
+		}
+		cancel()
+		if err := <-over; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func lastBackground(t *testing.T, c *check.Checker) (last check.Report) {
+	t.Helper()
+	reps, err := c.History(t.Context(), 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rep := range reps {
+		if rep.Trigger == check.TriggerBackground && rep.ID > last.ID {
+			last = rep
+		}
+	}
+	return last
+}
+
+// TestResume_IsForWhoAsks: and it takes up no check in the background, which goes on by
+// itself.
+func TestResume_IsForWhoAsks(t *testing.T) {
+	w := openWorld(t, t.TempDir(), 25*time.Hour)
+	for i := range 3 {
+		w.upload("app", blobtest.Bytes(i, 100))
+	}
+	g := gate(w.blobs)
+	c := check.New(w.meta, g, check.Options{})
+	stop := func(r check.Request) check.Report {
+		t.Helper()
+		rep, err := c.Start(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-g.at
+		if rep, err = c.Stop(t.Context(), rep.ID); err != nil || rep.State != check.StateStopped {
+			t.Fatal(text(rep), err)
+		}
+		return rep
+	}
+	first := stop(check.Request{Deep: true})
+	second := stop(check.Request{})
+	if second.ID == first.ID || second.Request.Deep {
+		t.Errorf("a new one: %s", text(second))
+	}
+	g.free.Store(true)
+	if again := finish(t, c, check.Request{Resume: true}); again.ID != second.ID {
+		t.Errorf("the newest: %s, want %d", text(again), second.ID)
+	}
+	w.exec("UPDATE checks SET state = 'interrupted', report = replace(report, '\"trigger\":\"manual\"', '\"trigger\":\"background\"')")
+	if fresh := finish(t, c, check.Request{Resume: true}); fresh.ID <= second.ID {
+		t.Errorf("one in the background was taken up: %s", text(fresh))
+	}
+}
