@@ -2,10 +2,12 @@ package meta_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 )
 
@@ -72,5 +74,32 @@ func TestR4_KinOfOneRepositoryAreSettledThere(t *testing.T) {
 	}
 	if touched != n {
 		t.Errorf("%d of %d orphans that a client was told of are confirmed", touched, n)
+	}
+}
+
+// TestR9_KinOfOneRepositoryDelayNoOther: what cannot be settled stops pushes and restores
+// where it would mark them afterwards, and nowhere else.
+func TestR9_KinOfOneRepositoryDelayNoOther(t *testing.T) {
+	d, path := traced(t, nil)
+	for _, repo := range []oci.Name{"a", "b", "c"} {
+		d.upload(repo, "{}")
+		d.push(repo, image("child"))
+		d.push(repo, indexOf("i", image("child")), "v1")
+		d.push(repo, image("gone"))
+		if repo != "c" { // of which an index is being pushed
+			d.delete(repo, indexOf("i", image("child")))
+		}
+		d.delete(repo, image("gone"))
+	}
+	const kin = `INSERT INTO kin (manifest_id, repo_id, run_id, mode, root, renewed_at, actor, referrers, after)
+		SELECT m.id, r.id, 0, %d, 0, 0, '', 0, '' FROM repositories r JOIN manifests m ON m.repo_id = r.id WHERE r.name = '%s' AND m.media_type LIKE '%%index%%'`
+	outside(t, path, fmt.Sprintf(kin, 0, "a"), fmt.Sprintf(kin, 1, "b"), fmt.Sprintf(kin, 2, "c"), "CREATE TRIGGER stuck BEFORE DELETE ON kin BEGIN SELECT RAISE(ABORT, 'stuck'); END")
+	for repo, waits := range map[oci.Name]bool{"a": true, "b": false, "c": false} {
+		if _, err := d.put(repo, image("new")); (err != nil) != waits {
+			t.Errorf("a push to repository %s: %v", repo, err)
+		}
+		if _, err := d.Restore(t.Context(), repo, digest.FromBytes(image("gone")), "x"); (err != nil) != waits {
+			t.Errorf("a restore in repository %s: %v", repo, err)
+		}
 	}
 }
