@@ -192,3 +192,103 @@ func TestStart_OfManyAtOnceOneBegins(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// missed makes three reviews that the collector should have been told of.
+func missed(w *world) {
+	w.t.Helper()
+	w.upload("app", []byte("no manifest"))
+	w.image("app", w.upload("app", []byte("layer")), "v1")
+	w.exec("DELETE FROM reviews")
+	w.exec("INSERT INTO blobs (digest, size, key, touched_at, created_at) VALUES ('sha256:" + strings.Repeat("0", 64) + "', 4, 'blobs/00/00', 0, 0)")
+	blobtest.Put(w.t, w.blobs, "blobs/00/00", []byte("1234"))
+	w.exec("DELETE FROM tags")
+}
+
+// TestR8_BackgroundRepairsWhatHarmsNobody: reviews that were missed are made up for, and
+// bytes that are back are served.
+func TestR8_BackgroundRepairsWhatHarmsNobody(t *testing.T) {
+	w := openWorld(t, t.TempDir(), 25*time.Hour)
+	missed(w)
+	b := w.upload("back", []byte("back"))
+	w.exec("UPDATE blobs SET lost_at = 1 WHERE id = (SELECT max(id) FROM blobs)")
+	rep := background(t, check.New(w.meta, w.blobs, check.Options{}), 24*time.Hour)
+	if rep.Missed != 3 || rep.Repaired != 4 || rep.LostCount != 0 {
+		t.Fatal(text(rep))
+	}
+	if _, err := w.meta.ConfirmBlob(t.Context(), "back", b.Digest); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestR7_ReviewsAreLookedForFromWhereACheckWas: of this kind, and of all that follow.
+func TestR7_ReviewsAreLookedForFromWhereACheckWas(t *testing.T) {
+	for cursor, want := range map[string]int64{"": 3, "link 0": 3, "link 1000": 2, "blob 0": 2, "blob 1000": 1, "manifest 0": 1, "manifest 1000": 0} {
+		w := newWorld(t)
+		w.check(check.Request{})
+		missed(w)
+		w.exec("UPDATE checks SET state = 'stopped', cursor = ?, report = replace(replace(report, '\"state\":\"done\"', '\"state\":\"stopped\"'), '\"phase\":\"database\"', '\"phase\":\"reviews\"')", cursor)
+		if rep := w.check(check.Request{Resume: true}); rep.Missed != want {
+			t.Errorf("from %q on %d were found, want %d", cursor, rep.Missed, want)
+		}
+	}
+}
+
+func TestRepair_WhatIsMarkedLostIsNotMarkedAgain(t *testing.T) {
+	w := newWorld(t)
+	damage(t, w, w.upload("app", []byte("layer")), "missing")
+	for n := range int64(2) {
+		if rep := w.check(check.Request{Repair: true}); rep.LostCount != 1 || !rep.Lost[0].Repaired || rep.Repaired != 1-n {
+			t.Error(text(rep))
+		}
+	}
+}
+
+// TestR16_ADigestThatIsNoneIsReported: as what cannot be examined, and not as lost.
+func TestR16_ADigestThatIsNoneIsReported(t *testing.T) {
+	w := newWorld(t)
+	w.image("app", w.upload("app", []byte("layer")), "v1")
+	w.exec("UPDATE blobs SET digest = 'md5:0123456789abcdef'")
+	w.exec("UPDATE manifests SET digest = 'md5:0123456789abcdef'")
+	if rep := w.check(check.Request{Deep: true, Repair: true}); rep.Failed != 1 || rep.LostCount != 0 || len(rep.Database) != 1 {
+		t.Error(text(rep))
+	}
+}
+
+// TestDeep_ALargeManifestIsHashedAtARate: one that is larger than what comes at once.
+func TestDeep_ALargeManifestIsHashedAtARate(t *testing.T) {
+	w := newWorld(t)
+	w.put("app", indexType, map[string]any{"manifests": []any{}, "annotations": map[string]string{"long": strings.Repeat("x", 700_000)}})
+	if rep := w.check(check.Request{Deep: true, BytesPerSecond: 10 << 20}); !rep.Clean() || rep.Manifests != 1 {
+		t.Error(text(rep)[:500])
+	}
+}
+
+// TestR16_AReportNamesSoMany: and counts all.
+func TestR16_AReportNamesSoMany(t *testing.T) {
+	w := newWorld(t)
+	w.upload("app", []byte("layer"))
+	w.exec(`WITH RECURSIVE i (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 1100)
+		INSERT INTO blobs (digest, size, key, touched_at, created_at) SELECT 'sha256:' || printf('%064d', n), 1, 'blobs/00/' || n, 0, 0 FROM i`)
+	rep := w.check(check.Request{})
+	if rep.LostCount != 1100 || len(rep.Lost) != 1000 {
+		t.Errorf("%d lost, of which %d are named", rep.LostCount, len(rep.Lost))
+	}
+	f := blobtest.NewFaulty(w.blobs)
+	f.Plan(blobtest.Always(blobtest.OpOpen, blobtest.Fail))
+	if rep = w.checkOver(f, check.Request{}); rep.Failed != 1101 || len(rep.Failures) != 100 || rep.LostCount != 0 {
+		t.Errorf("%d failed, of which %d are named; %d lost", rep.Failed, len(rep.Failures), rep.LostCount)
+	}
+	w.exec(`PRAGMA foreign_keys=OFF; WITH RECURSIVE i (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 300)
+		INSERT INTO links (repo_id, blob_id, touched_at) SELECT 1000 + n, 100000 + n, 0 FROM i`)
+	if rep = w.check(check.Request{}); len(rep.Database) != 100 {
+		t.Errorf("%d problems of the database are named", len(rep.Database))
+	}
+	w = newWorld(t)
+	w.upload("app", []byte("layer"))
+	w.exec(`WITH RECURSIVE i (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 150)
+		INSERT INTO manifests (repo_id, digest, media_type, artifact_type, size, pushed_at, touched_at, content)
+		SELECT (SELECT id FROM repositories), 'sha256:' || printf('%064d', n), 'x', '', 2, 0, 0, '{}' FROM i`)
+	if rep = w.check(check.Request{Deep: true}); len(rep.Database) != 100 || rep.Manifests != 150 {
+		t.Errorf("%d manifests were read, and %d problems are named", rep.Manifests, len(rep.Database))
+	}
+}
