@@ -389,6 +389,32 @@ func TestR16_AKeyHasABound(t *testing.T) {
 	}
 }
 
+// TestR16_WhatIsNoKeyIsNoPath: nothing outside of the store is read, written or removed.
+func TestR16_WhatIsNoKeyIsNoPath(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b", "store")
+	s := open(t, dir, fsblob.Options{Reserve: -1})
+	outside := filepath.Join(filepath.Dir(filepath.Dir(dir)), "ab", "1")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(outside), 0o700), os.WriteFile(outside, []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	blobtest.Put(t, s, "blobs/ab/1", nil)
+	for _, key := range []string{"", "1", "blobs", "blobs/ab", "blobs/ab/", "../../ab/1", "blobt/ab/1", "blobs/ab.1", "blobs/ab-1/1", "blobs/ag/1", "blobs/ga/1", "blobs/AB/1",
+		"blobs/ab/.1", "blobs/ab/..", "blobs/ab/../ab/1", "blobs/ab/1/1", "blobs/ab/1 ", "blobs/ab/\x00", "/blobs/ab/1"} {
+		if r, err := s.Open(t.Context(), key); err == nil || errors.Is(err, blob.ErrNotFound) {
+			t.Errorf("open %q: %v, %v", key, r, err)
+		}
+		if _, err := s.Delete(t.Context(), key); err == nil || errors.Is(err, blob.ErrNotFound) {
+			t.Errorf("delete %q: %v", key, err)
+		}
+		if a, err := s.Append(t.Context(), key, 0); err == nil || errors.Is(err, blob.ErrNotFound) {
+			t.Errorf("append to %q: %v, %v", key, a, err)
+		}
+	}
+	if _, err := os.Stat(outside); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestReserve_IsFilledByTheFirstUploadWhereOpenLeftIt: until then it is not whole.
 func TestReserve_IsFilledByTheFirstUploadWhereOpenLeftIt(t *testing.T) {
 	s := open(t, t.TempDir(), fsblob.Options{Reserve: 1 << 20, FillLater: true})
