@@ -108,7 +108,8 @@ func (e *Engine) begin(ctx context.Context, w fetch.Want, b *piece.Blob) (*downl
 	d.plan = plan.NewDownload(plan.Options{
 		Blob: string(b.Digest()), Self: e.o.Self.Node, Zone: e.o.Self.Zone, Pieces: b.Pieces(),
 		Have: plan.BitsOf(b.Bitmap(), b.Pieces()), Now: e.now(), Background: w.Background,
-		Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		Patience: e.vain.left(time.Now(), e.alone),
+		Rand:     rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	})
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -201,6 +202,9 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 	d.followLeader(now)
 	orders, late := d.plan.Next(now)
 	announce, due := d.plan.Announce(now)
+	if waited := d.plan.Waited(); waited > 0 {
+		d.e.vain.spend(time.Now(), waited)
+	}
 	for _, c := range late {
 		d.giveUp(c)
 	}
@@ -218,6 +222,9 @@ func (d *download) step(wake *time.Timer) (done bool, err error) {
 	}
 	return false, nil
 }
+
+// aloneAfter is how long a download waits for others that bring nothing.
+const aloneAfter = 4 * time.Second
 
 // patience is how long a download waits for peers when the origin fails.
 const patience = 10 * time.Second

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 )
@@ -19,3 +20,16 @@ func CountGathered(e *Engine, n *atomic.Int32) {
 
 // ContentKey lets tests know who leads small content.
 var ContentKey = contentKey
+
+// Alone sets how long a download waits for others that bring nothing.
+func (e *Engine) Alone(d time.Duration) { e.alone = d }
+
+// Spend takes from what may be waited in vain.
+func (e *Engine) Spend(d time.Duration) { e.vain.spend(time.Now(), d) }
+
+// Spent is what was waited in vain since the start.
+func (e *Engine) Spent() time.Duration {
+	e.vain.mu.Lock()
+	defer e.vain.mu.Unlock()
+	return e.vain.spent
+}

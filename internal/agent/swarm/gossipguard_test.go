@@ -265,7 +265,7 @@ func TestR17_GossipStreamsOfOneHostPushOutItsOwn(t *testing.T) {
 // TestR17_GossipStreamsThatAreClosedCountNoMore so that honest ones find room for ever.
 func TestR17_GossipStreamsThatAreClosedCountNoMore(t *testing.T) {
 	g, key := newTestGuard(t)
-	content := append([]byte{0}, make([]byte, guardMessage-100)...)
+	content := append([]byte{0}, make([]byte, 4*guardStream)...)
 	for n := range 3 * guardLarge {
 		large := streamed(t, key, 1, content)
 		if n%2 == 1 {

@@ -3,9 +3,12 @@ package swarm
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 )
@@ -39,8 +42,9 @@ func (d *download) watchAll(view *members) {
 			continue
 		}
 		d.plan.AddPeer(n, view.distance(d.e.o.Self, n))
-		if until := d.e.bannedUntil(n); until > 0 {
-			d.plan.Banned(n, until)
+		if d.e.bannedUntil(n) > 0 {
+			d.plan.DropPeer(n)
+			continue
 		}
 		ctx, stop := context.WithCancel(d.ctx)
 		d.watched[n] = stop
@@ -59,6 +63,9 @@ func (d *download) watch(ctx context.Context, n plan.Node) {
 		return // it has said all that it will say
 	}
 	d.doubt(err)
+	if errors.Is(err, errFlood) {
+		d.e.log.Warn("a peer floods whoever watches it", "peer", n, "banned_until", d.e.banish(n, true))
+	}
 	d.e.log.Debug("a neighbour is lost", "digest", d.b.Digest(), "peer", n, "err", err)
 	d.mu.Lock()
 	d.plan.Accuse(n)
@@ -80,8 +87,12 @@ func (d *download) listen(ctx context.Context, n plan.Node) error {
 	defer body.Close()
 	r := bufio.NewReaderSize(body, 4<<10)
 	var head [headerLen]byte
+	heard := hearing{frames: rate.NewLimiter(hearFrames, 2*hearFrames), pieces: d.b.Pieces()}
 	for {
 		f, err := readFrame(r, &head)
+		if err == nil {
+			err = heard.take(f)
+		}
 		if err != nil {
 			return err
 		}
@@ -98,6 +109,36 @@ func (d *download) listen(ctx context.Context, n plan.Node) error {
 			return err
 		}
 	}
+}
+
+// What a neighbour tells of itself costs memory and time. An honest one says something
+// fifty times a second at most, and gains each piece once after each bitmap.
+const (
+	hearFrames  = 100 // a second
+	hearBitmaps = 16
+)
+
+var errFlood = errors.New("a peer says more than there is to say")
+
+// hearing bounds what one neighbour tells.
+type hearing struct {
+	frames          *rate.Limiter
+	pieces          int // of the blob
+	bitmaps, gained int
+}
+
+func (h *hearing) take(f frame) error {
+	switch f.kind {
+	case kindBitmap:
+		h.bitmaps++
+		h.gained = 0
+	case kindGained:
+		h.gained += f.size / 4
+	}
+	if !h.frames.Allow() || h.bitmaps > hearBitmaps || h.gained > h.pieces || f.kind == kindBitmap && f.size > (h.pieces+7)/8 {
+		return fmt.Errorf("%w: a frame of kind %d with %d bytes", errFlood, f.kind, f.size)
+	}
+	return nil
 }
 
 // hear takes in what a neighbour tells of itself.

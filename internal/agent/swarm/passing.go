@@ -18,7 +18,7 @@ import (
 const (
 	passingAhead = 8                      // pieces asked for at once; as many wait for the reader
 	passingPause = 200 * time.Millisecond // before those are asked again who lacked a piece
-	passingIdle  = 3 * time.Second        // without a piece: there is no use in waiting
+	passingIdle  = 3 * time.Second        // passage.idle, unless others have been waited for in vain before
 )
 
 // Passing is the source of blobs that this node has no room for: it reads them
@@ -47,6 +47,7 @@ func (p passing) Range(ctx context.Context, w fetch.Want, from, to int64) (io.Re
 	}
 	r := &passage{e: e, w: w, first: int(from / piece.Size), last: int((to - 1) / piece.Size), pieces: make(chan []byte, passingAhead)}
 	r.skip, r.left = int(from%piece.Size), to-from
+	r.idle = e.vain.left(time.Now(), passingIdle)
 	r.sources = e.mayHave(ctx, w, pieces, p.all)
 	ctx, r.cancel = context.WithCancel(ctx)
 	context.AfterFunc(e.stop, r.cancel)
@@ -67,19 +68,25 @@ func (e *Engine) mayHave(ctx context.Context, w fetch.Want, pieces int, all bool
 	if w.Size < e.o.Small {
 		key, pieces = contentKey(w.Digest), 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
+	began, least := time.Now(), 0
 	if all {
-		return e.known(ctx, key, pieces, answersMost)
+		least = answersMost
 	}
-	return e.known(ctx, key, pieces, 0)
+	ctx, cancel := context.WithTimeout(ctx, e.vain.left(began, answerTimeout))
+	defer cancel()
+	known := e.known(ctx, key, pieces, least)
+	if ctx.Err() != nil {
+		e.vain.spend(time.Now(), time.Since(began))
+	}
+	return known
 }
 
 // passage is a blob on its way through.
 type passage struct {
 	e           *Engine
 	w           fetch.Want
-	first, last int // pieces
+	first, last int           // pieces
+	idle        time.Duration // without a piece: there is no use in waiting
 	cancel      context.CancelFunc
 	pieces      chan []byte // in order; closed at the end
 	err         error       // set before pieces is closed
@@ -124,10 +131,10 @@ func (r *passage) fetch(ctx context.Context, first, last int) ([][]byte, error) 
 			if len(missing) == 0 {
 				return got, nil
 			}
-			brought, err := r.ask(ctx, n, missing, func(i int, p []byte) { got[i-first] = p })
-			if brought > 0 {
-				idle = time.Now()
+			if time.Since(idle) > r.idle {
+				break // one after the other may take their time
 			}
+			err := r.ask(ctx, n, missing, func(i int, p []byte) { got[i-first], idle = p, time.Now() })
 			if err != nil {
 				r.e.log.Debug("a peer gives nothing of a blob that passes through", "digest", r.w.Digest, "peer", n, "err", err)
 			}
@@ -141,7 +148,8 @@ func (r *passage) fetch(ctx context.Context, first, last int) ([][]byte, error) 
 		if !slices.ContainsFunc(got, func(p []byte) bool { return p == nil }) {
 			return got, nil
 		}
-		if len(r.sources) == 0 || time.Since(idle) > passingIdle {
+		if len(r.sources) == 0 || time.Since(idle) > r.idle {
+			r.e.vain.spend(time.Now(), time.Since(idle))
 			return nil, fault.New(fault.NotFound, "no other node has pieces %d to %d of %s", first, last, r.w.Digest)
 		}
 		select {
@@ -153,10 +161,10 @@ func (r *passage) fetch(ctx context.Context, first, last int) ([][]byte, error) 
 }
 
 // ask takes what a peer has of some pieces.
-func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(i int, p []byte)) (brought int, err error) {
+func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(i int, p []byte)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watchdog := time.AfterFunc(silent, cancel)
+	watchdog := time.AfterFunc(r.idle, cancel) // for each piece
 	defer watchdog.Stop()
 	req := request{Pieces: pieces, Size: r.w.Size}
 	if r.w.Private {
@@ -164,7 +172,7 @@ func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(
 	}
 	body, err := r.e.post(ctx, n, "/swarm/v1/blobs/"+string(r.w.Digest)+"/pieces", req)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer body.Close()
 	br := bufio.NewReaderSize(body, 4<<10)
@@ -172,26 +180,25 @@ func (r *passage) ask(ctx context.Context, n plan.Node, pieces []int, take func(
 	for range pieces {
 		f, err := readFrame(br, &head)
 		if err != nil {
-			return brought, err
+			return err
 		}
-		watchdog.Reset(silent)
+		watchdog.Reset(r.idle)
 		if f.kind == kindBusy || f.kind == kindGone {
 			continue
 		}
 		if f.kind != kindPiece || !slices.Contains(pieces, f.piece) || int64(f.size) != min(piece.Size, r.w.Size-int64(f.piece)*piece.Size) {
-			return brought, fmt.Errorf("%s sent a frame of kind %d with %d bytes as piece %d", n, f.kind, f.size, f.piece)
+			return fmt.Errorf("%s sent a frame of kind %d with %d bytes as piece %d", n, f.kind, f.size, f.piece)
 		}
 		p := make([]byte, f.size)
 		if err := r.e.read(ctx, br, p, n); err != nil {
-			return brought, err
+			return err
 		}
 		take(f.piece, p)
-		brought++
 		r.e.metrics.received(n, len(p), true)
 		r.e.tallyReceived(n, len(p))
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(br, 1)) // so that the connection is used again
-	return brought, nil
+	return nil
 }
 
 // Read implements io.Reader.

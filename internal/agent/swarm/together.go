@@ -46,7 +46,8 @@ func (e *Engine) Together(ctx context.Context, ns string, repo oci.Name, d oci.D
 			return g, false, func() {}
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, e.patience()+rand.N(e.patience()))
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, e.vain.left(began, e.patience()+rand.N(e.patience())))
 	defer cancel()
 	t.a = plan.Announce{
 		Blob: contentKey(d), Node: e.o.Self.Node, Zone: e.o.Self.Zone, Pieces: 1, Want: 1, Peers: togetherAsked, Whole: true, New: true,
@@ -55,6 +56,7 @@ func (e *Engine) Together(ctx context.Context, ns string, repo oci.Name, d oci.D
 	if g, err := t.run(ctx); err == nil {
 		return g, true, func() {}
 	}
+	e.vain.spend(time.Now(), time.Since(began))
 	return Given{}, false, t.handBack
 }
 

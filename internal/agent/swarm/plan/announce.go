@@ -54,7 +54,6 @@ type leader struct {
 	next    time.Duration // full announcement due
 	lease   time.Duration // leases may be asked for again
 	starved time.Duration // may complain again
-	alone   time.Duration // may act without a lease again
 	got     Bits          // pieces that the leader knows to be here
 	sent    Bits          // as got will be once the announcement under way is answered
 	back    []int
@@ -104,7 +103,6 @@ func (d *Download) Announce(now time.Duration) (Announce, bool) {
 	if l.asked || d.left == 0 || d.solo {
 		return Announce{}, false
 	}
-	d.alone(now)
 	want := 0
 	if now >= l.lease {
 		want = d.want(now)
@@ -133,29 +131,6 @@ func (d *Download) Announce(now time.Duration) (Announce, bool) {
 	}
 	l.asked, l.sentBack, l.sentLost, l.back, l.lost = true, l.back, l.lost, nil, nil
 	return a, true
-}
-
-// alone takes a lease that nobody gave, when neither peers nor leader have
-// brought anything for long: a pull works as long as any source has the bytes.
-func (d *Download) alone(now time.Duration) {
-	if now-max(d.progress, d.leader.alone) < starvedAlone || now < d.origin.retry || d.origin.inflight > 0 {
-		return
-	}
-	d.leader.alone = now - starvedAlone + time.Second
-	skip := d.rnd.IntN(max(1, d.left))
-	for pass := 0; pass < 2 && d.leased.Count() < 2; pass++ {
-		for i := 0; i < d.n && d.leased.Count() < 2; i++ {
-			if d.have.Has(i) || d.leased.Has(i) || d.flights(i)[0].on && d.flights(i)[1].on {
-				continue
-			}
-			if pass == 0 && skip > 0 {
-				skip--
-				continue
-			}
-			d.leased.Set(i)
-			d.taken.Set(i)
-		}
-	}
 }
 
 // Replied takes the leader's answer in.

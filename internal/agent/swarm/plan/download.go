@@ -10,24 +10,23 @@ const Origin Node = "origin"
 
 // Tuning of a Download. The figures come from the simulation (docs/p2p.md).
 const (
-	latencyAim   = 120 * time.Millisecond // windows grow while a piece takes less than this
-	peerWindow   = 8                      // pieces in flight from one peer, at most
-	totalWindow  = 48                     // pieces in flight from all peers, at most
-	startWindow  = 12
-	floorWindow  = 4
-	originRuns   = 2  // runs of leased pieces read from the origin at once
-	originRun    = 16 // pieces of one run, at most
-	originAhead  = 300 * time.Millisecond
-	originStall  = 5 * time.Second // without one piece from the origin: it has failed
-	minTimeout   = 2 * time.Second
-	maxTimeout   = 20 * time.Second
-	minBackoff   = time.Second
-	maxBackoff   = 30 * time.Second
-	busyMin      = 20 * time.Millisecond // a peer that refuses is left alone, longer each time in a row
-	busyMax      = 2 * time.Second
-	starvedAsk   = 250 * time.Millisecond
-	starvedAlone = 4 * time.Second // without progress and without work: go to the origin without a lease
-	headPieces   = 2               // come first: the runtime waits for the first byte
+	latencyAim  = 120 * time.Millisecond // windows grow while a piece takes less than this
+	peerWindow  = 8                      // pieces in flight from one peer, at most
+	totalWindow = 48                     // pieces in flight from all peers, at most
+	startWindow = 12
+	floorWindow = 4
+	originRuns  = 2  // runs of leased pieces read from the origin at once
+	originRun   = 16 // pieces of one run, at most
+	originAhead = 300 * time.Millisecond
+	originStall = 5 * time.Second // without one piece from the origin: it has failed
+	minTimeout  = 2 * time.Second
+	maxTimeout  = 20 * time.Second
+	minBackoff  = time.Second
+	maxBackoff  = 30 * time.Second
+	busyMin     = 20 * time.Millisecond // a peer that refuses is left alone, longer each time in a row
+	busyMax     = 2 * time.Second
+	starvedAsk  = 250 * time.Millisecond
+	headPieces  = 2 // come first: the runtime waits for the first byte
 )
 
 // Options say what to download.
@@ -41,6 +40,8 @@ type Options struct {
 	Now    time.Duration
 	// Background keeps the window small: a preheat gives way to everybody else.
 	Background bool
+	// Patience is how long to wait for others that bring nothing; 0 = 4 s.
+	Patience time.Duration
 }
 
 // Order asks From for pieces. Those of Origin are one ascending run.
@@ -90,6 +91,7 @@ type Download struct {
 
 	origin origin
 	leader leader
+	alone  alone
 	solo   bool
 }
 
@@ -117,6 +119,13 @@ func NewDownload(o Options) *Download {
 	d.left = d.n - d.have.Count()
 	d.leader.got = d.have.Clone()
 	d.leader.next = o.Now
+	d.alone.patience = o.Patience
+	if o.Patience <= 0 {
+		d.alone.patience = starvedAlone
+	}
+	for k := range d.alone.recent {
+		d.alone.recent[k] = o.Now
+	}
 	return d
 }
 
@@ -148,6 +157,7 @@ func (d *Download) Got(now time.Duration, piece int, from Node) (vain []Cancel) 
 	d.have.Set(piece)
 	d.left--
 	d.progress = now
+	d.alone.came(now, from == Origin)
 	d.leased.Clear(piece)
 	fl := d.flights(piece)
 	for k := range fl {

@@ -60,6 +60,7 @@ func (d *Download) dueOf(f *flight) time.Duration {
 
 // fromOrigin orders runs of leased pieces.
 func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
+	d.goAlone(now)
 	d.spare(now)
 	if d.solo && d.leased.Count() == 0 && now >= d.origin.retry {
 		for i, n := 0, d.ahead(); i < d.n && n > 0; i++ {
@@ -94,6 +95,9 @@ func (d *Download) fromOrigin(now time.Duration, orders []Order) []Order {
 
 // spare hands back leases of pieces that a good neighbour turns out to have.
 func (d *Download) spare(now time.Duration) {
+	if d.alone.took > 0 {
+		return // nobody has turned out to be good
+	}
 	d.leased.Each(func(i int) {
 		if d.avail[i] == 0 {
 			return
@@ -272,6 +276,9 @@ func (d *Download) Wake(now time.Duration) time.Duration {
 	}
 	if d.origin.retry > now {
 		wake = min(wake, d.origin.retry)
+	}
+	if due := d.alone.due(); !d.solo && due > now {
+		wake = min(wake, due)
 	}
 	if !d.leader.asked {
 		wake = min(wake, max(d.leader.next, now+10*time.Millisecond))
