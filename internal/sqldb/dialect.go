@@ -1,9 +1,6 @@
 package sqldb
 
-import (
-	"encoding/json"
-	"os"
-)
+import "encoding/json"
 
 // Each and its relatives turn one JSON parameter into rows, so that a batch is
 // one prepared statement whatever its length. The parameter comes from List.
@@ -23,12 +20,4 @@ func List(rows any) string {
 		return "[]" // json_each makes a row of null
 	}
 	return string(b)
-}
-
-func walSize(path string) int64 {
-	fi, err := os.Stat(path + "-wal")
-	if err != nil {
-		return 0
-	}
-	return fi.Size()
 }

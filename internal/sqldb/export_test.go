@@ -5,9 +5,6 @@ import "context"
 // GroupMax is how many writes of clients share a commit at most.
 const GroupMax = groupMax
 
-// Waiting is how many writes wait for their turn: of clients, and of maintenance.
-func (db *DB) Waiting() (clients, maintenance int) { return len(db.urgent), len(db.idle) }
-
 // Checkpoint does what is done at each tick.
 func (db *DB) Checkpoint(ctx context.Context) (busy bool, err error) {
 	c, err := newConn(ctx, db.pool, nil)
@@ -17,3 +14,25 @@ func (db *DB) Checkpoint(ctx context.Context) (busy bool, err error) {
 	defer c.close()
 	return db.checkpoint(c)
 }
+
+// Impatient has moving the log wait for readers no longer than it must.
+func Impatient(db *DB) { db.syncer.patience.Store(1) }
+
+// WALPages is the length of the log.
+func (db *DB) WALPages() int { log, _ := db.wal.pages(); return log }
+
+// WALMoved is how much of it is in the database.
+func (db *DB) WALMoved() int { _, moved := db.wal.pages(); return moved }
+
+// RestartPages is the length from which on the log is begun again.
+const RestartPages = restartPages
+
+// WaitForDisk is how many wait for a sync.
+func (db *DB) WaitForDisk() int {
+	db.syncer.mu.Lock()
+	defer db.syncer.mu.Unlock()
+	return len(db.syncer.waiting)
+}
+
+// MaintainEvery is after how many commits of clients maintenance has its turn.
+const MaintainEvery = maintainEvery

@@ -3,10 +3,8 @@ package sqldb_test
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -90,8 +88,9 @@ func TestR2_NobodyHearsOfSuccessFromACommitThatFailed(t *testing.T) {
 	}
 }
 
-// TestR5_ClientsGoBeforeMaintenanceInBoundedCommits: of what waits, a commit has
-// clients' writes first, GroupMax at most, and then one of maintenance.
+// TestR5_ClientsGoBeforeMaintenanceInBoundedCommits: a commit has clients' writes, GroupMax
+// at most, or one of maintenance, which has its turn after MaintainEvery commits of clients
+// or when none of them waits.
 func TestR5_ClientsGoBeforeMaintenanceInBoundedCommits(t *testing.T) {
 	type commit struct{ clients, maintenance int }
 	var commits []commit // of the writer alone
@@ -104,7 +103,7 @@ func TestR5_ClientsGoBeforeMaintenanceInBoundedCommits(t *testing.T) {
 	for name, maintain := range map[string]func(context.Context, func(*sqldb.Tx) error) error{"Maintain": db.Maintain, "MaintainNote": db.MaintainNote} {
 		for client, write := range map[string]func(context.Context, func(*sqldb.Tx) error) error{"Write": db.Write, "Note": db.Note, "Relieve": db.Relieve} {
 			release := block(t, db)
-			const clients, maintenance = 2 * sqldb.GroupMax, 10
+			const clients, maintenance = (sqldb.MaintainEvery + 1) * sqldb.GroupMax, 4
 			var wg sync.WaitGroup
 			for range maintenance {
 				wg.Go(func() {
@@ -115,13 +114,7 @@ func TestR5_ClientsGoBeforeMaintenanceInBoundedCommits(t *testing.T) {
 			}
 			for range clients {
 				wg.Go(func() {
-					err := write(ctx, func(*sqldb.Tx) error {
-						c := &commits[len(commits)-1]
-						if c.clients++; c.maintenance > 0 {
-							t.Errorf("%s goes before %s", name, client)
-						}
-						return nil
-					})
+					err := write(ctx, func(*sqldb.Tx) error { commits[len(commits)-1].clients++; return nil })
 					if err != nil {
 						t.Error(err)
 					}
@@ -131,13 +124,23 @@ func TestR5_ClientsGoBeforeMaintenanceInBoundedCommits(t *testing.T) {
 			commits = commits[len(commits)-1:]
 			release()
 			wg.Wait()
+			left, since, early := clients, 0, 0
 			for i, c := range commits {
-				if c.clients > sqldb.GroupMax || c.clients > 0 && c.maintenance > 1 {
-					t.Errorf("%s beside %s: a commit has %d writes of clients and %d of maintenance", name, client, c.clients, c.maintenance)
+				left -= c.clients
+				if c.clients > sqldb.GroupMax || c.maintenance > 1 || c.clients > 0 && c.maintenance > 0 {
+					t.Errorf("%s beside %s: commit %d has %d writes of clients and %d of maintenance", name, client, i, c.clients, c.maintenance)
 				}
-				if early := i <= clients/sqldb.GroupMax; early && i > 0 && c.clients == 0 {
-					t.Errorf("%s beside %s: commit %d has no write of a client", name, client, i)
+				if c.clients > 0 || i == 0 {
+					since++
+				} else if left > 0 {
+					if early++; since < sqldb.MaintainEvery {
+						t.Errorf("%s beside %s: maintenance has its turn after %d commits of clients, of which %d wait", name, client, since, left)
+					}
+					since = 0
 				}
+			}
+			if early != 1 {
+				t.Errorf("%s beside %s: maintenance has its turn %d times while clients wait, want 1", name, client, early)
 			}
 		}
 	}
@@ -230,37 +233,4 @@ func TestR11_AnIdleDatabaseSavesItsClock(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-}
-
-// TestR7_ASyncThatFailsIsNotTakenForDone: the next one does what it could not.
-func TestR7_ASyncThatFailsIsNotTakenForDone(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "t.db")
-	db := open(t, sqldb.Options{Path: path, Now: func() int64 { return 1 }})
-	ctx := t.Context()
-	exec := func(write func(context.Context, func(*sqldb.Tx) error) error, query string) {
-		t.Helper()
-		if err := write(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exec(db.MaintainNote, "INSERT INTO t (b) VALUES ('x')")
-	exec(db.MaintainNote, "CREATE TRIGGER failing BEFORE UPDATE ON clock BEGIN SELECT RAISE(ABORT, 'injected'); END")
-	if err := db.Sync(ctx); err == nil || !strings.Contains(err.Error(), "injected") {
-		t.Fatalf("a sync that fails: %v", err)
-	}
-	exec(db.Write, "DROP TRIGGER failing")
-	before, err := os.ReadFile(path + "-wal")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Sync(ctx); err != nil {
-		t.Fatal(err)
-	}
-	after, err := os.ReadFile(path + "-wal")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(after) == len(before) {
-		t.Error("a sync after one that failed writes nothing, so that it waits for no disk")
-	}
 }

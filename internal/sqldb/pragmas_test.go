@@ -11,34 +11,6 @@ import (
 	"github.com/fairway-registry/fairway/internal/sqldb"
 )
 
-// TestR7_WhatAWriteCommitsWaitsForTheDisk asks SQLite itself: from the first write on,
-// and after one that did not wait.
-func TestR7_WhatAWriteCommitsWaitsForTheDisk(t *testing.T) {
-	db := open(t, sqldb.Options{})
-	const normal, full = 1, 2
-	for _, w := range []struct {
-		name  string
-		write func(context.Context, func(*sqldb.Tx) error) error
-		want  int
-	}{
-		{"Write", db.Write, full}, {"Note", db.Note, normal}, {"Maintain", db.Maintain, full}, {"MaintainNote", db.MaintainNote, normal}, {"Relieve", db.Relieve, full},
-	} {
-		err := w.write(t.Context(), func(tx *sqldb.Tx) error {
-			var pace, keys int
-			if err := errors.Join(tx.Row("PRAGMA synchronous").Scan(&pace), tx.Row("PRAGMA foreign_keys").Scan(&keys)); err != nil {
-				return err
-			}
-			if pace != w.want || keys != 1 {
-				t.Errorf("%s: synchronous is %d, want %d; foreign_keys is %d", w.name, pace, w.want, keys)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // TestSnapshot_APanicLeavesNoConnectionInThePast: each of them sees what comes later.
 func TestSnapshot_APanicLeavesNoConnectionInThePast(t *testing.T) {
 	db := open(t, sqldb.Options{})

@@ -3,9 +3,9 @@
 //
 // Writes are committed in groups. One goroutine owns the only writing
 // connection, runs the waiting functions one after another in one transaction,
-// each under a savepoint of its own, and commits once: one fsync for all of
-// them. A function that fails undoes itself alone. Nobody who called Write or
-// Maintain is told of success before the commit is on disk (synchronous=FULL).
+// each under a savepoint of its own, and commits once. A function that fails undoes
+// itself alone. Another goroutine syncs the write-ahead log: Write and Maintain
+// return after a sync that began after their commit (see durable.go).
 //
 // A database has one owner: Open locks the file by its real path, so that
 // neither another path, a link nor another process leads to it meanwhile.
@@ -53,6 +53,10 @@ type Options struct {
 	// some space and returns true if a second try makes sense.
 	Release func() bool
 
+	// Sync is the fsync of the write-ahead log and of its directory; nil =
+	// (*os.File).Sync. Tests wrap that.
+	Sync func(*os.File) error
+
 	// Trace is called with each statement before it runs; nil = not at all. It
 	// may be called from several goroutines at once and must not use the database.
 	Trace func(query string, args []any)
@@ -60,35 +64,34 @@ type Options struct {
 
 // DB is an open database.
 type DB struct {
-	opts      Options
-	lock      *disk.Lock
-	pool      *sql.DB
-	readers   chan *conn // of requests that wait for one answer
-	listers   chan *conn // of listings and statistics
-	writer    *conn
-	lastGroup int           // writes that the last commit was of; known to writeLoop only
-	lastTook  time.Duration // by that commit
-	lax       bool          // the writer's commits do not wait for the disk; known to writeLoop only
-	now       func() int64
-	behind    int64 // ms by which now is behind a machine's clock that is not believed
+	opts    Options
+	lock    *disk.Lock
+	pool    *sql.DB
+	readers chan *conn // of requests that wait for one answer
+	listers chan *conn // of listings and statistics
+	writer  *conn
+	now     func() int64
+	behind  int64 // ms by which now is behind a machine's clock that is not believed
 
 	urgent, idle chan *op // waiting writes: of clients, of maintenance
 	opened       time.Time
-	asked        atomic.Int64 // when a client last asked for a write, in ns after opened
-	upkeep       atomic.Int64 // see Upkeep, in ns
-	unsynced     atomic.Bool  // a commit may not be on the disk yet
+	asked        atomic.Int64  // when a client last asked for a write, in ns after opened
+	upkeep       atomic.Int64  // see Upkeep, in ns
+	commits      chan struct{} // a commit has been made since the last checkpoint
+	restart      atomic.Bool   // see restartWAL
+	wal          walIndex
+	syncer       *syncer
 	stop         chan struct{}
 	done         sync.WaitGroup
 	closeOnce    sync.Once
 }
 
 const (
-	readConns    = 4
-	listConns    = 2                // for all listings together, so that they leave a core to the others
-	groupMax     = 64               // writes that share a commit at most
-	checkpointKB = 4096             // WAL size at which a checkpoint is due
-	checkpointIv = 2 * time.Second  // how often it is looked at
-	clockIv      = 30 * time.Second // how often the clock's reading is persisted
+	readConns     = 4
+	listConns     = 2                // for all listings together, so that they leave a core to the others
+	groupMax      = 64               // writes that share a commit at most
+	maintainEvery = 8                // commits of clients after which maintenance has its turn though others wait
+	clockIv       = 30 * time.Second // how often the clock's reading is persisted
 )
 
 // Open opens and migrates the database. On a full disk, where not even the
@@ -100,7 +103,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 		o.Driver = "sqlite"
 	}
 	db, err := openOnce(ctx, o)
-	if noRoom(err) && o.Release != nil && o.Release() {
+	if IsFull(err) && o.Release != nil && o.Release() {
 		db, err = openOnce(ctx, o)
 	}
 	return db, err
@@ -170,18 +173,19 @@ func begins(path, text string) (some, is bool, err error) {
 
 func openLocked(ctx context.Context, o Options) (*DB, error) {
 	dsn := "file:" + (&url.URL{Path: o.Path}).EscapedPath() +
-		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
+		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=wal_autocheckpoint(16384)&_pragma=cache_size(-4096)"
 	pool, err := sql.Open(o.Driver, dsn)
 	if err != nil {
 		return nil, err
 	}
-	pool.SetMaxIdleConns(readConns + listConns + 2)
+	pool.SetMaxIdleConns(readConns + listConns + 3)
 	db := &DB{
 		opts: o, pool: pool, now: o.Now,
 		readers: make(chan *conn, readConns), listers: make(chan *conn, listConns),
 		urgent: make(chan *op, 1024), idle: make(chan *op, 64),
-		stop: make(chan struct{}), opened: time.Now(),
+		commits: make(chan struct{}, 1),
+		stop:    make(chan struct{}), opened: time.Now(),
 	}
 	db.asked.Store(int64(-contendedFor))
 	if err := db.open(ctx); err != nil {
@@ -221,9 +225,16 @@ func (db *DB) open(ctx context.Context) error {
 		at, db.behind = begin(start.UnixMilli(), seen, db.opts.JumpMax)
 		db.now = newClock(start, at).Now
 	}
-	db.done.Add(2)
-	db.unsynced.Store(true) // a former process may have been killed before its last commits were on the disk
-	go db.writeLoop()
+	if db.wal.f, err = os.Open(db.opts.Path + "-shm"); err != nil {
+		return err
+	}
+	if db.syncer, err = newSyncer(db.opts.Path, db.opts.Sync); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	db.done.Add(3)
+	go db.writeLoop(ended)
+	go db.syncLoop(ended)
 	go db.checkpointLoop()
 	return nil
 }
@@ -265,8 +276,9 @@ func (db *DB) Close() error {
 				(<-conns).close()
 			}
 		}
-		// The lock goes last: until then nobody else may open the file.
-		err = errors.Join(db.pool.Close(), db.lock.Close())
+		// The lock goes last: until then nobody else may open the file. The WAL's index is
+		// closed after all connections: that takes this process's locks off it.
+		err = errors.Join(db.syncer.wal.Close(), db.pool.Close(), db.wal.f.Close(), db.lock.Close())
 	})
 	return err
 }
@@ -333,8 +345,9 @@ func (db *DB) with(ctx context.Context, conns chan *conn, fn func(*conn) error) 
 // ErrClosed is returned after Close.
 var ErrClosed = errors.New("database is closed")
 
-// Write runs fn in a transaction and returns when it is durable, or with fn's
-// error and nothing changed. fn may run more than once, so it must set its
+// Write runs fn in a transaction and returns when it is durable, or with an error: fn's
+// own, with nothing changed, or that of a sync, in which case the change can be seen
+// and may or may not last. fn may run more than once, so it must set its
 // results afresh each time. A context that ends before fn has begun ends the
 // wait; after that the outcome is always waited for.
 func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
@@ -362,21 +375,6 @@ func (db *DB) Maintain(ctx context.Context, fn func(*Tx) error) error {
 // by deleting a file, calls Sync first.
 func (db *DB) MaintainNote(ctx context.Context, fn func(*Tx) error) error {
 	return db.reserved(ctx, db.idle, func() *op { return &op{fn: fn, lazy: true, upkeep: true} })
-}
-
-// Sync returns when all that was committed before it is durable.
-func (db *DB) Sync(ctx context.Context) error {
-	if !db.unsynced.Load() {
-		return nil
-	}
-	return db.reserved(ctx, db.idle, func() *op {
-		return &op{sync: true, fn: func(tx *Tx) error {
-			// SQLite does not wait for the disk unless a page has changed. The latest time
-			// seen stays one: a start believes it more than the machine's clock.
-			_, err := tx.Exec("UPDATE clock SET seen = max(seen + 1, ?)", tx.Now())
-			return err
-		}}
-	})
 }
 
 // Relieve is Write for what makes room, or must not fail for the lack of it: a
@@ -407,9 +405,12 @@ func (db *DB) Contended() bool {
 	return int64(time.Since(db.opened))-db.asked.Load() < int64(contendedFor)
 }
 
-// Upkeep is the time for which the writer has worked for maintenance so far, and
-// during which clients' writes could only wait: not that for which maintenance
-// has waited for its turn, or for the disk together with clients.
+// Waiting is how many writes wait for their turn: of clients, and of maintenance.
+func (db *DB) Waiting() (clients, maintenance int) { return len(db.urgent), len(db.idle) }
+
+// Upkeep is the time for which the writer has worked for maintenance so far, its own
+// commits included, and during which clients' writes could only wait: not that for which
+// maintenance has waited for its turn, or for the disk together with clients.
 func (db *DB) Upkeep() time.Duration { return time.Duration(db.upkeep.Load()) }
 
 // IsFull reports that the disk had no room for a write: for a page of the
@@ -417,18 +418,15 @@ func (db *DB) Upkeep() time.Duration { return time.Duration(db.upkeep.Load()) }
 // SQLite reports an I/O error.
 func IsFull(err error) bool {
 	var e *sqlite.Error
-	return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
-}
-
-// noRoom is IsFull for opening, where making the lock file can fail too.
-func noRoom(err error) bool {
-	return IsFull(err) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE) ||
+		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // Tx is what a function under Read, Snapshot or Write works with.
 type Tx struct {
 	c        *conn
 	now      int64
+	urgent   <-chan *op
 	onCommit []func()
 }
 
@@ -450,6 +448,10 @@ func (tx *Tx) Query(query string, args ...any) (*sql.Rows, error) { return tx.c.
 
 // Row runs a query that has at most one row; Scan answers sql.ErrNoRows for none.
 func (tx *Tx) Row(query string, args ...any) *sql.Row { return tx.c.row(query, args...) }
+
+// ClientsWait reports that a client's write waits for its turn. Maintenance that can be
+// cut anywhere ends its transaction then and goes on in another (R5).
+func (tx *Tx) ClientsWait() bool { return len(tx.urgent) > 0 }
 
 // OnCommit has fn called after the commit and before Write returns.
 func (tx *Tx) OnCommit(fn func()) { tx.onCommit = append(tx.onCommit, fn) }

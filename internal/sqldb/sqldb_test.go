@@ -412,59 +412,6 @@ func TestR15_ADatabaseHasOneOwner(t *testing.T) {
 	}
 }
 
-func TestR7_SyncWaitsForTheDiskOnceAfterNotes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "t.db")
-	var mu sync.Mutex
-	var pace string
-	synced := 0 // commits that wait for the disk
-	db := open(t, sqldb.Options{Path: path, Trace: func(query string, _ []any) {
-		mu.Lock()
-		defer mu.Unlock()
-		if strings.HasPrefix(query, "PRAGMA synchronous=") {
-			pace = query
-		}
-		if query == "COMMIT" && !strings.HasSuffix(pace, "NORMAL") {
-			synced++
-		}
-	}})
-	wal := func() int64 {
-		fi, err := os.Stat(path + "-wal")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fi.Size()
-	}
-	commits := func(want int, grows bool, fn func() error) {
-		t.Helper()
-		before, size := synced, wal()
-		if err := fn(); err != nil {
-			t.Fatal(err)
-		}
-		// SQLite has the disk wait for a commit only if that has written something.
-		if synced-before != want || wal() > size != grows {
-			t.Errorf("%d commits wait for the disk, want %d; the log grows: %v, want %v", synced-before, want, wal() > size, grows)
-		}
-	}
-	ctx := context.Background()
-	commits(1, true, func() error { return db.Sync(ctx) }) // what a killed process has left may not be on the disk
-	commits(0, false, func() error { return db.Sync(ctx) })
-	commits(0, true, func() error { return db.MaintainNote(ctx, insert(1, "a")) })
-	commits(1, true, func() error { return db.Sync(ctx) })
-	commits(0, false, func() error { return db.Sync(ctx) })
-	// A write that changes nothing makes nothing durable, whatever its commit waits for.
-	for name, write := range map[string]func(*sqldb.Tx) error{
-		"fails":           func(*sqldb.Tx) error { return errors.New("not found") },
-		"matches nothing": func(tx *sqldb.Tx) error { _, err := tx.Exec("UPDATE t SET b = 'x' WHERE a = 99"); return err },
-	} {
-		t.Log("a write that", name)
-		commits(0, true, func() error {
-			return db.MaintainNote(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec("INSERT INTO t (b) VALUES ('x')"); return err })
-		})
-		commits(1, false, func() error { _ = db.Write(ctx, write); return nil })
-		commits(1, true, func() error { return db.Sync(ctx) })
-	}
-}
-
 // TestR11_TheClockIsSavedWithTheFirstCommit reads what a start after a kill
 // would find: the ticker that saves the clock has not fired yet.
 func TestR11_TheClockIsSavedWithTheFirstCommit(t *testing.T) {
@@ -484,26 +431,6 @@ func TestR11_TheClockIsSavedWithTheFirstCommit(t *testing.T) {
 				t.Errorf("a start after a kill finds %d as the latest time seen, want at least %d", seen, before)
 			}
 		})
-	}
-}
-
-// TestR11_ASyncMovesTheClockToNow guards against a reading that counts syncs.
-func TestR11_ASyncMovesTheClockToNow(t *testing.T) {
-	db := open(t, sqldb.Options{})
-	ctx := t.Context()
-	if err := db.Write(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec("UPDATE clock SET seen = 0"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	// The reading that goes with the first commit is there already; this undoes it.
-	if err := db.MaintainNote(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec("UPDATE clock SET seen = 0"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	before := db.Now()
-	if err := db.Sync(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if seen := seen(t, db); seen < before {
-		t.Errorf("after a sync the latest time seen is %d, want at least %d", seen, before)
 	}
 }
 

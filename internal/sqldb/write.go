@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -11,9 +12,9 @@ import (
 // op is one waiting write.
 type op struct {
 	fn     func(*Tx) error
-	lazy   bool         // its commit need not wait for the disk
-	sync   bool         // it changes a page, so that its commit does wait
+	lazy   bool         // nobody waits until its commit is durable
 	upkeep bool         // of maintenance
+	commit uint64       // the number of its commit
 	state  atomic.Int32 // opWaiting → opRunning or opGivenUp
 	tx     *Tx
 	err    error
@@ -66,26 +67,39 @@ func (db *DB) enqueue(ctx context.Context, queue chan *op, o *op) error {
 // closeGrace is how long a write that raced with Close waits to be drained.
 const closeGrace = 2 * time.Second
 
-func (db *DB) writeLoop() {
+func (db *DB) writeLoop(ended chan<- struct{}) {
 	defer db.done.Done()
+	defer close(ended)
 	clock := time.NewTicker(clockIv)
 	defer clock.Stop()
 	first := &op{fn: db.saveClock, done: make(chan struct{}), lazy: true} // rides along with the first commit
+	turns := 0                                                            // of clients since the last one of maintenance
 	for {
-		// Clients first; maintenance when no client waits.
 		var next *op
-		select {
-		case next = <-db.urgent:
-		default:
+		// Clients first; maintenance when no client waits, or after enough of them.
+		if turns >= maintainEvery {
+			select {
+			case next = <-db.idle:
+			default:
+			}
+		}
+		if next == nil {
 			select {
 			case next = <-db.urgent:
-			case next = <-db.idle:
-			case <-clock.C:
-				next = &op{fn: db.saveClock, done: make(chan struct{})}
-			case <-db.stop:
-				db.drain()
-				return
+			default:
+				select {
+				case next = <-db.urgent:
+				case next = <-db.idle:
+				case <-clock.C:
+					next = &op{fn: db.saveClock, done: make(chan struct{})}
+				case <-db.stop:
+					db.drain()
+					return
+				}
 			}
+		}
+		if turns++; next.upkeep {
+			turns = 0
 		}
 		group := db.gather(next)
 		if first != nil {
@@ -94,13 +108,6 @@ func (db *DB) writeLoop() {
 		db.commitGroup(group)
 	}
 }
-
-// The writer waits for clients that it expects from commits of this duration on,
-// and so long at most.
-const (
-	waitFrom = time.Millisecond
-	waitMax  = time.Millisecond
-)
 
 func (db *DB) drain() {
 	last := &op{fn: db.saveClock, done: make(chan struct{})}
@@ -128,46 +135,20 @@ func (db *DB) saveClock(tx *Tx) error {
 	return err
 }
 
-// gather takes what else is waiting, so that one commit serves all: the
-// clients' writes, and one of maintenance at the most.
+// gather takes what else is waiting of clients' writes, so that one transaction serves
+// all. Maintenance goes alone, so that no client waits for it longer than it must.
 func (db *DB) gather(first *op) []*op {
 	group := []*op{first}
-	var patience <-chan time.Time
-	for len(group) < groupMax {
+	for !first.upkeep && len(group) < groupMax {
 		select {
 		case o := <-db.urgent:
 			group = append(group, o)
 			continue
 		default:
 		}
-		// The clients of the last group come again at once, but not all in the same
-		// instant. A commit costs more than to wait for them.
-		if len(group) >= db.lastGroup || db.lastTook < waitFrom {
-			break
-		}
-		if patience == nil {
-			patience = time.After(min(db.lastTook/8, waitMax))
-		}
-		select {
-		case o := <-db.urgent:
-			group = append(group, o)
-			continue
-		case <-patience:
-		}
 		break
 	}
-	return db.withMaintenance(group)
-}
-
-// withMaintenance lets one maintenance write ride along, so that the collector
-// goes on under constant load without a commit of its own.
-func (db *DB) withMaintenance(group []*op) []*op {
-	select {
-	case o := <-db.idle:
-		return append(group, o)
-	default:
-		return group
-	}
+	return group
 }
 
 func (db *DB) commitGroup(group []*op) {
@@ -180,47 +161,57 @@ func (db *DB) commitGroup(group []*op) {
 	if len(live) == 0 {
 		return
 	}
-	began := time.Now()
-	defer func() { db.lastGroup, db.lastTook = len(live), time.Since(began) }()
 	if err := db.transact(live); err != nil && len(live) > 1 {
 		// One of them broke the transaction for all. Alone, each meets its own fate.
 		for _, o := range live {
 			if err := db.transact([]*op{o}); err != nil && o.err == nil {
 				o.err = err
 			}
-			db.finish(o)
 		}
-		return
 	} else if err != nil && live[0].err == nil {
 		live[0].err = err
 	}
-	for _, o := range live {
-		db.finish(o)
-	}
+	db.finish(live)
 }
 
-func (db *DB) finish(o *op) {
-	if o.err == nil {
-		for _, fn := range o.tx.onCommit {
-			fn()
+// finish lets the callers go: those of writes that failed or need not be durable at
+// once, the others when they are.
+func (db *DB) finish(group []*op) {
+	var durable []*op
+	for _, o := range group {
+		if o.err == nil {
+			for _, fn := range o.tx.onCommit {
+				fn()
+			}
+		}
+		if o.err == nil && !o.lazy {
+			durable = append(durable, o)
+		} else {
+			close(o.done)
 		}
 	}
-	close(o.done)
+	if len(durable) == 0 {
+		return
+	}
+	if err := db.syncer.add(durable...); err != nil {
+		for _, o := range durable { // it ends after the writer, so this cannot be
+			o.err = err
+			close(o.done)
+		}
+	}
 }
 
 // transact runs the group in one transaction. An error means that nothing of
 // it was committed; an op's own error is in the op.
 func (db *DB) transact(group []*op) error {
 	c := db.writer
-	if err := db.setPace(group); err != nil {
-		return err
-	}
+	db.restartWAL()
 	if _, err := c.exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	now := db.now()
 	for _, o := range group {
-		o.err, o.tx = nil, &Tx{c: c, now: now}
+		o.err, o.tx = nil, &Tx{c: c, now: now, urgent: db.urgent}
 		if _, err := c.exec("SAVEPOINT op"); err != nil {
 			return db.abort(fmt.Errorf("savepoint: %w", err))
 		}
@@ -239,40 +230,27 @@ func (db *DB) transact(group []*op) error {
 			return db.abort(fmt.Errorf("release: %w", err))
 		}
 	}
-	if db.lax {
-		db.unsynced.Store(true)
+	began := time.Now()
+	seq := db.syncer.committed.Load() + 1
+	if slices.ContainsFunc(group, func(o *op) bool { return o.err == nil && !o.lazy }) {
+		db.syncer.promised.Store(seq)
 	}
-	if _, err := c.exec("COMMIT"); err != nil {
+	_, err := c.exec("COMMIT")
+	db.syncer.committed.Store(seq)
+	db.syncer.signal()
+	if err != nil {
 		return db.abort(fmt.Errorf("commit: %w", err))
 	}
+	if group[0].upkeep {
+		db.upkeep.Add(int64(time.Since(began)))
+	}
 	for _, o := range group {
-		// SQLite does not wait for the disk at a commit that has changed no page, and
-		// of other writes nobody knows whether they have.
-		if o.sync && o.err == nil {
-			db.unsynced.Store(false)
-		}
+		o.commit = seq
 	}
-	return nil
-}
-
-// setPace has the next commit wait for the disk unless all of the group can do
-// without.
-func (db *DB) setPace(group []*op) error {
-	lax := true
-	for _, o := range group {
-		lax = lax && o.lazy
+	select {
+	case db.commits <- struct{}{}:
+	default:
 	}
-	if lax == db.lax {
-		return nil
-	}
-	mode := "PRAGMA synchronous=FULL"
-	if lax {
-		mode = "PRAGMA synchronous=NORMAL" // in WAL mode: no sync at commit
-	}
-	if _, err := db.writer.exec(mode); err != nil {
-		return fmt.Errorf("set the pace of commits: %w", err)
-	}
-	db.lax = lax
 	return nil
 }
 
@@ -289,38 +267,4 @@ func runOp(o *op) (err error) {
 		}
 	}()
 	return o.fn(o.tx)
-}
-
-// checkpointLoop moves the WAL into the database file beside the writer, so
-// that no client's commit pays for it.
-func (db *DB) checkpointLoop() {
-	defer db.done.Done()
-	c, err := newConn(context.Background(), db.pool, nil)
-	if err != nil {
-		return // SQLite still checkpoints at wal_autocheckpoint and at close
-	}
-	defer c.close()
-	tick := time.NewTicker(checkpointIv)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			_, _ = db.checkpoint(c) // the next tick tries again; the WAL only grows meanwhile
-		case <-db.stop:
-			return
-		}
-	}
-}
-
-// checkpoint moves what it can of a WAL that is long enough. busy reports that it has
-// waited for a reader or a writer.
-func (db *DB) checkpoint(c *conn) (busy bool, err error) {
-	if walSize(db.opts.Path) < checkpointKB<<10 {
-		return false, nil
-	}
-	// PASSIVE waits for nobody and nobody waits for it; what it cannot move now
-	// it moves at a later tick.
-	var log, done int
-	err = c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &done)
-	return busy, err
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -27,6 +28,9 @@ type Options struct {
 	Now    func() int64 // ms since the Unix epoch; nil: the database's own clock
 	Driver string       // database/sql driver; "" = sqlite
 	Owner  string       // what opens it, for the message to whoever is refused meanwhile
+
+	// Sync is the fsync of the database's log. See sqldb.Options.
+	Sync func(*os.File) error
 }
 
 // Index is the open database. All methods may be called at once.
@@ -55,7 +59,7 @@ func (x *Index) openDB(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	x.db, err = sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: x.reserve.release, Owner: o.Owner})
+	x.db, err = sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: x.reserve.release, Owner: o.Owner, Sync: o.Sync})
 	if err != nil {
 		return err
 	}

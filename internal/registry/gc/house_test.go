@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -38,6 +39,7 @@ type house struct {
 	gc    *gc.Collector
 	opts  gc.Options
 	trace func(query string, args []any) // of the statements; may be nil
+	fsync func(*os.File) error           // of the database's log; nil: the real one
 	sizes map[oci.Digest]int             // of what was pushed, in bytes
 }
 
@@ -57,7 +59,7 @@ func (h *house) open() {
 		h.Fatal(err)
 	}
 	h.blobs = h.files
-	if h.store, err = meta.Open(h.ctx(), meta.Options{Path: filepath.Join(h.dir, "fairway.db"), Now: h.clock.Load, Trace: h.trace}); err != nil {
+	if h.store, err = meta.Open(h.ctx(), meta.Options{Path: filepath.Join(h.dir, "fairway.db"), Now: h.clock.Load, Trace: h.trace, Sync: h.fsync}); err != nil {
 		h.Fatal(err)
 	}
 	h.gc = gc.New(h.store, h.blobs, h.opts)

@@ -29,12 +29,15 @@ const (
 // purgeMax is how many objects are deleted after one wait for the disk.
 const purgeMax = 1024
 
-// While clients write, a batch is applied in steps of so many acts, and each
-// is followed by a rest of so many times the work that it was.
+// A batch makes way for a client that wants to write after so many acts: more where
+// none has come lately. While clients write, each transaction is followed by a rest of so
+// many times the work that it was, and so are the deletes of so many objects.
 const (
-	stepMax    = 48
-	restFactor = 2
-	restMax    = 200 * time.Millisecond
+	portion          = 64
+	portionContended = 8
+	deletesContended = 48
+	restFactor       = 2
+	restMax          = 200 * time.Millisecond
 )
 
 // totalMax bounds the count of what is due, which is for the estimate only.
@@ -208,17 +211,20 @@ func (r *runner) each(ctx context.Context, read func(*batch) (int, error)) (item
 // one that fails does not stop the others (R9); what fails alone is counted,
 // logged and left in its queue.
 func (r *runner) apply(ctx context.Context, b *batch) (failed int, err error) {
-	for left, more := b.Work, true; more; {
-		step := left
-		if more = r.contended(); more {
-			step, left, more = cut(left, stepMax)
+	for left, more := b.Work, true; more; more = !left.Empty() {
+		n := portion
+		if r.contended() {
+			n = portionContended
 		}
 		before := r.store.Upkeep()
-		n, err := r.applyStep(ctx, step)
-		failed += n
+		var counts meta.Counts
+		step := left
+		counts, left, err = r.store.CollectSome(ctx, step, n)
 		if err != nil {
-			return failed, err
+			k, err := r.oneByOne(ctx, step, err)
+			return failed + k, err
 		}
+		r.metrics.worked(counts)
 		if err := r.rest(ctx, r.store.Upkeep()-before); err != nil {
 			return failed, err
 		}
@@ -244,17 +250,12 @@ func (c *Collector) rest(ctx context.Context, work time.Duration) error {
 	}
 }
 
-// applyStep commits work in one transaction.
-func (r *runner) applyStep(ctx context.Context, work meta.Work) (failed int, err error) {
-	counts, err := r.store.Collect(ctx, work)
-	if err == nil {
-		r.metrics.worked(counts)
-		return 0, nil
-	}
+// oneByOne tries work that has failed together with others. What fails alone is counted.
+func (r *runner) oneByOne(ctx context.Context, work meta.Work, cause error) (failed int, err error) {
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	r.opts.Log.Warn("a batch failed, trying its items one by one", "run", r.run.ID, "error", err)
+	r.opts.Log.Warn("a batch failed, trying its items one by one", "run", r.run.ID, "error", cause)
 	for _, w := range split(work) {
 		counts, err := r.store.Collect(ctx, w)
 		if err == nil {
@@ -318,25 +319,6 @@ func split(w meta.Work) []meta.Work {
 		out = append(out, o)
 	}
 	return out
-}
-
-// cut takes at most n acts off work; what is counted and settled goes with the
-// first of them.
-func cut(work meta.Work, n int) (step, left meta.Work, more bool) {
-	step, left = work, meta.Work{Run: work.Run, Actor: work.Actor, Policy: work.Policy}
-	step.Trash, left.Trash = head(work.Trash, &n)
-	step.Remove, left.Remove = head(work.Remove, &n)
-	step.Unlink, left.Unlink = head(work.Unlink, &n)
-	step.Collect, left.Collect = head(work.Collect, &n)
-	step.Abandon, left.Abandon = head(work.Abandon, &n)
-	return step, left, len(left.Trash)+len(left.Remove)+len(left.Unlink)+len(left.Collect)+len(left.Abandon) > 0
-}
-
-// head splits xs at *n, of which it takes off what the first part has.
-func head[T any](xs []T, n *int) (first, rest []T) {
-	k := min(*n, len(xs))
-	*n -= k
-	return xs[:k], xs[k:]
 }
 
 func (r *runner) uploads(ctx context.Context, first bool) (int, error) {
@@ -594,7 +576,7 @@ func (r *runner) purgeThese(ctx context.Context, ps []meta.PendingPurge) error {
 		}
 		n := limitedMax
 		if r.contended() {
-			n = stepMax
+			n = deletesContended
 		}
 		n = min(n, len(left))
 		began := time.Now()

@@ -15,8 +15,9 @@ import (
 type blobEntry struct {
 	Blob
 	linkID    int64
-	safe      bool  // a living manifest of the repository needs it: nobody will collect it
-	touchedAt int64 // of the link
+	safe      bool   // a living manifest of the repository needs it: nobody will collect it
+	touchedAt int64  // of the link
+	seen      uint64 // commit that must be durable before it is promised
 }
 
 // Conditions on links and manifests that several statements share. l and m are
@@ -45,6 +46,7 @@ func (s *Store) lookupBlob(ctx context.Context, repo oci.Name, d oci.Digest) (*b
 	if err != nil {
 		return nil, fmt.Errorf("look up blob %s in %s: %w", d, repo, err)
 	}
+	e.seen = s.db.Seen()
 	s.blobs.put(key, e, token)
 	return e, nil
 }
@@ -68,6 +70,9 @@ func (s *Store) ConfirmBlob(ctx context.Context, repo oci.Name, d oci.Digest) (B
 			return Blob{}, err
 		}
 		if e.safe || e.touchedAt > s.db.Now() {
+			if err := s.db.Durable(ctx, e.seen); err != nil {
+				return Blob{}, fmt.Errorf("confirm blob %s in %s: %w", d, repo, err)
+			}
 			return e.Blob, nil
 		}
 		var gone bool

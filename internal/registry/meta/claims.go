@@ -83,35 +83,80 @@ type Postponed struct {
 // NoLimit is Claim.Before where no window applies.
 const NoLimit = math.MaxInt64
 
+// acts is how many things a work claims.
+func (w Work) acts() int {
+	return len(w.Trash) + len(w.Remove) + len(w.Unlink) + len(w.Collect) + len(w.Abandon)
+}
+
+// Empty reports that nothing is left to do.
+func (w Work) Empty() bool { return w.acts() == 0 }
+
+// cut takes at most n acts off work; what is counted and settled goes with the first
+// of them.
+func (w Work) cut(n int) (step, left Work) {
+	step, left = w, Work{Run: w.Run, Actor: w.Actor, Policy: w.Policy}
+	step.Trash, left.Trash = head(w.Trash, &n)
+	step.Remove, left.Remove = head(w.Remove, &n)
+	step.Unlink, left.Unlink = head(w.Unlink, &n)
+	step.Collect, left.Collect = head(w.Collect, &n)
+	step.Abandon, left.Abandon = head(w.Abandon, &n)
+	return step, left
+}
+
+// head splits xs at *n, of which it takes off what the first part has.
+func head[T any](xs []T, n *int) (first, rest []T) {
+	k := min(*n, len(xs))
+	*n -= k
+	return xs[:k], xs[k:]
+}
+
 // Collect applies work and returns what it did: its counts, where claims that
 // were lost count as kept with reason "raced". A loss of power may take it back,
 // until the next commit of another kind, or Sync: before bytes are deleted, the
 // caller has called that.
 func (s *Store) Collect(ctx context.Context, w Work) (Counts, error) {
-	var done Counts
+	done, _, err := s.CollectSome(ctx, w, max(w.acts(), 1))
+	return done, err
+}
+
+// portionsMax is how many portions of a work a transaction is of at most, since the pages
+// that it has changed are written at its end.
+const portionsMax = 32
+
+// CollectSome is Collect in portions of so many acts, after each of which it makes way for
+// clients that wait to write (R5): left is the work that is not done yet then, and
+// complete for another call. On an error nothing is done.
+func (s *Store) CollectSome(ctx context.Context, w Work, acts int) (done Counts, left Work, err error) {
 	var more bool
-	err := s.db.MaintainNote(ctx, func(tx *sqldb.Tx) error {
-		c := collection{s: s, tx: tx, w: w, kin: kinMax}
+	err = s.db.MaintainNote(ctx, func(tx *sqldb.Tx) error {
+		c := collection{s: s, tx: tx, kin: kinMax}
 		c.done = w.Counts
 		c.done.Kept = map[string]int64{}
 		for k, v := range w.Counts.Kept {
 			c.done.Kept[k] = v
 		}
-		for _, step := range []func() error{c.trash, c.remove, c.unlink, c.collect, c.abandon, c.settle, c.count} {
-			if err := step(); err != nil {
-				return err
+		left = w
+		for i := 1; ; i++ {
+			c.w, left = left.cut(acts)
+			for _, step := range []func() error{c.trash, c.remove, c.unlink, c.collect, c.abandon, c.settle} {
+				if err := step(); err != nil {
+					return err
+				}
+			}
+			if left.Empty() || i == portionsMax || tx.ClientsWait() {
+				break
 			}
 		}
 		done, more = c.done, c.more
-		return nil
+		return addCounts(tx, w.Run, c.done)
 	})
 	if err == nil && more {
 		s.followUp(ctx, s.db.Maintain)
 	}
 	if err != nil {
-		return Counts{}, fmt.Errorf("collect: %w", err)
+		return Counts{}, Work{}, fmt.Errorf("collect: %w", err)
 	}
-	return done, nil
+	return done, left, nil
 }
 
 // CollectFailed records that work of a single claim failed, with a line for
@@ -508,5 +553,3 @@ func (c *collection) settle() error {
 	}
 	return nil
 }
-
-func (c *collection) count() error { return addCounts(c.tx, c.w.Run, c.done) }

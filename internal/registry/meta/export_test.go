@@ -87,3 +87,6 @@ func (s *Store) CountWanted(ctx context.Context, id int64) (n int, err error) {
 
 // ListChunk is how many rows a listing looks at in one go.
 const ListChunk = listChunk
+
+// ClientsWait reports that a client's write waits for its turn.
+func (s *Store) ClientsWait() bool { clients, _ := s.db.Waiting(); return clients > 0 }

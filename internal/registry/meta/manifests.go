@@ -18,8 +18,9 @@ import (
 type manifestEntry struct {
 	Manifest
 	id        int64
-	atRisk    bool  // neither tag nor index nor subject keeps it, or its tag is stranded
-	touchedAt int64 // last confirmation while at risk
+	atRisk    bool   // neither tag nor index nor subject keeps it, or its tag is stranded
+	touchedAt int64  // last confirmation while at risk
+	seen      uint64 // commit that must be durable before it is promised
 }
 
 // held says that a tag, a living index or a living subject keeps manifest m,
@@ -56,6 +57,9 @@ func (s *Store) Manifest(ctx context.Context, repo oci.Name, ref oci.Reference) 
 			return nil, err
 		}
 		if !e.atRisk || e.touchedAt > s.db.Now() {
+			if err := s.db.Durable(ctx, e.seen); err != nil {
+				return nil, fmt.Errorf("confirm manifest %s in %s: %w", ref, repo, err)
+			}
 			return &e.Manifest, nil
 		}
 		var gone bool
@@ -102,6 +106,7 @@ func (s *Store) lookupManifest(ctx context.Context, repo oci.Name, ref oci.Refer
 	if err != nil {
 		return nil, fmt.Errorf("look up manifest %s in %s: %w", ref, repo, err)
 	}
+	e.seen = s.db.Seen()
 	s.manifests.put(key, e, token)
 	return e, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,9 @@ type Options struct {
 	Release func() bool  // frees disk space held in reserve for maintenance
 	Owner   string       // what opens it, for the message to whoever is refused meanwhile
 	JumpMax int64        // ms that the machine's clock may have gone on since the last start; see sqldb.Options
+
+	// Sync is the fsync of the database's log. See sqldb.Options.
+	Sync func(*os.File) error
 
 	// Trace is called with each statement before it runs; nil = not at all. See
 	// sqldb.Options.
@@ -59,7 +63,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner, Trace: o.Trace, JumpMax: o.JumpMax})
+	db, err := sqldb.Open(ctx, sqldb.Options{Path: o.Path, Migrations: root, Driver: o.Driver, Now: o.Now, Release: o.Release, Owner: o.Owner, Trace: o.Trace, Sync: o.Sync, JumpMax: o.JumpMax})
 	if err != nil {
 		return nil, err
 	}
