@@ -1,10 +1,12 @@
 package piece_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -253,5 +255,90 @@ func TestR16_BlobsThatNobodyHasOpenAreBounded(t *testing.T) {
 	}
 	if n := c.InMemory(); n > 1 {
 		t.Errorf("%d blobs of 40 GiB are in memory", n)
+	}
+}
+
+// TestR16_AStartBesideWhatCannotBe: a size that no blob has, and files in a directory that
+// is not theirs.
+func TestR16_AStartBesideWhatCannotBe(t *testing.T) {
+	dir := t.TempDir()
+	c := openAt(t, dir, piece.Options{})
+	all, d := content(1, 1000)
+	huge, dh := content(2, 1000)
+	put(t, c, all, d)
+	put(t, c, huge, dh)
+	good, bad := c.Path(d), c.Path(dh)
+	c.close(t)
+	for _, name := range []string{"", ".pieces"} {
+		for _, shard := range []string{"00", "ff"} { // before and after its own
+			astray := filepath.Join(filepath.Dir(filepath.Dir(good)), shard, filepath.Base(good)+name)
+			if err := os.MkdirAll(filepath.Dir(astray), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(good + name)
+			if err = errors.Join(err, os.WriteFile(astray, b, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	f, err := os.OpenFile(bad+".pieces", os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(piece.Header(piece.SizeMax+1), 0)
+		err = errors.Join(err, f.Close(), os.Remove(filepath.Join(dir, "index.db")))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // what was taken back is so until somebody has looked at it
+		c = openAt(t, dir, piece.Options{})
+		if back := c.TakenBack(); len(back) != 1 || back[0] != d {
+			t.Errorf("taken back: %v", back)
+		}
+		if u := c.Usage(); u.Blobs != 1 || u.Used < 0 || u.Used > mib {
+			t.Errorf("%+v", u)
+		}
+		if got, err := get(c, d, 0, -1); err != nil || !bytes.Equal(got, all) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		c.close(t)
+	}
+}
+
+func TestReader_OfAClosedHandleReadsNothing(t *testing.T) {
+	c := open(t, piece.Options{})
+	all, d := content(1, 1000)
+	put(t, c, all, d)
+	b, err := c.Open(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	r := b.NewReader(t.Context(), 0, -1)
+	if n, err := r.Read(make([]byte, 10)); n > 0 || !errors.Is(err, piece.ErrClosed) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Remove(t.Context(), claim(t, c, d)); err != nil {
+		t.Errorf("it counts as open: %v", err)
+	}
+}
+
+// TestR7_ABlobIsOnDiskBeforeItsRowSaysSo: but for a small one, which costs little to get again.
+func TestR7_ABlobIsOnDiskBeforeItsRowSaysSo(t *testing.T) {
+	c := open(t, piece.Options{})
+	for size, want := range map[int][]string{piece.Size: {"completed"}, piece.Size + 1: {"synced", "completed"}} {
+		var steps []string
+		c.SetStep(func(step string) {
+			if step == "synced" || step == "completed" {
+				steps = append(steps, step)
+			}
+		})
+		all, d := content(uint64(size), size)
+		put(t, c, all, d)
+		if !slices.Equal(steps, want) {
+			t.Errorf("%d bytes: %v, want %v", size, steps, want)
+		}
 	}
 }

@@ -319,3 +319,26 @@ func TestSpec_ListingReferrers_ListLargerThanAManifestIsSplit(t *testing.T) {
 		t.Errorf("%d descriptors on %d pages, want 3 on 3", len(got), pages)
 	}
 }
+
+// TestR17_APageIsBoundedWhateverIsAskedFor: and the last one names no other.
+func TestR17_APageIsBoundedWhateverIsAskedFor(t *testing.T) {
+	s := serveWith(t, options{pageMax: 2})
+	for _, repo := range []string{"a", "b", "c", "d"} {
+		s.pushImage(repo, "v1", repo, "")
+	}
+	for _, first := range []string{"/v2/_catalog", "/v2/_catalog?n=1000", "/v2/_catalog?n=9223372036854775807"} {
+		path, pages, got := first, 0, 0
+		for ; path != ""; pages++ {
+			var list struct{ Repositories []string }
+			a := s.do("GET", path, nil).want(200)
+			a.json(&list)
+			if got += len(list.Repositories); len(list.Repositories) > 2 {
+				t.Errorf("%s: a page of %d", path, len(list.Repositories))
+			}
+			path = a.next()
+		}
+		if pages != 2 || got != 4 {
+			t.Errorf("%s: %d repositories on %d pages", first, got, pages)
+		}
+	}
+}
