@@ -103,9 +103,9 @@ func TestR10_ACheckDoesWhatItWasAskedTo(t *testing.T) {
 	s := serve(t)
 	s.push("team/app", "v1", "layer one")
 	for body, want := range map[string]check.Request{
-		`{}`:                         {Grace: meta.Duration(time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
-		`{"repair":true}`:            {Repair: true, Grace: meta.Duration(time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
-		`{"deep":true,"grace":"2h"}`: {Deep: true, Grace: meta.Duration(2 * time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
+		`{}`:                         {Grace: meta.Duration(2 * time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
+		`{"repair":true}`:            {Repair: true, Grace: meta.Duration(2 * time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
+		`{"deep":true,"grace":"3h"}`: {Deep: true, Grace: meta.Duration(3 * time.Hour), ObjectsPerSecond: 5000, BytesPerSecond: 200 << 20},
 		`{"grace":0,"objects_per_second":7,"bytes_per_second":0}`: {Grace: -1, ObjectsPerSecond: 7, BytesPerSecond: -1},
 	} {
 		var r check.Report
