@@ -63,7 +63,7 @@ fuzz: ## Fuzz every fuzz target, FUZZTIME (20s) each
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: mutants
-mutants: ## Change what decides about deletion and trust, place by place; list what no test notices (about an hour)
+mutants: ## Change what decides about deletion and trust, place by place; list what no test notices (one to two hours)
 	@go run ./scripts/mutants $(MUTANTS)
 
 .PHONY: demo

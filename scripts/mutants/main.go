@@ -30,7 +30,7 @@ import (
 // defaults are the targets of `make mutants`.
 var defaults = []string{
 	"internal/registry/gc:judge.go",
-	"internal/registry/meta:claims.go,manifests.go@held,manifests.go@indexed,leases.go@manifestLease:internal/registry/meta,internal/registry/gc",
+	"internal/registry/meta:claims.go,kin.go,staged.go,manifests.go@held,manifests.go@indexed,leases.go@manifestLease:internal/registry/meta,internal/registry/gc",
 	"internal/agent/evict:judge.go",
 	"internal/agent/piece:remove.go",
 	"internal/agent/mirror:rights.go,rule.go",
