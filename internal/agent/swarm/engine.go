@@ -74,6 +74,8 @@ type Engine struct {
 	down     *buckets
 	wait     atomic.Int64 // Limits.Wait
 	vain     vain
+	giving   chan struct{} // a place for each who is given content
+	bodyTime time.Duration
 	alone    time.Duration // a download waits so long for others that bring nothing
 	stop     context.Context
 	cancel   context.CancelFunc
@@ -118,7 +120,7 @@ func New(o Options) (*Engine, error) {
 		o.Report = func(Lie) {}
 	}
 	e := &Engine{
-		o: o, alone: aloneAfter, log: o.Log, metrics: newMetrics(o.Metrics), tls: o.Keys.server, start: time.Now(),
+		o: o, alone: aloneAfter, bodyTime: bodyTime, giving: make(chan struct{}, givenAtOnce), log: o.Log, metrics: newMetrics(o.Metrics), tls: o.Keys.server, start: time.Now(),
 		up: newBuckets(), down: newBuckets(),
 		downloads: map[oci.Digest]*download{}, served: map[oci.Digest]int{},
 		uploads: plan.NewUploads(0, 0, 0), ready: map[*plan.Ask]chan<- *plan.Ask{},

@@ -33,3 +33,11 @@ func (e *Engine) Spent() time.Duration {
 	defer e.vain.mu.Unlock()
 	return e.vain.spent
 }
+
+// BodyTime sets how long a peer may take to send a request.
+func (e *Engine) BodyTime(d time.Duration) { e.bodyTime = d }
+
+// Giving counts who is given content now, and GivenAtOnce is how many may be.
+func (e *Engine) Giving() int { return len(e.giving) }
+
+const GivenAtOnce = givenAtOnce

@@ -2,9 +2,12 @@ package swarm_test
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/agent/swarm"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/plan"
 	"github.com/fairway-registry/fairway/internal/agent/swarm/swarmtest"
+	"github.com/fairway-registry/fairway/internal/oci"
 )
 
 // within fails a test that takes so long that something waits for another's end.
@@ -220,5 +224,77 @@ func TestR17_APeerThatFloodsItsWatchersIsLeft(t *testing.T) {
 		if d := <-watches; d == string(second) {
 			t.Error("it is watched again although it is banned")
 		}
+	}
+}
+
+// TestR17_MembersWhoDoNotTakeContentHoldABoundedAmount, and not for long.
+func TestR17_MembersWhoDoNotTakeContentHoldABoundedAmount(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	s := &shelf{have: map[oci.Digest][]byte{}}
+	n := c.StartWith("node", s, nil)
+	small, large := c.Origin.Make(1000, 1), c.Origin.Make(3*mb, 2)
+	s.put(small, c.Origin.Content(small))
+	s.put(large, c.Origin.Content(large))
+	ask := func(d oci.Digest) (*http.Response, error) {
+		conf := serverTLS(t, "slow").Clone()
+		conf.RootCAs, conf.ServerName = conf.ClientCAs, swarm.HostOf(n.Peer.Node)
+		tr := &http.Transport{TLSClientConfig: conf, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, n.Peer.Addr)
+			if err == nil {
+				err = conn.(*net.TCPConn).SetReadBuffer(4096)
+			}
+			return conn, err
+		}}
+		t.Cleanup(tr.CloseIdleConnections)
+		body := fmt.Sprintf(`{"namespace":"a","repository":"app","digest":%q}`, d)
+		return (&http.Client{Transport: tr}).Post("https://"+swarm.HostOf(n.Peer.Node)+"/swarm/v1/contents", "", strings.NewReader(body))
+	}
+	take := func(d oci.Digest, want int) {
+		t.Helper()
+		res, err := ask(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = res.Body.Close() })
+		if res.StatusCode != want {
+			t.Errorf("it is answered with %s", res.Status)
+		}
+	}
+	for range 3 * swarm.GivenAtOnce {
+		take(small, http.StatusOK)
+	}
+	eventually(t, "small content holds nothing", func() bool { return n.Giving() == 0 })
+	for range swarm.GivenAtOnce {
+		take(large, http.StatusOK)
+	}
+	if got := n.Giving(); got != swarm.GivenAtOnce {
+		t.Fatalf("%d members hold content", got)
+	}
+	take(large, http.StatusServiceUnavailable)
+	eventually(t, "those who are slow are left", func() bool { return n.Giving() == 0 })
+}
+
+// TestR17_AMemberThatDoesNotSendItsRequestIsLeft on each path.
+func TestR17_AMemberThatDoesNotSendItsRequestIsLeft(t *testing.T) {
+	c := swarmtest.New(t, swarmtest.NewOrigin(0))
+	n := c.StartWith("node", &shelf{have: map[oci.Digest][]byte{}}, nil)
+	n.BodyTime(50 * time.Millisecond)
+	client := clientAs(t, "slow", []*swarmtest.Node{n})
+	d := c.Origin.Make(2*mb, 1)
+	for _, path := range []string{"announce", "holding", "tags", "contents", "blobs/" + string(d) + "/watch", "blobs/" + string(d) + "/pieces"} {
+		ctx := within(t)
+		body, never := io.Pipe()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+swarm.HostOf(n.Peer.Node)+"/swarm/v1/"+path, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := client.Do(req)
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		if ctx.Err() != nil {
+			t.Errorf("%s: the request is waited for", path)
+		}
+		_ = never.Close()
 	}
 }

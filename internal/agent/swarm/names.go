@@ -2,8 +2,11 @@ package swarm
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -89,13 +92,18 @@ const (
 	answerTimeout = 3 * time.Second
 	// givenMax bounds the JSON of one answer: content in base64 and the rest.
 	givenMax = oci.ManifestMax/3*4 + 4096
+	// givenAtOnce bounds how many are given content at once, of more than 64 KiB until
+	// they have taken it. The others wait for givenWait.
+	givenAtOnce = 8
+	givenWait   = time.Second
+	givenTime   = 5 * time.Second
 )
 
 // SetNames says what this node knows. Call it before Run.
 func (e *Engine) SetNames(n Names) { e.names = n }
 
 func (e *Engine) serveTag(w http.ResponseWriter, r *http.Request, _ plan.Node) error {
-	q, err := e.asked(r)
+	q, err := e.asked(w, r)
 	if err != nil {
 		return err
 	}
@@ -110,13 +118,18 @@ func (e *Engine) serveTag(w http.ResponseWriter, r *http.Request, _ plan.Node) e
 }
 
 func (e *Engine) serveContent(w http.ResponseWriter, r *http.Request, peer plan.Node) error {
-	q, err := e.asked(r)
+	q, err := e.asked(w, r)
 	if err != nil {
 		return err
 	}
 	if q.Tag != "" {
 		return fault.New(fault.Invalid, "a question for content by a tag")
 	}
+	leave, err := e.enter(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	g, err := e.names.Given(r.Context(), q.Namespace, q.Repo, q.Digest, q.Grant.covers(q.Namespace))
 	if err != nil {
 		if errors.Is(err, fault.Denied) {
@@ -124,18 +137,61 @@ func (e *Engine) serveContent(w http.ResponseWriter, r *http.Request, peer plan.
 		}
 		return err
 	}
+	if len(g.Content) <= grain {
+		leave() // however slowly it is read
+	}
 	for left := len(g.Content); left > 0; left -= grain {
 		if err := e.up.wait(r.Context(), peer, min(left, grain)); err != nil {
 			return abort(err)
 		}
 	}
 	e.tallySent(peer, len(g.Content))
-	return answer(w, g)
+	return g.answer(w)
 }
 
-func (e *Engine) asked(r *http.Request) (question, error) {
+// enter waits for a place among those who are given content, of which each may hold 4
+// MiB. leave may be called twice.
+func (e *Engine) enter(ctx context.Context) (leave func(), err error) {
+	wait := time.NewTimer(givenWait)
+	defer wait.Stop()
+	select {
+	case e.giving <- struct{}{}:
+		return sync.OnceFunc(func() { <-e.giving }), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-wait.C:
+		return nil, fault.New(fault.Busy, "too many members are given content at once")
+	}
+}
+
+// answer writes g as JSON, without another copy of the content. Who takes it more slowly
+// than it would wait for is not waited for.
+func (g Given) answer(w http.ResponseWriter) error {
+	kind, err := json.Marshal(g.MediaType)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(givenTime)) // of a test it may have none
+	if _, err := io.WriteString(w, `{"content":"`); err != nil {
+		return abort(err)
+	}
+	b := base64.NewEncoder(base64.StdEncoding, w)
+	if _, err := b.Write(g.Content); err != nil {
+		return abort(err)
+	}
+	if err := b.Close(); err != nil {
+		return abort(err)
+	}
+	if _, err := fmt.Fprintf(w, `","media_type":%s,"public":%t}`, kind, g.Public); err != nil {
+		return abort(err)
+	}
+	return nil
+}
+
+func (e *Engine) asked(w http.ResponseWriter, r *http.Request) (question, error) {
 	var q question
-	if err := decode(r.Body, maxAnnounce, &q); err != nil {
+	if err := e.receive(w, r, &q); err != nil {
 		return q, err
 	}
 	if e.names == nil {

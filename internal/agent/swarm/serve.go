@@ -17,6 +17,9 @@ import (
 // writeIdle is how long a peer may take no byte of an answer.
 const writeIdle = 20 * time.Second
 
+// bodyTime is how long a peer may take to send a request, which has 1 MiB at most.
+const bodyTime = 10 * time.Second
+
 // Handler is what peers talk to. It serves nobody whose connection did not prove
 // the cluster's secret.
 func (e *Engine) Handler() http.Handler {
@@ -46,9 +49,21 @@ func (e *Engine) authenticated(h func(w http.ResponseWriter, r *http.Request, pe
 	}
 }
 
+// receive reads a request, for which the peer has bodyTime, and gives it writeIdle to take
+// the answer: whoever answers at length sets that anew.
+func (e *Engine) receive(w http.ResponseWriter, r *http.Request, v any) error {
+	rc := http.NewResponseController(w)
+	// Not every ResponseWriter of a test has deadlines.
+	_ = rc.SetReadDeadline(time.Now().Add(e.bodyTime))
+	err := decode(r.Body, maxAnnounce, v)
+	_ = rc.SetReadDeadline(time.Time{})
+	_ = rc.SetWriteDeadline(time.Now().Add(writeIdle))
+	return err
+}
+
 func (e *Engine) serveAnnounce(w http.ResponseWriter, r *http.Request, peer plan.Node) error {
 	var a plan.Announce
-	if err := decode(r.Body, maxAnnounce, &a); err != nil {
+	if err := e.receive(w, r, &a); err != nil {
 		return err
 	}
 	if a.Node != peer {
@@ -73,7 +88,7 @@ func (e *Engine) lead(a plan.Announce) (plan.Reply, error) {
 
 func (e *Engine) serveHolding(w http.ResponseWriter, r *http.Request, peer plan.Node) error {
 	var h holding
-	if err := decode(r.Body, maxAnnounce, &h); err != nil {
+	if err := e.receive(w, r, &h); err != nil {
 		return err
 	}
 	if len(h.Blobs) > maxHolding {
@@ -146,7 +161,7 @@ func (e *Engine) mayGive(ctx context.Context, d oci.Digest, g grant) error {
 // queue.
 func (e *Engine) servePieces(w http.ResponseWriter, r *http.Request, peer plan.Node) error {
 	var req request
-	if err := decode(r.Body, maxAnnounce, &req); err != nil {
+	if err := e.receive(w, r, &req); err != nil {
 		return err
 	}
 	b, err := e.open(r.Context(), r.PathValue("digest"), req.Grant)

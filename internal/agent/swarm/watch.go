@@ -26,7 +26,7 @@ type watchRequest struct {
 // for as long as this node downloads the blob.
 func (e *Engine) serveWatch(w http.ResponseWriter, r *http.Request, peer plan.Node) error {
 	var req watchRequest
-	if err := decode(r.Body, maxAnnounce, &req); err != nil {
+	if err := e.receive(w, r, &req); err != nil {
 		return err
 	}
 	b, err := e.open(r.Context(), r.PathValue("digest"), req.Grant)
