@@ -172,6 +172,10 @@ func (b *bench) latency(r *report) error {
 		if err := garbage(s.server, batch, 1000); err != nil {
 			return err
 		}
+		// Otherwise the kernel writes what is left of the garbage during the first pushes.
+		if out, err := exec.CommandContext(b.ctx, "sync").CombinedOutput(); err != nil {
+			return fmt.Errorf("sync: %w: %s", err, out)
+		}
 		// The window protects the pushes that are measured; the garbage is older, once
 		// this time is over: nothing but time makes it so.
 		time.Sleep(window + 500*time.Millisecond)
