@@ -173,8 +173,8 @@ func (b *bench) latency(r *report) error {
 			return err
 		}
 		// Otherwise the kernel writes what is left of the garbage during the first pushes.
-		if out, err := exec.CommandContext(b.ctx, "sync").CombinedOutput(); err != nil {
-			return fmt.Errorf("sync: %w: %s", err, out)
+		if err := b.flush(); err != nil {
+			return err
 		}
 		// The window protects the pushes that are measured; the garbage is older, once
 		// this time is over: nothing but time makes it so.

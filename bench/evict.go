@@ -86,6 +86,9 @@ func (b *bench) eviction(r *report) error {
 	if err != nil {
 		return err
 	}
+	if err := b.flush(); err != nil {
+		return err
+	}
 	began := time.Now()
 	// Low is at a tenth of what is there. The command waits for the pass that the
 	// new limit has started.
@@ -142,6 +145,15 @@ func nodeStatus(node *server) (st nodeapi.Status, err error) {
 	return st, c.Call(context.Background(), http.MethodGet, "/status", nil, &st)
 }
 
+// flush has all that was written go to the disk, where it would be after some time: what
+// only the kernel's memory has is written late, and unlinked at once.
+func (b *bench) flush() error {
+	if out, err := exec.CommandContext(b.ctx, "sync").CombinedOutput(); err != nil {
+		return fmt.Errorf("sync: %w: %s", err, out)
+	}
+	return nil
+}
+
 // unlink removes n files of a size, and a small one beside each, spread over 256
 // directories.
 func (b *bench) unlink(n, size int) (time.Duration, error) {
@@ -157,6 +169,9 @@ func (b *bench) unlink(n, size int) (time.Duration, error) {
 		if err := errors.Join(os.WriteFile(name(i), make([]byte, size), 0o644), os.WriteFile(name(i)+".pieces", make([]byte, 64), 0o644)); err != nil {
 			return 0, err
 		}
+	}
+	if err := b.flush(); err != nil {
+		return 0, err
 	}
 	began := time.Now()
 	for i := range n {

@@ -29,7 +29,7 @@ func (db *DB) checkpointLoop() {
 	defer pause.Stop()
 	for {
 		select {
-		case <-db.commits:
+		case <-db.due:
 			if !db.restart.Load() { // otherwise it is the writer's turn
 				_, _ = db.checkpoint(c) // a later one tries again; the WAL only grows meanwhile
 			}
@@ -44,10 +44,15 @@ func (db *DB) checkpointLoop() {
 	}
 }
 
+func (db *DB) checkpointDue() bool {
+	log, moved := db.wal.pages()
+	return log-moved >= checkpointPages
+}
+
 // checkpoint moves what it can of a WAL that is long enough. busy reports that it has
 // waited for a reader or a writer.
 func (db *DB) checkpoint(c *conn) (busy bool, err error) {
-	if log, moved := db.wal.pages(); log-moved < checkpointPages {
+	if !db.checkpointDue() {
 		return false, nil
 	}
 	// PASSIVE waits for nobody and nobody waits for it; what it cannot move now

@@ -63,6 +63,16 @@ func (s *syncer) add(ops ...*op) error {
 	return nil
 }
 
+// over notes that commit seq is over, whether it succeeded or not, for who waits for it.
+func (s *syncer) over(seq uint64) {
+	s.committed.Store(seq)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) > 0 {
+		s.signal()
+	}
+}
+
 func (s *syncer) signal() {
 	select {
 	case s.wake <- struct{}{}:

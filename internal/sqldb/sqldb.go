@@ -77,7 +77,7 @@ type DB struct {
 	opened       time.Time
 	asked        atomic.Int64  // when a client last asked for a write, in ns after opened
 	upkeep       atomic.Int64  // see Upkeep, in ns
-	commits      chan struct{} // a commit has been made since the last checkpoint
+	due          chan struct{} // a checkpoint is due
 	restart      atomic.Bool   // see restartWAL
 	wal          walIndex
 	syncer       *syncer
@@ -184,8 +184,8 @@ func openLocked(ctx context.Context, o Options) (*DB, error) {
 		opts: o, pool: pool, now: o.Now,
 		readers: make(chan *conn, readConns), listers: make(chan *conn, listConns),
 		urgent: make(chan *op, 1024), idle: make(chan *op, 64),
-		commits: make(chan struct{}, 1),
-		stop:    make(chan struct{}), opened: time.Now(),
+		due:  make(chan struct{}, 1),
+		stop: make(chan struct{}), opened: time.Now(),
 	}
 	db.asked.Store(int64(-contendedFor))
 	if err := db.open(ctx); err != nil {

@@ -236,8 +236,7 @@ func (db *DB) transact(group []*op) error {
 		db.syncer.promised.Store(seq)
 	}
 	_, err := c.exec("COMMIT")
-	db.syncer.committed.Store(seq)
-	db.syncer.signal()
+	db.syncer.over(seq)
 	if err != nil {
 		return db.abort(fmt.Errorf("commit: %w", err))
 	}
@@ -247,9 +246,11 @@ func (db *DB) transact(group []*op) error {
 	for _, o := range group {
 		o.commit = seq
 	}
-	select {
-	case db.commits <- struct{}{}:
-	default:
+	if db.checkpointDue() {
+		select {
+		case db.due <- struct{}{}:
+		default:
+		}
 	}
 	return nil
 }
