@@ -83,9 +83,9 @@ func TestR16_ClaimedSizesAreBounded(t *testing.T) {
 // TestPart_EndsWhenItsReaderHasGone: nobody is asked again for somebody who is not there.
 func TestPart_EndsWhenItsReaderHasGone(t *testing.T) {
 	all := content(100_000)
-	asked := 0
+	var asked atomic.Int64
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked++
+		asked.Add(1)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Content-Range", "bytes 0-49999/100000")
 		w.WriteHeader(http.StatusPartialContent)
@@ -94,8 +94,8 @@ func TestPart_EndsWhenItsReaderHasGone(t *testing.T) {
 	defer up.Close()
 	s := open(t, fetch.Options{Origin: upstream(t, up.URL)})
 	gone := errors.New("gone")
-	if err := s.Part(t.Context(), writer(func([]byte) (int, error) { return 0, gone }), want(all), 0, 50_000); err == nil || !strings.Contains(err.Error(), "gone") || asked != 1 {
-		t.Errorf("%v, after %d questions", err, asked)
+	if err := s.Part(t.Context(), writer(func([]byte) (int, error) { return 0, gone }), want(all), 0, 50_000); err == nil || !strings.Contains(err.Error(), "gone") || asked.Load() != 1 {
+		t.Errorf("%v, after %d questions", err, asked.Load())
 	}
 }
 
@@ -109,7 +109,7 @@ func TestPart_TriesAreBounded(t *testing.T) {
 	all := content(100_000)
 	for name, tt := range map[string]struct {
 		answer http.HandlerFunc
-		most   int
+		most   int64
 	}{
 		"breaks off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 3},
 		"refuses":    {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }, 1},
@@ -126,20 +126,20 @@ func TestPart_TriesAreBounded(t *testing.T) {
 		}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked := 0
+			var asked atomic.Int64
 			up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				asked++
+				asked.Add(1)
 				tt.answer(w, r)
 			}))
 			defer up.Close()
 			s := open(t, fetch.Options{Origin: upstream(t, up.URL)})
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			if err := s.Part(ctx, io.Discard, want(all), 0, 50_000); err == nil || ctx.Err() != nil || asked > 3*tt.most {
-				t.Errorf("%v, after %d questions", err, asked)
+			if err := s.Part(ctx, io.Discard, want(all), 0, 50_000); err == nil || ctx.Err() != nil || asked.Load() > 3*tt.most {
+				t.Errorf("%v, after %d questions", err, asked.Load())
 			}
-			if tt.most == 1 && asked != 1 {
-				t.Errorf("it was asked %d times", asked)
+			if tt.most == 1 && asked.Load() != 1 {
+				t.Errorf("it was asked %d times", asked.Load())
 			}
 		})
 	}
