@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
+	"github.com/fairway-registry/fairway/internal/sqldb/sqldbtest"
 )
 
 // TestR5_ACollectionMakesWayForAClientThatWaits: after the portion that it is at. What is
@@ -141,5 +143,53 @@ func TestR3_AConfirmationWaitsForThePushThatItRestsOn(t *testing.T) {
 			d.must(<-pushed)
 			d.must(tc.confirm(t.Context()))
 		})
+	}
+}
+
+// TestR7_PullsGoOnWhereTheLogCannotBeSynced: a push fails, and what needs no write is served.
+func TestR7_PullsGoOnWhereTheLogCannotBeSynced(t *testing.T) {
+	var broken atomic.Bool
+	d := &db{T: t}
+	d.clock.Store(1_700_000_000_000)
+	path := filepath.Join(t.TempDir(), "fairway.db")
+	disk := sqldbtest.NewDisk(t)
+	disk.Break(func(query string) error {
+		if query == sqldbtest.MoveAll && broken.Load() {
+			return syscall.EIO
+		}
+		return nil
+	})
+	options := meta.Options{Path: path, Driver: disk.Driver(), Now: d.clock.Load, Sync: func(f *os.File) error {
+		if broken.Load() {
+			return &os.PathError{Op: "sync", Path: f.Name(), Err: syscall.EIO}
+		}
+		return f.Sync()
+	}}
+	var err error
+	d.Store, err = meta.Open(t.Context(), options)
+	d.must(err)
+	t.Cleanup(func() { d.must(d.Close()) })
+	for _, content := range []string{"{}", "layer"} {
+		d.upload("a", content)
+	}
+	if _, err := d.put("a", image("x", "layer"), "v1"); err != nil {
+		t.Fatal(err)
+	}
+	broken.Store(true)
+	if _, err := d.MountBlob(t.Context(), "b", "a", digest.FromString("layer")); err == nil {
+		t.Error("a mount succeeds though the log cannot be synced")
+	}
+	if _, err := d.Manifest(t.Context(), "a", tag("v1")); err != nil {
+		t.Errorf("a pull of an older image, of which nothing is in the cache: %v", err)
+	}
+	if _, err := d.Blob(t.Context(), "a", digest.FromString("layer")); err != nil {
+		t.Errorf("a pull of its layer: %v", err)
+	}
+	if _, err := d.ConfirmBlob(t.Context(), "a", digest.FromString("{}")); err == nil {
+		t.Error("a blob is confirmed, so that a client does not upload it, though what it rests on may be lost")
+	}
+	broken.Store(false)
+	if _, err := d.MountBlob(t.Context(), "b", "a", digest.FromString("layer")); err != nil {
+		t.Errorf("a mount after the log could be synced again: %v", err)
 	}
 }
