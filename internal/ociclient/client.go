@@ -100,7 +100,21 @@ func New(o Options) *Client {
 // Host is the upstream's host and port, for people and logs.
 func (c *Client) Host() string { return c.base.Host }
 
-const redirectsMax = 10
+const (
+	redirectsMax = 10
+	// redirectsWait is how long redirects are followed: each of them may take as long as
+	// an answer.
+	redirectsWait = headerDefault
+)
+
+// asked is the key of the time at which a question was asked, in the context of its requests.
+type asked struct{}
+
+// slowRedirects is a timeout, as that of an answer's header is.
+type slowRedirects struct{}
+
+func (slowRedirects) Error() string { return "its redirects take too long" }
+func (slowRedirects) Timeout() bool { return true }
 
 // redirect follows an upstream to where it keeps its bytes. Authorization stays
 // at the very host, port and scheme it was for, and is not taken up again on a
@@ -108,6 +122,9 @@ const redirectsMax = 10
 func redirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= redirectsMax {
 		return fmt.Errorf("%d redirects in a row", len(via))
+	}
+	if at, ok := req.Context().Value(asked{}).(time.Time); ok && time.Since(at) > redirectsWait {
+		return slowRedirects{}
 	}
 	first := via[0].URL
 	for _, r := range append(via[1:len(via):len(via)], req) {
@@ -334,7 +351,7 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 	header["Accept-Encoding"] = []string{"identity"}
 	u := c.URL(q.repo, q.rest)
 	path, _, _ := strings.Cut(q.rest, "?")
-	asking, cancel := context.WithCancelCause(ctx)
+	asking, cancel := context.WithCancelCause(context.WithValue(ctx, asked{}, time.Now()))
 	req := (&http.Request{Method: q.method(), URL: u, Header: header, Host: u.Host}).WithContext(asking)
 	res, err := c.http.Do(req) //nolint:bodyclose // the caller closes it with the Response
 	if err != nil {
@@ -343,7 +360,7 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 	}
 	r := &Response{
 		Status: res.StatusCode, Header: res.Header, Size: res.ContentLength, cancel: cancel,
-		own: c.decides(res.Request.URL), at: res.Request.URL.Host,
+		own: c.decides(res.Request), at: res.Request.URL.Host,
 		Body: &guarded{ReadCloser: res.Body, ctx: asking, cancel: cancel, host: c.base.Host, idle: q.idle},
 	}
 	r.Outcome = outcomeOf(r.Status, r.own)
@@ -352,8 +369,8 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 			r.Outcome = Failed
 		}
 	}
-	for asked := res.Request; asked != nil && asked.Response != nil; asked = asked.Response.Request {
-		r.login = r.login || asked.URL.User != nil
+	for hop := res.Request; hop != nil && hop.Response != nil; hop = hop.Response.Request {
+		r.login = r.login || hop.URL.User != nil
 	}
 	if !r.own {
 		// The challenge of a redirect's target is not the registry's: whoever answers
@@ -367,13 +384,24 @@ func (c *Client) send(ctx context.Context, q question, header http.Header) (*Res
 	return r, nil
 }
 
-// decides reports whether an answer from u is the registry's own: it came from
-// the registry, or from where the registry's host upgrades http to https.
-func (c *Client) decides(u *url.URL) bool {
-	if u.Scheme == c.base.Scheme && u.Host == c.base.Host {
-		return true
+// decides reports whether the answer to req is the registry's own: it came from
+// the registry, or from where the registry's host upgrades http to https, and nobody
+// else had a say in where it was asked for. Another service of the same host, such as
+// the storage that keeps the registry's bytes, has another path.
+func (c *Client) decides(req *http.Request) bool {
+	for hop := req; hop != nil; hop = hop.Response.Request {
+		u := hop.URL
+		if u.Scheme != c.base.Scheme || u.Host != c.base.Host {
+			upgraded := c.base.Scheme == "http" && u.Scheme == "https" && u.Hostname() == c.base.Hostname()
+			if !upgraded || hop.Response == nil || u.Path != hop.Response.Request.URL.Path {
+				return false
+			}
+		}
+		if hop.Response == nil {
+			return true
+		}
 	}
-	return c.base.Scheme == "http" && u.Scheme == "https" && u.Hostname() == c.base.Hostname()
+	return true
 }
 
 // unreachable is the error of an upstream that gave no answer. Of a URL only the
