@@ -52,21 +52,27 @@ func (db *DB) checkpointDue() bool {
 // checkpoint moves what it can of a WAL that is long enough. busy reports that it has
 // waited for a reader or a writer.
 func (db *DB) checkpoint(c *conn) (busy bool, err error) {
-	if !db.checkpointDue() {
+	if !db.checkpointDue() || db.syncer.distrusted.Load() {
 		return false, nil
 	}
 	// PASSIVE waits for nobody and nobody waits for it; what it cannot move now
 	// it moves at a later time.
-	busy, log, err := passive(c)
+	busy, log, err := db.passive(c)
 	if err == nil && log >= restartPages {
 		db.restart.Store(true)
 	}
 	return busy, err
 }
 
-func passive(c *conn) (busy bool, log int, err error) {
+// passive moves what it can. It begins with a sync of the WAL. If that fails, the next
+// checkpoint would take it for successful and move pages that the WAL on the disk may not
+// have: after a crash, older ones from its beginning would hide them.
+func (db *DB) passive(c *conn) (busy bool, log int, err error) {
 	var moved int
 	err = c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &moved)
+	if err != nil && !IsFull(err) {
+		db.syncer.distrusted.Store(true)
+	}
 	return busy, log, err
 }
 
@@ -74,11 +80,11 @@ func passive(c *conn) (busy bool, log int, err error) {
 // commit after all of it has been moved, which the checkpointer alone never achieves
 // beside a writer that is always busy. Only the writer's last commits are left to move here.
 func (db *DB) restartWAL() {
-	if !db.restart.Load() {
+	if !db.restart.Load() || db.syncer.distrusted.Load() {
 		return
 	}
 	// Busy is a checkpoint that is under way: then before the next transaction.
-	if busy, _, err := passive(db.writer); err == nil && !busy {
+	if busy, _, err := db.passive(db.writer); err == nil && !busy {
 		db.restart.Store(false)
 	}
 }

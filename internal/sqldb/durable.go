@@ -27,7 +27,10 @@ type syncer struct {
 	committed atomic.Uint64 // the latest that is over
 	durable   atomic.Uint64 // the latest that is on the disk for sure
 
-	patience atomic.Int64 // ms to wait for readers when all of the WAL must be moved
+	// distrusted says that the kernel may have failed to write some of the WAL, and take
+	// it for written from now on: another sync of it would prove nothing.
+	distrusted atomic.Bool
+	patience   atomic.Int64 // ms to wait for readers when all of the WAL must be moved
 
 	mu      sync.Mutex
 	waiting []*op
@@ -113,7 +116,7 @@ func (db *DB) syncLoop(writer <-chan struct{}) {
 	if err == nil {
 		defer c.close()
 	}
-	named, sound := false, true
+	named := false
 	for {
 		select {
 		case <-s.wake:
@@ -134,17 +137,12 @@ func (db *DB) syncLoop(writer <-chan struct{}) {
 			named = err == nil
 		}
 		if err == nil && s.durable.Load() < last {
-			if sound {
-				err = s.sync(s.wal)
-			} else {
-				err = moveAll(c, s.patience.Load())
+			if s.distrusted.Load() {
+				err = s.moveAll(c)
+			} else if err = s.sync(s.wal); err != nil {
+				s.distrusted.Store(true)
 			}
-			if err != nil {
-				// What the kernel could not write it may take for written from now on: another
-				// sync of the WAL would prove nothing.
-				sound = false
-			} else {
-				sound = true
+			if err == nil {
 				s.durable.Store(last)
 			}
 		}
@@ -165,23 +163,29 @@ func (s *syncer) syncDir() error {
 	return errors.Join(s.sync(d), d.Close())
 }
 
-// moveAll moves all of the WAL into the database file and syncs that: so a commit becomes
-// durable whose sync has failed.
-func moveAll(c *conn, patience int64) error {
+// moveAll moves all of the WAL into the database file, syncs that and cuts the WAL off:
+// so a commit becomes durable whose sync has failed. The WAL must be empty and that on the
+// disk before it is trusted again. Otherwise later commits would come after what the disk
+// does not have, where SQLite stops to read after a crash.
+func (s *syncer) moveAll(c *conn) error {
 	if c == nil {
 		return errors.New("a former sync of the database's log has failed, and there is no connection to check the log")
 	}
-	if _, err := c.exec(fmt.Sprintf("PRAGMA busy_timeout = %d", patience)); err != nil {
+	if _, err := c.exec(fmt.Sprintf("PRAGMA busy_timeout = %d", s.patience.Load())); err != nil {
 		return err
 	}
 	var busy bool
 	var log, moved int
-	if err := c.row("PRAGMA wal_checkpoint(FULL)").Scan(&busy, &log, &moved); err != nil {
+	if err := c.row("PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &moved); err != nil {
 		return err
 	}
 	if busy || moved < log {
 		return errors.New("a former sync of the database's log has failed, and the log could not be moved into the database yet")
 	}
+	if err := s.sync(s.wal); err != nil {
+		return err
+	}
+	s.distrusted.Store(false)
 	return nil
 }
 

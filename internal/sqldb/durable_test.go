@@ -161,8 +161,11 @@ func TestR7_AfterASyncThatFailedTheLogIsNotTrusted(t *testing.T) {
 	}
 	before := size()
 	mustDo(t, db.Sync(t.Context()))
-	if size() < before+1<<16 || f.take() != nil {
+	if size() < before+1<<16 {
 		t.Errorf("after a sync that failed the log is not moved into the database, which has %d bytes, %d before", size(), before)
+	}
+	if got := f.take(); !slices.Equal(got, []string{"t.db-wal"}) {
+		t.Errorf("that the log was cut off is on the disk after the fsyncs %q", got)
 	}
 	mustDo(t, db.Write(t.Context(), insert(4, "after")))
 	if got := f.take(); !slices.Equal(got, []string{"t.db-wal"}) {
@@ -191,6 +194,126 @@ func TestR7_WhileTheLogCannotBeMovedNothingIsPromised(t *testing.T) {
 	})
 	mustDo(t, err)
 	mustDo(t, db.Write(t.Context(), insert(4, "x")))
+}
+
+// TestR7_ALogWithAHoleIsCutOff: after a crash SQLite reads no further than the hole, so
+// later commits must not come after it, though all of the log was moved. A reader of the
+// latest state keeps SQLite from beginning it again.
+func TestR7_ALogWithAHoleIsCutOff(t *testing.T) {
+	var f fsyncs
+	path := filepath.Join(t.TempDir(), "t.db")
+	db := open(t, sqldb.Options{Sync: f.sync, Path: path})
+	mustDo(t, db.Write(t.Context(), insert(1, "before")))
+	sqldb.Impatient(db)
+	f.set(func() { f.err = errors.New("the disk is broken") })
+	if err := db.Write(t.Context(), insert(2, "x")); err == nil {
+		t.Error("a write whose sync fails succeeds")
+	}
+	f.set(func() { f.err = nil })
+	mustDo(t, db.Snapshot(t.Context(), func(tx *sqldb.Tx) error {
+		var n int
+		mustDo(t, tx.Row("SELECT count(*) FROM t").Scan(&n))
+		if err := db.Sync(t.Context()); err == nil {
+			t.Error("a commit is called durable, but the log still has the hole and cannot be begun again")
+		}
+		return nil
+	}))
+	f.set(func() { f.err = errors.New("the disk is broken") })
+	if err := db.Sync(t.Context()); err == nil {
+		t.Error("a commit is called durable, but not the cut of the log")
+	}
+	f.set(func() { f.err = nil })
+	mustDo(t, db.Sync(t.Context()))
+	if fi, err := os.Stat(path + "-wal"); err != nil || fi.Size() != 0 {
+		t.Errorf("the log has %d bytes, %v", fi.Size(), err)
+	}
+}
+
+// TestR7_NoCheckpointReadsALogWithAHole: after a crash the beginning of the log would hide
+// what was moved from behind the hole.
+func TestR7_NoCheckpointReadsALogWithAHole(t *testing.T) {
+	var f fsyncs
+	db := open(t, sqldb.Options{Sync: f.sync})
+	mustDo(t, db.Write(t.Context(), insert(1, "before")))
+	f.set(func() { f.err = errors.New("the disk is broken") })
+	if err := db.Write(t.Context(), insert(2, "x")); err == nil {
+		t.Error("a write whose sync fails succeeds")
+	}
+	f.set(func() { f.err = nil })
+	mustDo(t, db.Note(t.Context(), insert(3, strings.Repeat("x", 6<<20))))
+	_, err := db.Checkpoint(t.Context())
+	mustDo(t, err)
+	mustDo(t, db.RestartWAL(t.Context()))
+	mustDo(t, db.RestartWAL(t.Context()))
+	if log, moved := db.WALPages(), db.WALMoved(); log < 1024 || moved != 0 {
+		t.Errorf("%d of %d pages were moved out of a log that may have a hole", moved, log)
+	}
+	mustDo(t, db.Sync(t.Context()))
+	if log := db.WALPages(); log != 0 {
+		t.Errorf("a sync leaves %d pages in the log", log)
+	}
+}
+
+// TestR7_AfterACheckpointThatFailedTheLogIsNotTrusted: it may have been its sync of the log.
+func TestR7_AfterACheckpointThatFailedTheLogIsNotTrusted(t *testing.T) {
+	db := open(t, sqldb.Options{})
+	// A reader of the first state keeps the log as it is.
+	mustDo(t, db.Write(t.Context(), insert(1, "before")))
+	mustDo(t, db.Snapshot(t.Context(), func(tx *sqldb.Tx) error {
+		var n int
+		mustDo(t, tx.Row("SELECT count(*) FROM t").Scan(&n))
+		mustDo(t, db.Write(t.Context(), insert(2, strings.Repeat("x", 6<<20))))
+		if err := db.CheckpointFails(t.Context()); err == nil {
+			t.Error("a checkpoint without a connection succeeds")
+		}
+		return nil
+	}))
+	mustDo(t, db.Write(t.Context(), insert(3, "x")))
+	if log := db.WALPages(); log != 0 {
+		t.Errorf("a write after a checkpoint that failed leaves %d pages in the log", log)
+	}
+}
+
+// TestR7_AWriteThatIsCommittedIsNotRunAgain, though its sync finds the disk full: it would
+// count twice.
+func TestR7_AWriteThatIsCommittedIsNotRunAgain(t *testing.T) {
+	var f fsyncs
+	db := open(t, sqldb.Options{Sync: f.sync, Release: func() bool {
+		f.set(func() { f.err = nil })
+		return true
+	}})
+	mustDo(t, db.Write(t.Context(), insert(1, "x")))
+	for name, write := range map[string]func(context.Context, func(*sqldb.Tx) error) error{"Relieve": db.Relieve, "Maintain": db.Maintain} {
+		f.set(func() { f.err = syscall.ENOSPC })
+		runs := 0
+		mustDo(t, write(t.Context(), func(tx *sqldb.Tx) error {
+			runs++
+			_, err := tx.Exec("UPDATE t SET a = a + 1")
+			return err
+		}))
+		if runs != 1 {
+			t.Errorf("%s: a write whose sync finds the disk full was run %d times", name, runs)
+		}
+		if log := db.WALPages(); log != 0 {
+			t.Errorf("%s returns though the log was not moved: it has %d pages", name, log)
+		}
+	}
+}
+
+// TestR7_AWriteThatFoundTheDiskFullItselfIsRunAgain, though the transaction around it was
+// committed.
+func TestR7_AWriteThatFoundTheDiskFullItselfIsRunAgain(t *testing.T) {
+	db := open(t, sqldb.Options{Release: func() bool { return true }})
+	runs := 0
+	mustDo(t, db.Relieve(t.Context(), func(tx *sqldb.Tx) error {
+		if runs++; runs == 1 {
+			return syscall.ENOSPC
+		}
+		return insert(1, "x")(tx)
+	}))
+	if n := count(t, db); n != 1 {
+		t.Errorf("after a success that took %d runs there are %d rows, want 1", runs, n)
+	}
 }
 
 // TestR2_WhatAReaderSeesMayHaveToBecomeDurable: Seen and Durable tell when.
@@ -280,6 +403,7 @@ func TestR7_AFullDiskIsKnownWhereverItShows(t *testing.T) {
 		if err := db.Write(t.Context(), insert(2+10*i, "x")); !sqldb.IsFull(err) {
 			t.Errorf("%v at the sync of a write is not known as a full disk: %v", full, err)
 		}
+		f.set(func() { f.err = nil })
 		mustDo(t, db.Sync(t.Context())) // moves the log
 		f.set(func() { f.err = full })
 		if err := db.Relieve(t.Context(), func(tx *sqldb.Tx) error { _, err := tx.Exec("DELETE FROM t"); return err }); err != nil || released != i+1 {

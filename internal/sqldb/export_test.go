@@ -18,6 +18,22 @@ func (db *DB) Checkpoint(ctx context.Context) (busy bool, err error) {
 // Impatient has moving the log wait for readers no longer than it must.
 func Impatient(db *DB) { db.syncer.patience.Store(1) }
 
+// CheckpointFails has a checkpoint fail, on a connection that is closed.
+func (db *DB) CheckpointFails(ctx context.Context) error {
+	c, err := newConn(ctx, db.pool, nil)
+	if err != nil {
+		return err
+	}
+	c.close()
+	_, err = db.checkpoint(c)
+	return err
+}
+
+// RestartWAL does what is done before each transaction once the log is long.
+func (db *DB) RestartWAL(ctx context.Context) error {
+	return db.Note(ctx, func(*Tx) error { db.restart.Store(true); return nil })
+}
+
 // WALPages is the length of the log.
 func (db *DB) WALPages() int { log, _ := db.wal.pages(); return log }
 

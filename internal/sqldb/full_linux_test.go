@@ -3,6 +3,7 @@ package sqldb_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-registry/fairway/internal/sqldb"
+	"github.com/fairway-registry/fairway/internal/sqldb/sqldbtest"
 )
 
 // smallDisk is a file system of size bytes that ends with the test.
@@ -128,5 +130,28 @@ func TestR7_ALogWhoseIndexFindsNoRoomUsesTheReserve(t *testing.T) {
 	}
 	if n := count(t, db); n != 3 {
 		t.Errorf("%d rows, want 3", n)
+	}
+}
+
+// TestR7_AnOpenThatFailsLeavesNoFileOpen: to close the log's index later would take the locks
+// of the next opening off it.
+func TestR7_AnOpenThatFailsLeavesNoFileOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.db")
+	disk := sqldbtest.NewDisk(t)
+	disk.Break(func(query string) error {
+		if query != "SELECT seen FROM clock" {
+			return nil
+		}
+		return os.Remove(path + "-wal")
+	})
+	if _, err := sqldb.Open(t.Context(), sqldb.Options{Path: path, Migrations: migrations(), Driver: disk.Driver()}); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("a database whose log has gone is opened: %v", err)
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	mustDo(t, err)
+	for _, fd := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.HasPrefix(to, path) {
+			t.Errorf("%s is still open", to)
+		}
 	}
 }

@@ -189,10 +189,27 @@ func openLocked(ctx context.Context, o Options) (*DB, error) {
 	}
 	db.asked.Store(int64(-contendedFor))
 	if err := db.open(ctx); err != nil {
-		_ = pool.Close() // the first error is the one that matters
+		db.giveUp()
 		return nil, err
 	}
 	return db, nil
+}
+
+// giveUp closes what an opening that failed has opened, in the order of Close. The first
+// error is the one that matters.
+func (db *DB) giveUp() {
+	if db.writer != nil {
+		db.writer.close()
+	}
+	for _, conns := range []chan *conn{db.readers, db.listers} {
+		for len(conns) > 0 {
+			(<-conns).close()
+		}
+	}
+	_ = db.pool.Close()
+	if db.wal.f != nil {
+		_ = db.wal.f.Close()
+	}
 }
 
 func (db *DB) open(ctx context.Context) error {
@@ -210,10 +227,10 @@ func (db *DB) open(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			conns <- r
 			if _, err := r.exec("PRAGMA query_only=ON"); err != nil {
 				return err
 			}
-			conns <- r
 		}
 	}
 	if db.now == nil {
@@ -385,14 +402,18 @@ func (db *DB) Relieve(ctx context.Context, fn func(*Tx) error) error {
 }
 
 func (db *DB) reserved(ctx context.Context, queue chan *op, next func() *op) error {
-	err := db.enqueue(ctx, queue, next())
-	if IsFull(err) && db.opts.Release != nil {
-		// Also where nothing was left to release: another write may have released
-		// it a moment ago, and there is room for this one too.
-		db.opts.Release()
-		err = db.enqueue(ctx, queue, next())
+	o := next()
+	err := db.enqueue(ctx, queue, o)
+	if !IsFull(err) || db.opts.Release == nil {
+		return err
 	}
-	return err
+	// Also where nothing was left to release: another write may have released
+	// it a moment ago, and there is room for this one too.
+	db.opts.Release()
+	if o.commit != 0 { // only its sync has failed: a second run would count twice
+		return db.Durable(ctx, o.commit)
+	}
+	return db.enqueue(ctx, queue, next())
 }
 
 // contendedFor is how long after a client's write others are expected.

@@ -14,7 +14,7 @@ type op struct {
 	fn     func(*Tx) error
 	lazy   bool         // nobody waits until its commit is durable
 	upkeep bool         // of maintenance
-	commit uint64       // the number of its commit
+	commit uint64       // the number of its commit; 0 before that
 	state  atomic.Int32 // opWaiting → opRunning or opGivenUp
 	tx     *Tx
 	err    error
@@ -244,7 +244,9 @@ func (db *DB) transact(group []*op) error {
 		db.upkeep.Add(int64(time.Since(began)))
 	}
 	for _, o := range group {
-		o.commit = seq
+		if o.err == nil {
+			o.commit = seq
+		}
 	}
 	if db.checkpointDue() {
 		select {

@@ -261,6 +261,11 @@ func (s *Store) NextTask(ctx context.Context, node string) (tasks []nodeapi.Task
 		}, `SELECT p.id, p.upstream, p.repository, p.tag, p.digest, p.all_platforms FROM preheat_nodes n CROSS JOIN preheats p ON p.id = n.preheat_id
 			WHERE n.node = ? AND n.finished_at IS NULL ORDER BY n.preheat_id LIMIT 1`, node)
 	})
+	if err == nil && len(tasks) > 0 {
+		// A loss of power would give the number to another task, which the node would
+		// report on then.
+		err = s.db.Durable(ctx, s.db.Seen())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look for a task of node %s: %w", node, err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/fairway-registry/fairway/internal/nodeapi"
 	"github.com/fairway-registry/fairway/internal/oci"
 	"github.com/fairway-registry/fairway/internal/registry/meta"
 	"github.com/fairway-registry/fairway/internal/sqldb/sqldbtest"
@@ -99,6 +100,8 @@ func TestR3_AConfirmationWaitsForThePushThatItRestsOn(t *testing.T) {
 	d.upload("a", "layer")
 	raw := image("x", "layer")
 	id := digest.FromBytes(raw)
+	_, _, err = d.PutNode(t.Context(), nodeapi.Report{Node: "n", Instance: "i", Seq: 1, Complete: true, TTLSeconds: 60, InUse: []nodeapi.InUse{}}, time.Hour)
+	d.must(err)
 	for _, tc := range []struct {
 		name    string
 		push    func(ctx context.Context) error
@@ -121,6 +124,20 @@ func TestR3_AConfirmationWaitsForThePushThatItRestsOn(t *testing.T) {
 			see:  func(ctx context.Context) error { _, _, err := d.Tags(ctx, "a", "", 10); return err },
 			confirm: func(ctx context.Context) error {
 				_, err := d.Manifest(ctx, "a", oci.Reference{Digest: id})
+				return err
+			},
+		},
+		{name: "task", // whose number another one gets if it is lost
+			push: func(ctx context.Context) error {
+				_, err := d.StartPreheat(ctx, meta.PreheatImage{Repo: "a", Digest: id}, meta.NodeChoice{}, "x")
+				return err
+			},
+			see: func(ctx context.Context) error { _, err := d.Preheat(ctx, 1); return err },
+			confirm: func(ctx context.Context) error {
+				tasks, err := d.NextTask(ctx, "n")
+				if err == nil && len(tasks) != 1 {
+					err = fmt.Errorf("%d tasks", len(tasks))
+				}
 				return err
 			},
 		},
