@@ -79,7 +79,7 @@ func (d *Disk) Break(fn func(query string) error) {
 }
 
 // MoveAll is the statement by which a database becomes durable whose log could not be synced.
-const MoveAll = "PRAGMA wal_checkpoint(FULL)"
+const MoveAll = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 func (d *Disk) broken(query string) error {
 	fn := d.breaks.Load()
