@@ -2,6 +2,8 @@ package mirror
 
 import (
 	"errors"
+	"io/fs"
+	"net"
 	"net/http"
 
 	"github.com/fairway-registry/fairway/internal/agent/fetch"
@@ -18,10 +20,7 @@ func (m *Mirror) around(w http.ResponseWriter, r *http.Request, a access, e endp
 	if failed == nil || !m.ownTrouble(r, failed) {
 		return failed
 	}
-	m.metrics.around.Inc()
-	m.trouble.Do(func() {
-		m.o.Log.Error("the cache has trouble, and pulls go around it; a restart mends a damaged index", "err", failed)
-	})
+	m.troubled(failed)
 	for key := range w.Header() {
 		if key != "X-Content-Type-Options" && key != "Docker-Distribution-Api-Version" {
 			w.Header().Del(key)
@@ -46,6 +45,20 @@ func (m *Mirror) around(w http.ResponseWriter, r *http.Request, a access, e endp
 	return p.get(r.Context())
 }
 
+func (m *Mirror) troubled(failed error) {
+	m.metrics.around.Inc()
+	m.trouble.Do(func() {
+		m.o.Log.Error("the cache has trouble, and pulls go around it; a restart mends a damaged index", "err", failed)
+	})
+}
+
+// diskTrouble reports whether the cache's files ended a pull: what was handed out of it is
+// as good as what comes now.
+func (m *Mirror) diskTrouble(r *http.Request, err error) bool {
+	var file *fs.PathError
+	return errors.As(err, &file) && m.ownTrouble(r, err)
+}
+
 // ownTrouble tells an error of this node from those of clients and upstreams.
 func (m *Mirror) ownTrouble(r *http.Request, err error) bool {
 	var (
@@ -53,11 +66,14 @@ func (m *Mirror) ownTrouble(r *http.Request, err error) bool {
 		method  *methodError
 		rng     *rangeError
 		late    interface{ Timeout() bool }
+		network *net.OpError
 	)
 	switch {
 	case r.Context().Err() != nil, fault.KindOf(err) != fault.Internal, fetch.IsWrongContent(err), fetch.IsStalled(err):
 		return false
-	case errors.As(err, &refusal), errors.As(err, &method), errors.As(err, &rng), errors.As(err, &late):
+	case errors.As(err, &refusal), errors.As(err, &method), errors.As(err, &rng), errors.As(err, &network):
+		return false
+	case errors.As(err, &late) && late.Timeout(): // an error of the disk has the method too
 		return false
 	}
 	return true

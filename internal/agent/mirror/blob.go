@@ -146,6 +146,9 @@ func (p *pull) get(ctx context.Context) error {
 	if errors.Is(err, fault.Full) { // from the beginning, or the disk in the middle of the download
 		p.tellOversized()
 		err = p.streamed(ctx)
+	} else if p.begun && p.broken == nil && p.m.diskTrouble(p.r, err) {
+		p.m.troubled(err)
+		err = p.streamed(ctx) // from where it broke off
 	}
 	if err == nil {
 		p.begin() // an empty blob has no first byte

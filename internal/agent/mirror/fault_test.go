@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -634,4 +636,106 @@ func TestN8_AFileThatCannotBeOpenedFailsNoPull(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.get(layerPath(i)).want(200).wantBody(i.bytes[0]).wantHeader("Fairway-Source", "cache")
+}
+
+// TestN8_ADirectoryThatCannotBeWrittenFailsNoPull: whatever the disk said was taken for an
+// upstream's timeout, since errors of the system have a method of that name.
+func TestN8_ADirectoryThatCannotBeWrittenFailsNoPull(t *testing.T) {
+	for name, spoil := range map[string]func(blobs string) error{
+		"removed":              os.RemoveAll,
+		"another in its place": func(blobs string) error { return errors.Join(os.RemoveAll(blobs), os.Mkdir(blobs, 0o700)) },
+		"a file in its place":  func(blobs string) error { return errors.Join(os.RemoveAll(blobs), os.WriteFile(blobs, nil, 0o600)) },
+		"a file for its subtree": func(blobs string) error {
+			return errors.Join(os.RemoveAll(filepath.Join(blobs, "sha256")), os.WriteFile(filepath.Join(blobs, "sha256"), nil, 0o600))
+		},
+		"a loop of links": func(blobs string) error { return errors.Join(os.RemoveAll(blobs), os.Symlink(blobs, blobs)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t)
+			first, second := u.push("app", "v1", "a", piece.Size), u.push("app", "v2", "b", 2*piece.Size)
+			n := start(t, nodeOptions{upstreams: []*upstream{u}})
+			n.pull("", "app", "v1", first)
+			n.failing = true
+			if err := spoil(filepath.Join(n.dir, "blobs")); err != nil {
+				t.Fatal(err)
+			}
+			n.pull("", "app", "v2", second)
+			n.get("/v2/app/manifests/" + string(second.digest)).want(200).wantBody(second.content)
+			n.get(layerPath(second), "Range", "bytes=100-299999").want(206).wantBody(second.bytes[0][100:300000])
+			n.pull("", "app", "v1", first)
+			n.get("/v2/app/blobs/sha256:" + strings.Repeat("0", 64)).want(404)
+		})
+	}
+}
+
+// TestN8_AnUpstreamThatBreaksOffIsNoTroubleOfTheCache, so it is not asked all over again for that.
+func TestN8_AnUpstreamThatBreaksOffIsNoTroubleOfTheCache(t *testing.T) {
+	n, _, i := faulty(t, nodeOptions{}, 2*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodHead {
+			return false
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return true
+		}
+		_, _ = fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(i.bytes[0])) // a client that is gone
+		_ = conn.(*net.TCPConn).SetLinger(0)                                                       // it is reset
+		_ = conn.Close()
+		return true
+	})
+	if a := n.get(layerPath(i)); a.status < 500 {
+		t.Errorf("status %d", a.status)
+	}
+	if got := n.metric("fairway_node_around_cache_total"); got != 0 {
+		t.Errorf("%v requests went around the cache", got)
+	}
+}
+
+// TestN8_ADirectoryThatCannotBeWrittenCutsNoPull: some of the first piece is handed out
+// before it turns out that it cannot be written.
+func TestN8_ADirectoryThatCannotBeWrittenCutsNoPull(t *testing.T) {
+	shown := make(chan struct{})
+	n, _, i := faulty(t, nodeOptions{}, 2*piece.Size, func(_ *upstream, i image, w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodHead {
+			return false
+		}
+		select {
+		case <-shown:
+			return false
+		default:
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(i.bytes[0])))
+		_, _ = w.Write(i.bytes[0][:piece.Size/2]) // a client that is gone
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-shown:
+		case <-r.Context().Done():
+		}
+		_, _ = w.Write(i.bytes[0][piece.Size/2:])
+		return true
+	})
+	n.failing = true
+	if err := os.RemoveAll(filepath.Join(n.dir, "blobs", "sha256")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, "blobs", "sha256"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, n.http.URL+layerPath(i), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := n.http.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	first := make([]byte, 1)
+	_, err = io.ReadFull(res.Body, first)
+	close(shown)
+	rest, err2 := io.ReadAll(res.Body)
+	if err := errors.Join(err, err2); err != nil || first[0] != i.bytes[0][0] || !bytes.Equal(rest, i.bytes[0][1:]) {
+		t.Errorf("%d bytes of %d: %v", len(rest)+1, len(i.bytes[0]), err)
+	}
 }
