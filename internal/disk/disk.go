@@ -45,6 +45,16 @@ func (l *Lock) Close() error {
 	return err
 }
 
+// Deleted reports whether the file or directory that is owned has no name any more:
+// what is written to it is gone when this process ends. That of the lock file says nothing.
+func (l *Lock) Deleted() bool { return len(l.held) > 1 && Nameless(l.held[len(l.held)-1]) }
+
+// Nameless reports whether no name leads to f any more.
+func Nameless(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+}
+
 // LockDir makes this process the owner of dir, which must exist. It writes the
 // file "lock" there. Both that file and the directory are locked: the lock
 // outlives the removal of the file.

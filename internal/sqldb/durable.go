@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+
+	"github.com/fairway-registry/fairway/internal/disk"
 )
 
 // The writer's commits do not wait for the disk. A second goroutine syncs the WAL, and
@@ -108,6 +110,9 @@ func (s *syncer) shut() bool {
 	return s.closed
 }
 
+// errDeleted ends all promises: nobody finds again what is written to a file without a name.
+var errDeleted = errors.New("the database's file or its log was deleted while the database is open; what is written now would be lost at the next start")
+
 // syncLoop serves what waits until the writer has ended and nobody waits any more.
 func (db *DB) syncLoop(writer <-chan struct{}) {
 	defer db.done.Done()
@@ -137,10 +142,15 @@ func (db *DB) syncLoop(writer <-chan struct{}) {
 			named = err == nil
 		}
 		if err == nil && s.durable.Load() < last {
-			if s.distrusted.Load() {
+			switch {
+			case db.lock.Deleted() || disk.Nameless(s.wal):
+				err = errDeleted
+			case s.distrusted.Load():
 				err = s.moveAll(c)
-			} else if err = s.sync(s.wal); err != nil {
-				s.distrusted.Store(true)
+			default:
+				if err = s.sync(s.wal); err != nil {
+					s.distrusted.Store(true)
+				}
 			}
 			if err == nil {
 				s.durable.Store(last)

@@ -457,3 +457,33 @@ func TestR7_CloseLeavesNoWriteWithoutAnAnswer(t *testing.T) {
 		t.Errorf("%d rows, but success was told %d times", got, kept-1)
 	}
 }
+
+// TestR2_ADatabaseThatWasDeletedPromisesNothing: pushes were acknowledged that the next
+// start did not find. What was promised before can still be read.
+func TestR2_ADatabaseThatWasDeletedPromisesNothing(t *testing.T) {
+	for _, suffix := range []string{"", "-wal"} {
+		t.Run("file"+suffix, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "t.db")
+			db := open(t, sqldb.Options{Path: path})
+			mustDo(t, db.Write(t.Context(), insert(0, "promised")))
+			if err := os.Remove(path + ".lock"); err != nil { // which is of no account
+				t.Fatal(err)
+			}
+			mustDo(t, db.Write(t.Context(), insert(1, "promised")))
+			if err := os.Remove(path + suffix); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 2 {
+				if err := db.Write(t.Context(), insert(2+i, "lost")); err == nil {
+					t.Error("a write to a file without a name is promised")
+				}
+			}
+			if err := db.Durable(t.Context(), db.Seen()); err == nil {
+				t.Error("what a reader sees of it is promised")
+			}
+			if n := count(t, db); n < 2 {
+				t.Errorf("%d rows", n)
+			}
+		})
+	}
+}
