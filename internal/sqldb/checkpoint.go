@@ -3,8 +3,11 @@ package sqldb
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"os"
 	"time"
+
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // The checkpointer moves committed pages from the WAL into the database file beside
@@ -70,10 +73,21 @@ func (db *DB) checkpoint(c *conn) (busy bool, err error) {
 func (db *DB) passive(c *conn) (busy bool, log int, err error) {
 	var moved int
 	err = c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &moved)
-	if err != nil && !IsFull(err) {
+	if err != nil && mayBeOfSync(err) {
 		db.syncer.distrusted.Store(true)
 	}
 	return busy, log, err
+}
+
+// mayBeOfSync says whether a checkpoint may have failed at a sync. One that could not write
+// has synced the log before: where a quota is used up, writes that fit into the log must go on,
+// or nothing would ever be freed.
+func mayBeOfSync(err error) bool {
+	var e interface{ Code() int } // *sqlite.Error
+	if !errors.As(err, &e) {
+		return !IsFull(err)
+	}
+	return e.Code()&0xff == sqlite3.SQLITE_IOERR && e.Code() != sqlite3.SQLITE_IOERR_WRITE && !IsFull(err)
 }
 
 // restartWAL has SQLite write the WAL from its beginning again. It does so at the first

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	sqlite3 "modernc.org/sqlite/lib"
+
 	"github.com/fairway-registry/fairway/internal/sqldb"
 	"github.com/fairway-registry/fairway/internal/sqldb/sqldbtest"
 )
@@ -271,6 +273,33 @@ func TestR7_AfterACheckpointThatFailedTheLogIsNotTrusted(t *testing.T) {
 	mustDo(t, db.Write(t.Context(), insert(3, "x")))
 	if log := db.WALPages(); log != 0 {
 		t.Errorf("a write after a checkpoint that failed leaves %d pages in the log", log)
+	}
+}
+
+type coded int
+
+func (c coded) Error() string { return fmt.Sprint("code ", int(c)) }
+func (c coded) Code() int     { return int(c) }
+
+// TestR7_ACheckpointWithoutRoomLeavesTheLogTrusted: it has synced the log before it wrote.
+// Where a quota is used up, a collection still needs the log to free anything.
+func TestR7_ACheckpointWithoutRoomLeavesTheLogTrusted(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		sync bool
+	}{
+		{coded(sqlite3.SQLITE_IOERR_FSYNC), true},
+		{coded(sqlite3.SQLITE_IOERR), true},
+		{coded(sqlite3.SQLITE_IOERR_READ), true},
+		{errors.New("something else"), true},
+		{coded(sqlite3.SQLITE_IOERR_WRITE), false},
+		{coded(sqlite3.SQLITE_FULL), false},
+		{coded(sqlite3.SQLITE_BUSY), false},
+		{syscall.ENOSPC, false},
+	} {
+		if got := sqldb.MayBeOfSync(fmt.Errorf("checkpoint: %w", tc.err)); got != tc.sync {
+			t.Errorf("a checkpoint that fails with %v may have failed at a sync: %v", tc.err, got)
+		}
 	}
 }
 

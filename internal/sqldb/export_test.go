@@ -34,6 +34,9 @@ func (db *DB) RestartWAL(ctx context.Context) error {
 	return db.Note(ctx, func(*Tx) error { db.restart.Store(true); return nil })
 }
 
+// MayBeOfSync says whether a checkpoint that failed may have failed at a sync.
+var MayBeOfSync = mayBeOfSync
+
 // WALPages is the length of the log.
 func (db *DB) WALPages() int { log, _ := db.wal.pages(); return log }
 
