@@ -70,8 +70,9 @@ func LockDir(dir string, c Claim) (*Lock, error) {
 	}
 	// Not every file system locks directories. The file is locked in any case.
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errors.Join(inUse(filepath.Join(dir, "lock"), dir, c), l.Close())
+		return nil, errors.Join(inUse(holderOf(d), dir, c), l.Close())
 	}
+	l.describe(c.Owner)
 	return l, nil
 }
 
@@ -95,11 +96,13 @@ func LockFile(path string, c Claim) (l *Lock, realPath string, err error) {
 	l.held = append(l.held, f)
 	// Another name of the same file has another lock file.
 	if err := lockInode(f); errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return nil, "", errors.Join(inUse(realPath+".lock", realPath, c), l.Close())
+		return nil, "", errors.Join(inUse(holderOf(f), realPath, c), l.Close())
 	}
+	l.describe(c.Owner)
 	return l, realPath, nil
 }
 
+// lockFile locks the lock file at path. It does not write to it yet.
 func lockFile(path, what string, c Claim) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -108,16 +111,23 @@ func lockFile(path, what string, c Claim) (*Lock, error) {
 	if err := flock(f); err != nil {
 		defer func() { _ = f.Close() }() // nothing was written
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, inUse(path, what, c)
+			b, _ := os.ReadFile(path)
+			return nil, inUse(string(b), what, c)
 		}
 		return nil, fmt.Errorf("lock %s: flock %s: %w; it must be on a file system that has flock", c.What, path, err)
 	}
-	if err := f.Truncate(0); err == nil {
-		// A full disk must not keep the owner from starting: only the text of a
-		// refusal depends on it.
-		_, _ = f.WriteAt([]byte(describe(c.Owner)), 0)
-	}
 	return &Lock{held: []*os.File{f}}, nil
+}
+
+// describe writes into the lock file who holds the lock. Only a process that has
+// all of the lock does so: one that is refused must not put its own name there. A full
+// disk must not keep the owner from starting: only the text of a refusal depends
+// on it.
+func (l *Lock) describe(owner string) {
+	f := l.held[0]
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(describe(owner)), 0)
+	}
 }
 
 // describe is what a lock file says of its owner.
@@ -132,12 +142,12 @@ func describe(owner string) string {
 	return s + "\n"
 }
 
-func inUse(lockPath, what string, c Claim) error {
-	holder := "another process"
-	if b, err := os.ReadFile(lockPath); err == nil {
-		if owner := strings.TrimSpace(string(b)); owner != "" {
-			holder = "process " + owner
-		}
+// inUse is the refusal. The text holder is what describe wrote, or a process id.
+func inUse(holder, what string, c Claim) error {
+	if holder = strings.TrimSpace(holder); holder != "" {
+		holder = "process " + holder
+	} else {
+		holder = "another process"
 	}
 	return fmt.Errorf("%s is %w: %s is held by %s; stop that process, or %s", c.What, ErrInUse, what, holder, c.Remedy)
 }

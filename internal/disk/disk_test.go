@@ -147,6 +147,56 @@ func TestR15_ADirectoryIsLockedWhateverPathLeadsToIt(t *testing.T) {
 	wantInUse(t, err, "the first")
 }
 
+// The lock file beside another name, and one that replaces a removed one, say
+// nothing of the owner. They must not say that the process that is refused is it.
+func TestR15_ARefusalNeverNamesTheProcessThatIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	refused := func(t *testing.T, err error) {
+		t.Helper()
+		if wantInUse(t, err, ""); strings.Contains(err.Error(), "the second") {
+			t.Errorf("%q names the second", err)
+		}
+	}
+
+	t.Run("a file under another name", func(t *testing.T) {
+		path, other := filepath.Join(dir, "a", "db"), filepath.Join(dir, "b", "db")
+		write(t, path)
+		write(t, other)
+		if err := errors.Join(os.Remove(other), os.Link(path, other)); err != nil {
+			t.Fatal(err)
+		}
+		l, _, err := disk.LockFile(path, claim("the first"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		// As SQLite locks its database.
+		if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: 1 << 30, Len: 1}); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = disk.LockFile(other, claim("the second"))
+		refused(t, err)
+	})
+
+	t.Run("a directory whose lock file was removed", func(t *testing.T) {
+		l, err := disk.LockDir(dir, claim("the first"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
+			t.Fatal(err)
+		}
+		_, err = disk.LockDir(dir, claim("the second"))
+		refused(t, err)
+	})
+}
+
 func TestR15_ALockOutlivesItsFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "db")

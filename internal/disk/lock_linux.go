@@ -2,8 +2,11 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,4 +21,31 @@ func lockInode(f *os.File) error {
 			return err
 		}
 	}
+}
+
+// holderOf returns the id of a process that has a lock on f, or "" if that is
+// not known. It serves where the lock file says nothing, because f has
+// another name there or the lock file was removed. The lock of lockInode has no process id,
+// but SQLite's on the same file have.
+func holderOf(f *os.File) string {
+	var st unix.Stat_t
+	if f == nil || unix.Fstat(int(f.Fd()), &st) != nil {
+		return ""
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF
+		w := strings.Fields(line)
+		if len(w) < 6 || w[5] != file {
+			continue
+		}
+		if pid, err := strconv.Atoi(w[4]); err == nil && pid > 0 {
+			return w[4]
+		}
+	}
+	return ""
 }
