@@ -3,8 +3,6 @@ package fetch
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"strings"
 
 	"github.com/fairway-registry/fairway/internal/agent/index"
@@ -88,11 +86,9 @@ func (f *Fetcher) recognise(ctx context.Context, d oci.Digest) (is bool, err err
 	if !b.Complete() {
 		return false, nil // it was being fetched, or is damaged
 	}
-	rc := b.NewReader(ctx, 0, -1)
-	defer func() { _ = rc.Close() }() // it was only read
-	content, err := io.ReadAll(rc)
+	content, err := whole(b)
 	if err != nil {
-		return false, fmt.Errorf("read %s: %w", d, err)
+		return false, err
 	}
 	mediaType, edges := Edges(d, "", content)
 	if mediaType == "" || len(edges) == 0 {

@@ -2,6 +2,7 @@ package fetch_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -153,5 +154,79 @@ func TestN1_WhatAManifestNamesIsKnownThoughItsSizesAreWrong(t *testing.T) {
 	}
 	if roles[config] != index.RoleConfig || roles[layer] != index.RoleLayer {
 		t.Errorf("%+v", edges)
+	}
+}
+
+// TestR16_ADamagedConfigDoesNotKeepTheAgentFromStarting: the agent reads what
+// configs it has before it serves, and nobody brings the rest of a damaged one then.
+func TestR16_ADamagedConfigDoesNotKeepTheAgentFromStarting(t *testing.T) {
+	config := []byte(`{"of":"an artifact"}`)
+	d := digest.SHA256.FromBytes(config)
+	flip := func(path string) error {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		b[len(b)/2] ^= 1
+		return os.WriteFile(path, b, 0o600)
+	}
+	cut := func(path string) error { return os.Truncate(path, 0) }
+	for _, c := range []struct {
+		name   string
+		suffix string
+		damage func(path string) error
+		late   bool // after the blob was looked at
+	}{
+		{"no bytes", "", cut, false},
+		{"wrong bytes", "", flip, false},
+		{"no checksums", ".pieces", cut, false},
+		{"wrong checksums", ".pieces", flip, false},
+		{"no bytes, since it was looked at", "", cut, true},
+		{"wrong bytes, since it was looked at", "", flip, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			x, s, end := reopen(t, dir)
+			root := digest.SHA256.FromString("manifest")
+			if err := errors.Join(s.Put(ctx, d, config, piece.Meta{}),
+				x.PutEdges(ctx, root, []index.Edge{{Parent: root, Child: d, Role: index.RoleConfig}})); err != nil {
+				t.Fatal(err)
+			}
+			end()
+			path := filepath.Join(dir, "blobs", "sha256", d.Encoded()[:2], d.Encoded()+c.suffix)
+			if !c.late {
+				if err := c.damage(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			x, s, end = reopen(t, dir)
+			defer func() { end() }()
+			if c.late {
+				b, err := s.Open(ctx, d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer b.Close()
+				if err := c.damage(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f := fetch.New(fetch.Options{Store: s, Index: x, Log: slog.New(slog.DiscardHandler), Fillers: []fetch.Filler{honest("upstream", config)}})
+			defer f.Close()
+			if err := f.Relearn(ctx); err != nil {
+				t.Fatalf("the agent does not start: %v", err)
+			}
+			b, err := f.Get(ctx, want(config))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			var got bytes.Buffer
+			if _, err := f.Copy(ctx, &got, b, 0, -1); err != nil || !bytes.Equal(got.Bytes(), config) {
+				t.Errorf("it is handed out as %q, %v", got.Bytes(), err)
+			}
+		})
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	"github.com/opencontainers/image-spec/identity"
 
@@ -33,17 +32,31 @@ func (f *Fetcher) learn(ctx context.Context, b *piece.Blob) error {
 	if err != nil || len(parents) == 0 {
 		return err
 	}
-	rc := b.NewReader(ctx, 0, -1)
-	defer func() { _ = rc.Close() }() // it was only read
-	content, err := io.ReadAll(rc)
+	content, err := whole(b)
 	if err != nil {
-		return fmt.Errorf("read config %s: %w", b.Digest(), err)
+		return err
 	}
 	chain, ok := chainOf(content)
 	if !ok {
 		return nil // an artifact's config
 	}
 	return f.o.Index.SetChain(ctx, b.Digest(), chain)
+}
+
+// whole reads a small blob that is complete. Unlike a reader of b it never waits for
+// what is missing: of a blob that turns out to be damaged nobody may be bringing
+// the rest, at the start of the agent in particular.
+func whole(b *piece.Blob) ([]byte, error) {
+	if !b.Complete() {
+		return nil, fmt.Errorf("read %s: it is damaged, and will be fetched again", b.Digest())
+	}
+	content := make([]byte, b.Size())
+	for i := range b.Pieces() {
+		if _, err := b.ReadPiece(i, content[int64(i)*piece.Size:]); err != nil {
+			return nil, err
+		}
+	}
+	return content, nil
 }
 
 // chainOf is the chain ID (image-spec v1.1 §Layer ChainID) of a config's layers.
