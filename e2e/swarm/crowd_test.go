@@ -74,14 +74,25 @@ func TestN9_ANewNodeEverySecond(t *testing.T) {
 // One node has a tenth of everybody's link and begins first. It must hold up
 // nobody else.
 func TestN9_ATenthOfTheSpeedSlowsNobodyElse(t *testing.T) {
-	s := newScene(t, setting{nodes: 5, size: 32 * mib, up: 5 * mbps, link: even(5 * mbps)})
+	crowded := setting{nodes: 5, size: 32 * mib, up: 5 * mbps, link: even(5 * mbps)}
+	// A busy machine is slower than the links. How much, the same crowd without the slow one shows.
+	var without time.Duration
+	t.Run("without it", func(t *testing.T) {
+		s := newScene(t, crowded)
+		s.gather(5)
+		pulls := s.pull(s.crowd.All(), nil)()
+		s.complete(pulls)
+		without = slowest(pulls)
+		t.Logf("%.2f s without a slow one", without.Seconds())
+	})
+	s := newScene(t, crowded)
 	slow := s.start(func(n *crowd.Node) { n.Link = even(500_000) })
 	s.gather(6)
 	began := time.Now()
 	s.pull([]*crowd.Node{slow}, nil)
 	pulls := s.pull(s.crowd.All()[:5], nil)()
 	s.complete(pulls)
-	s.inTime("the others", slowest(pulls), s.bound(5), loose)
+	s.inTime("the others", slowest(pulls), max(s.bound(5), without*5/6), loose)
 	s.within(1.15)
 	// At such a rate one piece takes half a second, so much of what it asks for
 	// comes too late to count. But it is not starved for good.

@@ -71,6 +71,14 @@ func (db *DB) checkpoint(c *conn) (busy bool, err error) {
 // checkpoint would take it for successful and move pages that the WAL on the disk may not
 // have: after a crash, older ones from its beginning would hide them.
 func (db *DB) passive(c *conn) (busy bool, log int, err error) {
+	if c == db.writer { // which waits for no other checkpoint
+		if !db.syncer.moving.TryLock() {
+			return true, 0, nil
+		}
+	} else {
+		db.syncer.moving.Lock()
+	}
+	defer db.syncer.moving.Unlock()
 	var moved int
 	err = c.row("PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &log, &moved)
 	if err != nil && mayBeOfSync(err) {

@@ -33,6 +33,7 @@ type syncer struct {
 	// it for written from now on: another sync of it would prove nothing.
 	distrusted atomic.Bool
 	patience   atomic.Int64 // ms to wait for readers when all of the WAL must be moved
+	moving     sync.Mutex   // held by a checkpoint: SQLite refuses a second one at once
 
 	mu      sync.Mutex
 	waiting []*op
@@ -184,6 +185,8 @@ func (s *syncer) moveAll(c *conn) error {
 	if _, err := c.exec(fmt.Sprintf("PRAGMA busy_timeout = %d", s.patience.Load())); err != nil {
 		return err
 	}
+	s.moving.Lock()
+	defer s.moving.Unlock()
 	var busy bool
 	var log, moved int
 	if err := c.row("PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &moved); err != nil {

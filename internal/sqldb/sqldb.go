@@ -121,12 +121,11 @@ func openOnce(ctx context.Context, o Options) (*DB, error) {
 	o.Path = path
 	var db *DB
 	if err = recognize(path); err == nil {
-		db, err = openLocked(ctx, o)
+		db, err = openLocked(ctx, o, lock)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", given, err), lock.Close())
 	}
-	db.lock = lock
 	return db, nil
 }
 
@@ -171,7 +170,7 @@ func begins(path, text string) (some, is bool, err error) {
 	return n > 0, string(head[:n]) == text, err
 }
 
-func openLocked(ctx context.Context, o Options) (*DB, error) {
+func openLocked(ctx context.Context, o Options, lock *disk.Lock) (*DB, error) {
 	dsn := "file:" + (&url.URL{Path: o.Path}).EscapedPath() +
 		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=wal_autocheckpoint(16384)&_pragma=cache_size(-4096)"
@@ -181,7 +180,7 @@ func openLocked(ctx context.Context, o Options) (*DB, error) {
 	}
 	pool.SetMaxIdleConns(readConns + listConns + 3)
 	db := &DB{
-		opts: o, pool: pool, now: o.Now,
+		opts: o, lock: lock, pool: pool, now: o.Now,
 		readers: make(chan *conn, readConns), listers: make(chan *conn, listConns),
 		urgent: make(chan *op, 1024), idle: make(chan *op, 64),
 		due:  make(chan struct{}, 1),
