@@ -549,7 +549,7 @@ func TestRun_WhatHasExpiredGoesWithoutPressure(t *testing.T) {
 	h.wait("it goes", func() bool { return !h.has(gone.layers[0]) && !h.has(gone.manifest) })
 }
 
-// TestRun_ALookDoesNotWaitForARuntimeThatHangs: whoever has the turn keeps others waiting.
+// TestRun_ALookDoesNotWaitForARuntimeThatHangs: while a pass has the turn, others wait for it.
 func TestRun_ALookDoesNotWaitForARuntimeThatHangs(t *testing.T) {
 	c := quota(4 * mib)
 	c.askTimeout = 10 * time.Minute
@@ -628,7 +628,7 @@ func (h *house) opens(d oci.Digest) (end func()) {
 	return b.Close
 }
 
-// TestN1_WhatIsAPull: where the runtime does not tell, by what is asked for when.
+// TestN1_WhatIsAPull: where the runtime does not report pulls, requests and their times decide.
 func TestN1_WhatIsAPull(t *testing.T) {
 	pulled := func(h *house, i image) bool { return h.explain(i.config).Why == Pull }
 	for name, tt := range map[string]struct {
@@ -749,7 +749,7 @@ func TestR9_WhatCannotBeRemovedIsNoSuccess(t *testing.T) {
 	}
 }
 
-// TestN2_AReaderThatComesBetweenJudgementAndClaimWins: it is no failure.
+// TestN2_AReaderThatComesBetweenJudgementAndClaimWins, and the eviction does not count as failed.
 func TestN2_AReaderThatComesBetweenJudgementAndClaimWins(t *testing.T) {
 	c := quota(4 * mib)
 	var do atomic.Pointer[func(oci.Digest)]

@@ -198,7 +198,7 @@ func TestJoin_WhoIsAskedOnBehalfOfWhom(t *testing.T) {
 }
 
 // TestR16_ASizeThatTheUpstreamContradictsEndsTheDownload: no other source is asked for a
-// blob of that size, and whoever knows better gets it at once.
+// blob of that size, and a client with the right size gets it at once.
 func TestR16_ASizeThatTheUpstreamContradictsEndsTheDownload(t *testing.T) {
 	all := content(300_000)
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -318,7 +318,7 @@ func TestN5_NothingWarmMakesWayForWhatNobodyWaitsFor(t *testing.T) {
 	}
 }
 
-// noting tells of the first bytes that are written to it.
+// noting signals the first bytes that are written to it.
 type noting struct {
 	bytes.Buffer
 	some chan struct{}

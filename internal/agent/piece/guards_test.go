@@ -72,7 +72,7 @@ func TestR16_ABlobOfNoSizeIsNotBegun(t *testing.T) {
 	}
 }
 
-// TestN11_WhatEverybodyHasStaysEverybodys: whoever brings the same as private content
+// TestN11_WhatEverybodyHasStaysEverybodys: a download that brings the same as private content
 // takes it from nobody.
 func TestN11_WhatEverybodyHasStaysEverybodys(t *testing.T) {
 	c := open(t, piece.Options{})
@@ -211,7 +211,7 @@ func TestR7_ABlobThatCannotBeMadeLeavesNothing(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			c.SetStep(func(step string) {
 				if step == "row put" {
-					cancel() // whoever waits for it leaves
+					cancel() // the reader that waits leaves
 				}
 			})
 			if err := c.Put(ctx, d, all, piece.Meta{}); err == nil {

@@ -76,7 +76,7 @@ type Engine struct {
 	vain     vain
 	giving   chan struct{} // a place for each who is given content
 	bodyTime time.Duration
-	alone    time.Duration // a download waits so long for others that bring nothing
+	alone    time.Duration // how long a download waits for peers that send nothing
 	stop     context.Context
 	cancel   context.CancelFunc
 	work     sync.WaitGroup

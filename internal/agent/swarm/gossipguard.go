@@ -97,7 +97,7 @@ func newGuard(base *memberlist.NetTransport, key []byte, refused func(error, net
 }
 
 // pump hands on what may be. It goes on taking from the base until that is shut down,
-// which waits for whoever has something to hand over.
+// which waits for the next message.
 func (g *guard) pump() {
 	for {
 		select {
@@ -298,7 +298,7 @@ func (g *guard) release(s *guarded) {
 
 func closeAll(streams []*guarded) {
 	for _, s := range streams {
-		_ = s.Conn.Close() // whoever reads from it sees that
+		_ = s.Conn.Close() // its reader gets an error
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/fairway-registry/fairway/internal/oci"
 )
 
-// within fails a test that takes so long that something waits for another's end.
+// within returns a context that ends after 30 s, so that a call that hangs fails its test.
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)

@@ -64,7 +64,7 @@ func (d *download) watch(ctx context.Context, n plan.Node) {
 	}
 	d.doubt(err)
 	if errors.Is(err, errFlood) {
-		d.e.log.Warn("a peer floods whoever watches it", "peer", n, "banned_until", d.e.banish(n, true))
+		d.e.log.Warn("a peer sends too much to the nodes that watch it", "peer", n, "banned_until", d.e.banish(n, true))
 	}
 	d.e.log.Debug("a neighbour is lost", "digest", d.b.Digest(), "peer", n, "err", err)
 	d.mu.Lock()
